@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::base::net::percent_decoded;
+use crate::base::sys::sockets::mapped;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
@@ -79,7 +80,7 @@ pub(super) enum NameError {
 
 /// `address:port` of a listening socket; port 0 lets the system choose.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, NameError> {
-    text.parse().map_err(|_| NameError::SocketAddress)
+    text.parse().map(mapped).map_err(|_| NameError::SocketAddress)
 }
 
 /// An IP address.

@@ -61,12 +61,13 @@ impl Addresses {
     }
 }
 
-/// Whether the system refuses to listen on both. Port 0 is a new port each time, and an IPv6
-/// wildcard takes IPv4 as well.
+/// Whether the system refuses to listen on both. Port 0 is a new port each time, and an IPv6 wildcard takes
+/// IPv4 too, unless the IPv4 wildcard is there for that.
 #[must_use]
 pub(crate) fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |wide: SocketAddr, narrow: SocketAddr| {
-        wide.ip().is_unspecified() && (wide.is_ipv6() || wide.is_ipv4() == narrow.is_ipv4())
+        let same_family = wide.is_ipv4() == narrow.is_ipv4();
+        wide.ip().is_unspecified() && (same_family || wide.is_ipv6() && !narrow.ip().is_unspecified())
     };
     one.port() != 0
         && one.port() == other.port()

@@ -6,12 +6,12 @@
 
 use crate::frontend::proxy_header;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
@@ -22,8 +22,6 @@ use crate::frontend::session::{self, Accepted};
 use crate::process::Shared;
 use crate::telemetry::log::Repeats;
 
-/// The backlog of connections; the system lowers it to its own limit.
-const BACKLOG: i32 = 4096;
 /// How long to wait when the system has no descriptor left: sessions end meanwhile.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -37,25 +35,7 @@ pub(crate) struct BoundListener {
     pub address: SocketAddr,
 }
 
-/// Binds a listener. Must be called inside the runtime.
-///
-/// # Errors
-/// The system's reason: the address is in use, is not local, or the port needs a capability.
-pub(crate) fn bind(config: &config::Listener) -> io::Result<BoundListener> {
-    let socket = Socket::new(Domain::for_address(config.address), Type::STREAM, Some(Protocol::TCP))?;
-    if config.address.is_ipv6() {
-        // `[::]` takes both families, whatever the system's default.
-        socket.set_only_v6(false)?;
-    }
-    // A restart must not wait for the old connections' TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&config.address.into())?;
-    socket.listen(BACKLOG)?;
-    adopt(config, socket.into())
-}
-
-/// Takes a socket that listens already, from another process. Must be called inside the runtime.
+/// Takes a socket that listens already. Must be called inside the runtime.
 ///
 /// # Errors
 /// It is no socket that listens.
@@ -119,10 +99,13 @@ pub(crate) async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
 async fn enter(shared: Arc<Shared>, config: Arc<config::Listener>, mut accepted: Accepted) {
     let snapshot = shared.snapshot.load_full();
     // A reload can change the trusted proxies.
-    let same = |other: &&config::Listener| {
-        (other.address, other.protocol, other.tls) == (config.address, config.protocol, config.tls)
-    };
-    let current = snapshot.config.listeners.iter().find(same).unwrap_or(&config);
+    let of_kind = |other: &&config::Listener| (other.protocol, other.tls) == (config.protocol, config.tls);
+    let at =
+        |address: SocketAddr| snapshot.config.listeners.iter().filter(of_kind).find(|other| other.address == address);
+    // An IPv6 wildcard that was open before 0.0.0.0 was configured too serves both.
+    let is_ipv4 = config.address.is_ipv6() && accepted.local.is_ipv4();
+    let of_ipv4 = is_ipv4.then(|| at((Ipv4Addr::UNSPECIFIED, config.address.port()).into())).flatten();
+    let current = of_ipv4.or_else(|| at(config.address)).unwrap_or(&config);
     if let Some(proxies) = &current.proxies
         && proxy_header::receive(&shared, &snapshot.config, proxies, &mut accepted).await.is_none()
     {
@@ -161,7 +144,7 @@ mod tests {
                 proxies: None,
                 socket: None,
             };
-            let bound = bind(&config).unwrap();
+            let bound = adopt(&config, sockets::listen(config.address, false).unwrap()).unwrap();
             let client = TcpStream::connect(bound.address).await.unwrap();
             assert!(!is_tuned(&client), "not by default");
             assert!(is_tuned(&bound.socket.accept().await.unwrap().0));

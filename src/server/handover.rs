@@ -7,11 +7,9 @@
 //! one stop accepting. A socket is known by a name, which is systemd's (FileDescriptorName=) or the
 //! configured address, and by where it listens. sd_listen_fds_with_names(3).
 
-use std::cmp::Reverse;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::iter;
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -27,6 +25,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
+use super::sockets::OpenSocket;
 use super::{Next, Server, StopSignals};
 use crate::admin::control::{OrderResult, SocketFile};
 use crate::base::clock::unix_now;
@@ -50,10 +49,10 @@ const SEPARATOR: char = '\n';
 /// Names are an address with its port, or 64 letters at the most.
 const NAMES: usize = MOST * 80;
 
-/// Sockets that listened before this process began, each by its name.
+/// Sockets that listened before this process began.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
-    sockets: Vec<(String, TcpListener)>,
+    pub(super) sockets: Vec<OpenSocket>,
     upgrade: bool,
 }
 
@@ -70,22 +69,8 @@ impl Inherited {
         } else {
             sys::activated()?
         };
-        Ok(Self { sockets: sockets.into_iter().map(|(name, socket)| (name, socket.into())).collect(), upgrade })
-    }
-
-    /// The one with this name, wherever it listens; if several have it (a socket unit may open
-    /// several) and if none has it, the one that was configured or listens at this address.
-    pub(super) fn take(&mut self, address: SocketAddr, name: Option<&str>) -> Option<TcpListener> {
-        let configured = address.to_string();
-        let fitness = |(its, socket): &(String, TcpListener)| {
-            let named = name == Some(its);
-            let there = *its == configured || socket.local_addr().is_ok_and(|own| own == address);
-            (named || there).then_some((named, there))
-        };
-        let fitting = self.sockets.iter().enumerate().filter_map(|(at, socket)| Some((fitness(socket)?, at)));
-        // Of those that fit alike, the one that systemd opened first.
-        let (_, found) = fitting.max_by_key(|(fitness, at)| (*fitness, Reverse(*at)))?;
-        Some(self.sockets.remove(found).1)
+        let sockets = sockets.into_iter().map(|(name, socket)| OpenSocket { name, socket: socket.into() });
+        Ok(Self { sockets: sockets.collect(), upgrade })
     }
 
     /// Whether another process serves until this one does.
@@ -98,7 +83,7 @@ impl Inherited {
     /// # Errors
     /// The old process has given this one up, and serves itself.
     pub(super) fn serving(self) -> io::Result<()> {
-        for (name, socket) in &self.sockets {
+        for OpenSocket { name, socket } in &self.sockets {
             let address = socket.local_addr().ok();
             warn!(name, ?address, "inherited socket matches no listener");
         }
@@ -202,11 +187,12 @@ impl Server {
 
     async fn start_successor(&self) -> io::Result<(u32, UpgradeChannel)> {
         let (ours, theirs) = UnixStream::pair()?;
-        let sockets = self.listeners.iter().map(|((address, ..), one)| (address.to_string(), one.socket.as_fd()));
-        let admin = self.shared.snapshot.load().config.admin.address.to_string();
-        let sockets = sockets.chain(self.side_port.as_ref().map(|one| (admin, one.socket.as_fd())));
-        let auth_http = self.auth_http.as_ref();
-        let sockets = sockets.chain(auth_http.map(|(address, one)| (address.to_string(), one.socket.as_fd())));
+        let all = self.listeners.iter().map(|((address, ..), listening)| (*address, listening));
+        let admin = self.shared.snapshot.load().config.admin.address;
+        let all = all.chain(self.side_port.as_ref().map(|listening| (admin, listening)));
+        let all = all.chain(self.auth_http.as_ref().map(|(address, listening)| (*address, listening)));
+        let sockets =
+            all.flat_map(|(address, listening)| listening.sockets().map(move |socket| (address.to_string(), socket)));
         send_to(ours.as_fd(), &sockets.collect::<Vec<_>>())?;
         let mut command = Command::new(&self.program);
         // Whatever this process may be, that one may be.
@@ -303,50 +289,26 @@ async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<Up
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
+    use std::net::TcpListener;
 
     use super::*;
-
-    /// Listening sockets by these names, and where they listen.
-    fn listening<const N: usize>(names: [&str; N]) -> (Inherited, [SocketAddr; N]) {
-        let sockets = names.map(|name| (name.to_owned(), TcpListener::bind("127.0.0.1:0").unwrap()));
-        let mut addresses = sockets.iter().map(|(_, socket)| socket.local_addr().unwrap());
-        let addresses = [(); N].map(|()| addresses.next().unwrap());
-        (Inherited { sockets: sockets.into(), upgrade: false }, addresses)
-    }
 
     #[test]
     fn sockets_are_handed_over_with_pending_data_and_names() {
         let (old, new) = UnixStream::pair().unwrap();
-        let (Inherited { sockets, .. }, addresses) = listening(["127.0.0.1:0", "[::]:993", ""]);
+        let sockets = ["127.0.0.1:0", "[::]:993", ""].map(|name| (name, TcpListener::bind("127.0.0.1:0").unwrap()));
+        let addresses: Vec<_> = sockets.iter().map(|(_, socket)| socket.local_addr().unwrap()).collect();
         let mut client = std::net::TcpStream::connect(addresses[1]).unwrap();
-        let handed: Vec<_> = sockets.iter().map(|(name, socket)| (name.clone(), socket.as_fd())).collect();
+        let handed: Vec<_> = sockets.iter().map(|(name, socket)| ((*name).to_owned(), socket.as_fd())).collect();
         send_to(old.as_fd(), &handed).unwrap();
         drop(sockets);
         let received = receive_from(new.as_fd()).unwrap();
-        let sockets = received.into_iter().map(|(name, socket)| (name, TcpListener::from(socket))).collect();
-        let mut inherited = Inherited { sockets, upgrade: true };
-        let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        assert!(inherited.take(elsewhere, None).is_none());
-        let as_configured = inherited.take("[::]:993".parse().unwrap(), None).unwrap();
-        let (accepted, _) = as_configured.accept().unwrap();
+        let received: Vec<_> = received.into_iter().map(|(name, socket)| (name, TcpListener::from(socket))).collect();
+        let named: Vec<_> = received.iter().map(|(name, socket)| (&**name, socket.local_addr().unwrap())).collect();
+        assert_eq!(named, [("127.0.0.1:0", addresses[0]), ("[::]:993", addresses[1]), ("", addresses[2])]);
+        let (accepted, _) = received[1].1.accept().unwrap();
         drop(accepted);
         assert_eq!(client.read(&mut [0]).unwrap(), 0, "it was accepted, then closed");
-        assert!(inherited.take(addresses[1], None).is_none(), "taken once");
-        let where_it_listens = inherited.take(addresses[2], None).unwrap();
-        assert_eq!(where_it_listens.local_addr().unwrap(), addresses[2]);
-        assert_eq!(inherited.sockets.len(), 1);
-    }
-
-    #[test]
-    fn socket_is_matched_by_name_before_address() {
-        let (mut inherited, at) = listening(["imaps", "usher", "usher", "imap"]);
-        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 993));
-        let mut take = |address, name| inherited.take(address, name).map(|socket| socket.local_addr().unwrap());
-        assert_eq!(take(elsewhere, Some("other")), None);
-        assert_eq!(take(at[3], Some("imaps")), Some(at[0]), "the name says more than the address");
-        assert_eq!(take(at[3], Some("imaps")), Some(at[3]), "without one of its name, by its address");
-        assert_eq!(take(at[2], Some("usher")), Some(at[2]), "of several of the name the one at the address");
-        assert_eq!(take(elsewhere, Some("usher")), Some(at[1]));
     }
 
     /// A program with the other end of the way as its standard input, as a successor.

@@ -11,6 +11,7 @@ mod handover;
 mod loop_check;
 mod prepare;
 mod reload;
+mod sockets;
 mod start;
 mod supervise;
 

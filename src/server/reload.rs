@@ -7,10 +7,10 @@ use futures_util::future::join_all;
 use sd_notify::NotifyState;
 use tracing::{error, info, warn};
 
-use super::Server;
-use super::bind::{ListenerKey, Listening, bind_auth_http, bind_new, collisions, listener_key};
-use super::handover::Inherited;
+use super::bind::{ListenerKey, Listening, collisions, listener_key, open_new};
 use super::prepare::prepare;
+use super::sockets::{ipv4_wildcard, is_ipv6_wildcard, takes_ipv4};
+use super::{Server, StartError};
 use crate::admin::control::OrderResult;
 use crate::base::clock::{date, unix_now};
 use crate::process::Snapshot;
@@ -62,32 +62,38 @@ impl Server {
         let refused = changed.map(|(key, _)| {
             snapshot.config.problem(key, "this needs a restart; put the old value back to reload the rest").to_string()
         });
-        let refused: Vec<String> = refused.chain(collisions(&snapshot.config, &self.listeners)).collect();
+        let refused: Vec<String> =
+            refused.chain(collisions(&snapshot.config, &self.listeners, Listening::takes_both)).collect();
         if !refused.is_empty() {
             return Err(refused);
         }
         // New listeners are bound before anything changes: if one fails, nothing has.
-        let bound = bind_new(&snapshot.config, &self.listeners, &mut Inherited::default())
-            .map_err(|error| vec![error.to_string()])?;
+        let opened = open_new(&snapshot.config, &self.listeners, self.auth_http.as_ref()).map_err(told)?;
         let present = self.auth_http.as_ref().map(|(address, _)| *address);
-        let nginx = bind_auth_http(&snapshot.config, present, &mut Inherited::default())
-            .map_err(|error| vec![error.to_string()])?;
         let stays = snapshot.config.auth_http.as_ref().map(|settings| settings.address) == present;
         self.apply_snapshot(&snapshot);
         self.refused = None;
         self.shared.log.set_level(snapshot.config.log.level);
         let wanted: Vec<ListenerKey> = snapshot.config.listeners.iter().map(listener_key).collect();
-        self.shared.snapshot.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        self.shared.snapshot.store(Arc::clone(&snapshot));
+        let config = &snapshot.config;
         let gone: Vec<ListenerKey> = self.listeners.keys().filter(|key| !wanted.contains(key)).copied().collect();
         let mut closed: Vec<Listening> = gone.iter().filter_map(|key| self.listeners.remove(key)).collect();
         for (address, protocol, _) in gone {
             info!(%address, protocol, "no longer listening");
         }
-        self.accept(bound);
+        for ((address, ..), listening) in &mut self.listeners {
+            if is_ipv6_wildcard(*address) && !takes_ipv4(config, *address) {
+                // Its half of IPv4 is accepted from by another listener.
+                closed.push(listening.split(ipv4_wildcard(*address)));
+            }
+        }
+        self.accept(opened.listeners);
         if !stays {
             closed.extend(self.auth_http.take().map(|(_, listening)| listening));
         }
-        self.answer_nginx(nginx);
+        self.answer_nginx(opened.auth_http);
         // Before the reply: another program may listen there from now on.
         join_all(closed.into_iter().map(Listening::close)).await;
         Ok(())
@@ -122,6 +128,14 @@ impl Server {
                 error!(chain, not_after = served.not_after, "certificate has expired and is still served: renew it");
             }
         }
+    }
+}
+
+/// The mistakes of a configuration, or why an address cannot be bound.
+fn told(error: StartError) -> Vec<String> {
+    match error {
+        StartError::Config(problems) => problems.iter().map(ToString::to_string).collect(),
+        StartError::Bind { .. } | StartError::Inherit(_) | StartError::Signals(_) => vec![error.to_string()],
     }
 }
 

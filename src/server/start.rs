@@ -1,6 +1,6 @@
 //! The start: sockets and the tasks that live as long as the process; ready once both are there.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::bind::{Listening, bind_auth_http, bind_http, bind_new};
+use super::bind::{Listening, OpenedListener, open_all};
 use super::handover::Inherited;
 use super::{Server, StartError, changes};
 use crate::admin::SidePort;
@@ -20,7 +20,7 @@ use crate::base::tasks::Task;
 use crate::config::ListenerTls;
 use crate::directory::{Directory, UnavailableCause};
 use crate::frontend::auth_http;
-use crate::frontend::listener::{self, BoundListener};
+use crate::frontend::listener;
 use crate::process::Shared;
 use crate::sessions::closer;
 use crate::telemetry::log;
@@ -33,14 +33,12 @@ impl Server {
     /// Binds what it does not inherit, then lets clients in.
     pub(super) async fn start(&mut self, mut inherited: Inherited) -> Result<(), StartError> {
         let snapshot = self.shared.snapshot.load_full();
-        let bound = bind_new(&snapshot.config, &self.listeners, &mut inherited)?;
-        let admin = snapshot.config.admin.address;
-        let (side_port, socket) = bind_http(admin, "admin.address", "side port listening", &mut inherited)?;
-        let auth_http = bind_auth_http(&snapshot.config, None, &mut inherited)?;
+        let upgrade = inherited.is_upgrade();
+        let opened = open_all(&snapshot.config, &mut inherited.sockets, upgrade)?;
         if let Some(settings) = &snapshot.config.control {
             let what = settings.path.display().to_string();
             let bind_error = |source| StartError::Bind { key: "control.path".to_owned(), what: what.clone(), source };
-            let (control, file) = control::bind(settings, inherited.is_upgrade()).map_err(bind_error)?;
+            let (control, file) = control::bind(settings, upgrade).map_err(bind_error)?;
             info!(path = %settings.path.display(), "control socket listening");
             let (control, shared, orders) = (Arc::new(control), Arc::clone(&self.shared), self.orders.clone());
             self.supervisor.keep_until_told(Task::Control, move |stop| {
@@ -49,12 +47,12 @@ impl Server {
             });
             self.control = Some(file);
         }
-        self.keep_tasks(side_port, socket);
+        self.keep_tasks(opened.side_port);
         self.apply_snapshot(&snapshot);
-        self.accept(bound);
-        self.answer_nginx(auth_http);
+        self.accept(opened.listeners);
+        self.answer_nginx(opened.auth_http);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
-        if !inherited.is_upgrade() {
+        if !upgrade {
             // Outside systemd there is no receiver, which is no error.
             let _ = sd_notify::notify(&[NotifyState::Ready]);
         }
@@ -62,19 +60,24 @@ impl Server {
     }
 
     /// Starts the tasks that live as long as the process.
-    fn keep_tasks(&mut self, listener: TcpListener, socket: OwnedFd) {
+    fn keep_tasks(&mut self, sockets: Vec<(TcpListener, OwnedFd)>) {
         let (supervisor, shared) = (&self.supervisor, &self.shared);
-        let (side_port, listener) = (Arc::new(SidePort::new(shared)), Arc::new(listener));
+        let side_port = Arc::new(SidePort::new(shared));
         let sampled = Arc::clone(&side_port);
         supervisor.keep(Task::StatusSamples, move || {
             let sampled = Arc::clone(&sampled);
             async move { sampled.sample().await }
         });
-        let accepting = supervisor.keep_while(Task::SidePort, move || {
-            let (side_port, listener) = (Arc::clone(&side_port), Arc::clone(&listener));
-            async move { side_port.serve(&listener).await }
-        });
-        self.side_port = Some(Listening { accepting, socket });
+        let mut listening = Listening::default();
+        for (listener, socket) in sockets {
+            let (side_port, listener) = (Arc::clone(&side_port), Arc::new(listener));
+            let accepting = supervisor.keep_while(Task::SidePort, move || {
+                let (side_port, listener) = (Arc::clone(&side_port), Arc::clone(&listener));
+                async move { side_port.serve(&listener).await }
+            });
+            listening.add(accepting, socket);
+        }
+        self.side_port = Some(listening);
         let with_shared = || Arc::clone(shared);
         let awaited = with_shared();
         supervisor.keep(Task::DirectoryAwait, move || await_directory(Arc::clone(&awaited)));
@@ -88,31 +91,41 @@ impl Server {
         }
     }
 
-    pub(super) fn accept(&mut self, bound: Vec<(BoundListener, OwnedFd)>) {
-        for (bound, socket) in bound {
-            let config = &bound.config;
-            let key = (config.address, config.protocol.name, config.tls);
-            let tls = match config.tls {
+    pub(super) fn accept(&mut self, opened: Vec<OpenedListener>) {
+        for OpenedListener { key, sockets, by_name } in opened {
+            let (configured, protocol, tls) = key;
+            let tls = match tls {
                 ListenerTls::Implicit => "implicit",
                 ListenerTls::StartTls => "starttls",
             };
-            info!(protocol = config.protocol.name, address = %bound.address, tls, "listening");
-            let (shared, bound) = (Arc::clone(&self.shared), Arc::new(bound));
-            let accepting = self
-                .supervisor
-                .keep_while(Task::Listener, move || listener::accept(Arc::clone(&shared), Arc::clone(&bound)));
-            self.listeners.insert(key, Listening { accepting, socket });
+            if sockets.is_empty() {
+                let by = SocketAddr::from((Ipv6Addr::UNSPECIFIED, configured.port()));
+                info!(protocol, address = %configured, tls, %by, "listening by the socket of another listener");
+            }
+            let listening = self.listeners.entry(key).or_default();
+            listening.by_name |= by_name;
+            for (bound, socket) in sockets {
+                info!(protocol, address = %bound.address, tls, "listening");
+                let (shared, bound) = (Arc::clone(&self.shared), Arc::new(bound));
+                let accepting = self
+                    .supervisor
+                    .keep_while(Task::Listener, move || listener::accept(Arc::clone(&shared), Arc::clone(&bound)));
+                listening.add(accepting, socket);
+            }
         }
     }
 
-    pub(super) fn answer_nginx(&mut self, bound: Option<(SocketAddr, TcpListener, OwnedFd)>) {
-        if let Some((address, listener, socket)) = bound {
+    pub(super) fn answer_nginx(&mut self, opened: Option<(SocketAddr, Vec<(TcpListener, OwnedFd)>)>) {
+        let Some((address, sockets)) = opened else { return };
+        let mut listening = Listening::default();
+        for (listener, socket) in sockets {
             let (shared, listener) = (Arc::clone(&self.shared), Arc::new(listener));
             let accepting = self
                 .supervisor
                 .keep_while(Task::AuthHttp, move || auth_http::serve(Arc::clone(&listener), Arc::clone(&shared)));
-            self.auth_http = Some((address, Listening { accepting, socket }));
+            listening.add(accepting, socket);
         }
+        self.auth_http = Some((address, listening));
     }
 
     /// Stops accepting clients, also by way of nginx.

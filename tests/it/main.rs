@@ -61,3 +61,4 @@ mod throttle;
 mod timers;
 mod unauthenticate;
 mod watch;
+mod wildcards;

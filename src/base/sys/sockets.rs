@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -137,6 +137,48 @@ fn hold(socket: &SockRef<'_>, unread: usize, unsent: u32) -> io::Result<()> {
     #[cfg(not(target_os = "linux"))]
     let _ = unsent;
     Ok(())
+}
+
+/// The backlog of connections; the system lowers it to its own limit.
+const BACKLOG: i32 = 4096;
+
+/// Listens at an address. An IPv6 wildcard takes IPv4 too, whatever the system's default
+/// (net.ipv6.bindv6only), unless `only_v6` leaves it to another socket.
+///
+/// # Errors
+/// The system's reason: the address is in use, is not local, or the port needs a capability.
+pub fn listen(address: SocketAddr, only_v6: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    // A restart must not wait for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Where a socket listens; an IPv4 address in IPv6 notation is the IPv4 address.
+pub fn local_address(socket: &impl AsFd) -> Option<SocketAddr> {
+    let address = SockRef::from(socket).local_addr().ok()?.as_socket()?;
+    Some(mapped(address))
+}
+
+/// `[::ffff:192.0.2.1]:993` is 192.0.2.1:993 for the system.
+#[must_use]
+pub fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// Whether a listening socket is an IPv6 wildcard that takes IPv4 too.
+pub fn takes_both(socket: &impl AsFd) -> bool {
+    let is_wildcard = local_address(socket).is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
+    is_wildcard && SockRef::from(socket).only_v6().is_ok_and(|only| !only)
 }
 
 /// A socket that will connect to `address`, tuned for a mail server, from this address of the machine if one

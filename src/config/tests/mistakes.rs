@@ -67,7 +67,7 @@ fn proxy_and_webmail_mistakes_are_reported() {
 
 #[test]
 fn colliding_listeners_are_reported() {
-    for address in ["[::]:993", "0.0.0.0:993", "192.0.2.1:993"] {
+    for address in ["[::]:993", "[2001:db8::1]:993", "192.0.2.1:993", "[::ffff:192.0.2.1]:993"] {
         let listener = format!("{{protocol: imap, address: \"{address}\", tls: implicit}}");
         second_listener(&listener, ".address", "already used by listeners[0].address");
     }

@@ -1,0 +1,415 @@
+//! Which listening socket serves which address of the configuration.
+//!
+//! One socket serves an address, except for the IPv6 wildcard, which may have one for each family: systemd opens
+//! them apart with BindIPv6Only=ipv6-only, and usher does where `0.0.0.0` and `[::]` are both configured at a port.
+//! A socket's IPV6_V6ONLY (ipv6(7)) is final once it is bound. What was handed over and is adopted by no listener
+//! stays open in systemd, where its clients would connect and wait: that is a mistake, not a remainder.
+
+use std::cmp::Reverse;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::BorrowedFd;
+
+use super::StartError;
+use crate::base::sys::sockets;
+use crate::config::{Config, ListenerTls, Problem};
+
+/// What a listener serves.
+pub(super) type ListenerKind = (&'static str, ListenerTls);
+
+/// A socket that listens already: handed over, or open in this process.
+#[derive(Debug)]
+pub(super) struct OpenSocket {
+    /// systemd's FileDescriptorName=, or the configured address that it served.
+    pub(super) name: String,
+    pub(super) socket: TcpListener,
+}
+
+impl OpenSocket {
+    fn address(&self) -> Option<SocketAddr> {
+        sockets::local_address(&self.socket)
+    }
+}
+
+/// An address that needs a socket.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) key: String,
+    pub(super) address: SocketAddr,
+    /// The name of systemd's socket for it.
+    pub(super) name: Option<&'a str>,
+    /// What is served there; `None`: HTTP.
+    pub(super) kind: Option<ListenerKind>,
+    /// Whether an IPv6 wildcard stands for IPv4 too.
+    pub(super) takes_ipv4: bool,
+}
+
+impl<'a> Wanted<'a> {
+    pub(super) fn new(config: &Config, key: &str, address: SocketAddr, name: Option<&'a str>) -> Self {
+        Self { key: key.to_owned(), address, name, kind: None, takes_ipv4: takes_ipv4(config, address) }
+    }
+}
+
+/// The sockets of one [`Wanted`].
+#[derive(Debug, Default)]
+pub(super) struct Adopted {
+    /// None where an IPv6 wildcard's socket takes IPv4 for it.
+    pub(super) sockets: Vec<TcpListener>,
+    /// Chosen by name: they are all that is wanted, whatever their families.
+    pub(super) by_name: bool,
+}
+
+/// The IPv4 wildcard at the port of this address.
+pub(super) fn ipv4_wildcard(address: SocketAddr) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()))
+}
+
+pub(super) fn is_ipv6_wildcard(address: SocketAddr) -> bool {
+    address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+}
+
+/// Every address that usher listens on.
+fn configured(config: &Config) -> impl Iterator<Item = (String, SocketAddr)> {
+    let listeners = config.listeners.iter().enumerate();
+    let listeners = listeners.map(|(index, listener)| (format!("listeners[{index}].address"), listener.address));
+    let auth_http = config.auth_http.iter().map(|settings| ("auth_http.address".to_owned(), settings.address));
+    listeners.chain([("admin.address".to_owned(), config.admin.address)]).chain(auth_http)
+}
+
+/// Whether this is an IPv6 wildcard that stands for IPv4 too: no address of the configuration is the other one.
+pub(super) fn takes_ipv4(config: &Config, address: SocketAddr) -> bool {
+    let other = ipv4_wildcard(address);
+    is_ipv6_wildcard(address) && (address.port() == 0 || configured(config).all(|(_, address)| address != other))
+}
+
+/// Distributes open sockets; those left in `pool` serve nothing that is wanted.
+pub(super) fn assign(wanted: &[Wanted<'_>], pool: &mut Vec<OpenSocket>) -> Vec<Adopted> {
+    let mut all: Vec<Adopted> = wanted.iter().map(|wanted| best(wanted, pool)).collect();
+    let mut left = Vec::new();
+    for open in pool.drain(..) {
+        match further(wanted, &all, &open).and_then(|index| all.get_mut(index)) {
+            Some(adopted) => adopted.sockets.push(open.socket),
+            None => left.push(open),
+        }
+    }
+    *pool = left;
+    all
+}
+
+/// The one with its name, wherever it listens; if several have it (a socket unit may open several) and if none
+/// has it, the one that listens at its address, or served it in another process.
+fn best(wanted: &Wanted<'_>, pool: &mut Vec<OpenSocket>) -> Adopted {
+    let configured = wanted.address.to_string();
+    let fitness = |open: &OpenSocket| {
+        let named = wanted.name == Some(&open.name);
+        let (at, served) = (open.address() == Some(wanted.address), open.name == configured);
+        (named || at || served).then_some((named, at, served))
+    };
+    let fitting = pool.iter().enumerate().filter_map(|(index, open)| Some((fitness(open)?, index)));
+    // Of those that fit alike, the one that systemd opened first.
+    let Some(((named, _, served), found)) = fitting.max_by_key(|(fitness, index)| (*fitness, Reverse(*index))) else {
+        return Adopted::default();
+    };
+    Adopted { sockets: vec![pool.remove(found).socket], by_name: wanted.name.is_some() && (named || served) }
+}
+
+/// Which listener a socket belongs to that is nobody's only one: the second of an address (ReusePort=), the IPv4
+/// half of a wildcard, another socket of a name that one listener has.
+fn further(wanted: &[Wanted<'_>], adopted: &[Adopted], open: &OpenSocket) -> Option<usize> {
+    let address = open.address()?;
+    let is_half = |(wanted, adopted): (&Wanted<'_>, &Adopted)| {
+        wanted.takes_ipv4 && !adopted.by_name && address == ipv4_wildcard(wanted.address)
+    };
+    let only = |fits: &dyn Fn(&Wanted<'_>) -> bool| {
+        let mut fitting = wanted.iter().enumerate().filter(|(_, wanted)| fits(wanted)).map(|(index, _)| index);
+        fitting.next().filter(|_| fitting.next().is_none())
+    };
+    let same = wanted.iter().position(|wanted| wanted.address == address);
+    let half = || wanted.iter().zip(adopted).position(is_half);
+    let named = || only(&|wanted: &Wanted<'_>| wanted.name == Some(&open.name));
+    let served = || only(&|wanted: &Wanted<'_>| wanted.address.port() != 0 && wanted.address.to_string() == open.name);
+    same.or_else(half).or_else(named).or_else(served)
+}
+
+/// The sockets that systemd opened at configured ports, or by configured names, and that no listener adopts.
+pub(super) fn unclaimed(config: &Config, pool: &[OpenSocket]) -> Vec<Problem> {
+    let problem = |open: &OpenSocket| {
+        let address = open.address()?;
+        let named = config.listeners.iter().position(|listener| listener.socket.as_deref() == Some(&*open.name));
+        let named = named.map(|index| format!("listeners[{index}].socket"));
+        let at_port = || configured(config).find(|(_, other)| other.port() == address.port()).map(|(key, _)| key);
+        let key = named.or_else(at_port)?;
+        let words = format!(
+            "the service manager passed the socket {:?} listening at {address}, which no listener uses: its clients \
+             would connect and wait without a reply; add a listener with `address: \"{address}\"`, or remove \
+             ListenStream={address} from the socket unit",
+            open.name
+        );
+        Some(config.problem(&key, words))
+    };
+    pool.iter().filter_map(problem).collect()
+}
+
+/// Binds what is missing. `open` has the ports where an IPv6 wildcard that is open already takes IPv4, with
+/// what it serves.
+pub(super) fn complete(
+    config: &Config,
+    wanted: &[Wanted<'_>],
+    adopted: Vec<Adopted>,
+    mut open: Vec<(u16, Option<ListenerKind>)>,
+) -> Result<Vec<Adopted>, StartError> {
+    for (wanted, adopted) in wanted.iter().zip(&adopted) {
+        if is_ipv6_wildcard(wanted.address) && adopted.sockets.iter().any(sockets::takes_both) {
+            open.push((wanted.address.port(), wanted.kind));
+        }
+    }
+    let complete = |(wanted, mut adopted): (&Wanted<'_>, Adopted)| {
+        let address = wanted.address;
+        let shared = open.iter().find(|(port, _)| *port == address.port() && address == ipv4_wildcard(address));
+        if let (true, Some((_, kind))) = (adopted.sockets.is_empty(), shared) {
+            if kind.is_some() && *kind == wanted.kind {
+                return Ok(adopted);
+            }
+            return Err(StartError::Config(vec![config.problem(&wanted.key, apart(address))]));
+        }
+        if let Some((address, only_v6)) = missing(wanted, &adopted.sockets, adopted.by_name) {
+            let bound = sockets::listen(address, only_v6);
+            adopted.sockets.push(bound.map_err(|source| StartError::Bind {
+                key: wanted.key.clone(),
+                what: address.to_string(),
+                source,
+            })?);
+        }
+        Ok(adopted)
+    };
+    wanted.iter().zip(adopted).map(complete).collect()
+}
+
+fn apart(address: SocketAddr) -> String {
+    let port = address.port();
+    format!(
+        "the socket that was handed over for [::]:{port} takes IPv4 too, and another protocol, tls or service is \
+         configured there: set BindIPv6Only=ipv6-only in the socket unit, beside ListenStream=[::]:{port} and \
+         ListenStream=0.0.0.0:{port}; after `usher upgrade`, restart instead"
+    )
+}
+
+/// What remains to be bound, and whether without IPv4.
+fn missing(wanted: &Wanted<'_>, adopted: &[TcpListener], by_name: bool) -> Option<(SocketAddr, bool)> {
+    let address = wanted.address;
+    if adopted.is_empty() {
+        return Some((address, is_ipv6_wildcard(address) && !wanted.takes_ipv4));
+    }
+    if by_name || !wanted.takes_ipv4 || adopted.iter().any(sockets::takes_both) {
+        return None;
+    }
+    let has = |ipv6| adopted.iter().filter_map(sockets::local_address).any(|address| address.is_ipv6() == ipv6);
+    match (has(true), has(false)) {
+        (true, false) => Some((ipv4_wildcard(address), false)),
+        (false, true) => Some((address, true)),
+        (_, _) => None,
+    }
+}
+
+/// A socket that is open once more, under the address that it serves.
+///
+/// # Errors
+/// There is no descriptor left.
+pub(super) fn duplicate(address: SocketAddr, socket: BorrowedFd<'_>) -> io::Result<OpenSocket> {
+    Ok(OpenSocket { name: address.to_string(), socket: socket.try_clone_to_owned()?.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU16, Ordering};
+
+    use super::*;
+    use crate::config;
+
+    /// A configuration with these listeners, of IMAP with implicit TLS, and these socket names.
+    fn listening(listeners: &[(SocketAddr, &str)]) -> Config {
+        let one = |(address, name): &(SocketAddr, &str)| {
+            let socket = if name.is_empty() { String::new() } else { format!(", socket: {name}") };
+            format!("  - {{protocol: imap, address: '{address}', tls: implicit{socket}}}\n")
+        };
+        let listeners: String = listeners.iter().map(one).collect();
+        let rest = super::super::TEST_CONFIG.split_once("tls: {cert").unwrap().1;
+        let text = format!("listeners:\n{listeners}tls: {{cert{rest}admin: {{address: '127.0.0.1:0'}}\n");
+        config::parse(Path::new("/c.yaml"), &text).unwrap()
+    }
+
+    fn wanted<'a>(config: &'a Config) -> Vec<Wanted<'a>> {
+        let kind = Some(("imap", ListenerTls::Implicit));
+        let one = |(index, listener): (usize, &'a config::Listener)| {
+            let key = format!("listeners[{index}].address");
+            Wanted { kind, ..Wanted::new(config, &key, listener.address, listener.socket.as_deref()) }
+        };
+        config.listeners.iter().enumerate().map(one).collect()
+    }
+
+    fn opened(name: &str, address: SocketAddr, only_v6: bool) -> OpenSocket {
+        OpenSocket { name: name.to_owned(), socket: sockets::listen(address, only_v6).unwrap() }
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// The wildcard at a port that no other test gets, not even after it was closed.
+    fn free() -> SocketAddr {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let start = u16::try_from(std::process::id() % 100).unwrap() * 20;
+        let ports = std::iter::repeat_with(|| 30_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 2_500);
+        let addresses = ports.map(|port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+        addresses.into_iter().find(|address| sockets::listen(*address, false).is_ok()).unwrap()
+    }
+
+    /// Both wildcards of a port, each with a socket of its own.
+    fn apart() -> (SocketAddr, SocketAddr, Vec<OpenSocket>) {
+        let address = free();
+        let ipv6 = opened("usher.socket", address, true);
+        let ipv4 = opened("usher.socket", ipv4_wildcard(address), false);
+        (address, ipv4_wildcard(address), vec![ipv4, ipv6])
+    }
+
+    /// Where the sockets of each listener are, and whether one takes both families.
+    fn result(config: &Config, pool: &mut Vec<OpenSocket>) -> Result<Vec<Vec<(SocketAddr, bool)>>, String> {
+        let wanted = wanted(config);
+        let adopted = assign(&wanted, pool);
+        let unclaimed = unclaimed(config, pool);
+        if let Some(problem) = unclaimed.first() {
+            return Err(problem.to_string());
+        }
+        let complete = complete(config, &wanted, adopted, Vec::new()).map_err(|error| match error {
+            StartError::Config(problems) => problems[0].to_string(),
+            StartError::Bind { .. } | StartError::Inherit(_) | StartError::Signals(_) => error.to_string(),
+        })?;
+        let shown = |socket: &TcpListener| (sockets::local_address(socket).unwrap(), sockets::takes_both(socket));
+        Ok(complete.iter().map(|adopted| adopted.sockets.iter().map(shown).collect()).collect())
+    }
+
+    #[test]
+    fn wildcard_adopts_the_sockets_of_both_families() {
+        let (ipv6, ipv4, mut pool) = apart();
+        let sockets = result(&listening(&[(ipv6, "")]), &mut pool).unwrap();
+        assert_eq!(sockets, [[(ipv6, false), (ipv4, false)]]);
+        let (ipv6, ipv4, mut pool) = apart();
+        let sockets = result(&listening(&[(ipv4, ""), (ipv6, "")]), &mut pool).unwrap();
+        assert_eq!(sockets, [[(ipv4, false)], [(ipv6, false)]], "each its own");
+        let (ipv6, ipv4, mut pool) = apart();
+        let sockets = result(&listening(&[(at("127.0.0.1:1"), "usher.socket")]), &mut pool).unwrap();
+        assert_eq!(sockets, [[(ipv4, false), (ipv6, false)]], "all of its name");
+    }
+
+    #[test]
+    fn missing_family_of_a_wildcard_is_bound() {
+        for handed in [0, 1] {
+            let (ipv6, ipv4, mut pool) = apart();
+            pool.remove(1 - handed);
+            let sockets = result(&listening(&[(ipv6, "")]), &mut pool).unwrap();
+            let mut both = vec![(ipv6, false), (ipv4, false)];
+            both.rotate_left(1 - handed);
+            assert_eq!(sockets, [both]);
+        }
+        let (ipv6, _, mut pool) = apart();
+        pool.remove(0);
+        let sockets = result(&listening(&[(ipv6, "usher.socket")]), &mut pool).unwrap();
+        assert_eq!(sockets, [[(ipv6, false)]], "a socket chosen by name is all that is wanted");
+    }
+
+    #[test]
+    fn wildcards_are_bound_apart_only_where_both_are_configured() {
+        let ipv6 = free();
+        let ipv4 = ipv4_wildcard(ipv6);
+        assert_eq!(result(&listening(&[(ipv6, "")]), &mut Vec::new()).unwrap(), [[(ipv6, true)]]);
+        let sockets = result(&listening(&[(ipv6, ""), (ipv4, "")]), &mut Vec::new()).unwrap();
+        assert_eq!(sockets, [[(ipv6, false)], [(ipv4, false)]]);
+        let ipv6 = free();
+        let mut config = listening(&[(ipv6, "")]);
+        config.admin.address = ipv4_wildcard(ipv6);
+        let sockets = result(&config, &mut Vec::new()).unwrap();
+        assert_eq!(sockets, [[(ipv6, false)]], "the side port has the other");
+    }
+
+    #[test]
+    fn socket_of_both_families_serves_two_listeners_of_one_kind() {
+        let both = || vec![opened("usher.socket", free(), false)];
+        let mut pool = both();
+        let ipv6 = pool[0].address().unwrap();
+        let sockets = result(&listening(&[(ipv4_wildcard(ipv6), ""), (ipv6, "")]), &mut pool).unwrap();
+        assert_eq!(sockets, [vec![], vec![(ipv6, true)]]);
+        let mut pool = both();
+        let ipv6 = pool[0].address().unwrap();
+        let mut config = listening(&[(ipv6, "")]);
+        config.admin.address = ipv4_wildcard(ipv6);
+        let mut all = wanted(&config);
+        all.push(Wanted::new(&config, "admin.address", config.admin.address, None));
+        let adopted = assign(&all, &mut pool);
+        let Err(StartError::Config(problems)) = complete(&config, &all, adopted, Vec::new()) else {
+            panic!("a mail port that the side port shares")
+        };
+        assert!(problems[0].to_string().contains("set BindIPv6Only=ipv6-only in the socket unit"), "{problems:?}");
+    }
+
+    #[test]
+    fn socket_without_a_listener_at_a_configured_port_is_an_error() {
+        let one = opened("usher.socket", at("127.0.0.1:0"), false);
+        let address = one.address().unwrap();
+        let elsewhere = SocketAddr::from(([127, 0, 0, 2], address.port()));
+        let error = result(&listening(&[(elsewhere, "")]), &mut vec![one]).unwrap_err();
+        let words = format!("add a listener with `address: \"{address}\"`, or remove ListenStream={address} from the");
+        assert!(error.contains("listeners[0].address") && error.contains(&words), "{error}");
+        let mut other = vec![opened("usher.socket", at("127.0.0.1:0"), false)];
+        let free = listening(&[(at("127.0.0.1:0"), "")]);
+        result(&free, &mut other).unwrap();
+        assert_eq!(other.len(), 1, "at another port it is logged");
+        // Two listeners of a name, and a third socket.
+        let names = [(at("192.0.2.1:993"), "usher"), (at("192.0.2.2:993"), "usher")];
+        let mut three = [(); 3].map(|()| opened("usher", at("127.0.0.1:0"), false)).into_iter().collect();
+        let error = result(&listening(&names), &mut three).unwrap_err();
+        assert!(error.contains("listeners[0].socket"), "{error}");
+    }
+
+    #[test]
+    fn socket_is_matched_by_name_before_address() {
+        let pool = || -> (Vec<OpenSocket>, Vec<SocketAddr>) {
+            let names = ["imaps", "usher", "usher", "imap"];
+            let pool: Vec<_> = names.iter().map(|name| opened(name, at("127.0.0.1:0"), false)).collect();
+            let addresses = pool.iter().filter_map(OpenSocket::address).collect();
+            (pool, addresses)
+        };
+        let elsewhere = at("192.0.2.1:993");
+        let take = |pool: &mut Vec<OpenSocket>, address, name| {
+            let config = listening(&[(address, name)]);
+            let adopted = best(&wanted(&config)[0], pool);
+            adopted.sockets.first().and_then(sockets::local_address)
+        };
+        let (mut pool, at) = pool();
+        assert_eq!(take(&mut pool, elsewhere, "other"), None);
+        assert_eq!(take(&mut pool, at[3], "imaps"), Some(at[0]), "the name says more than the address");
+        assert_eq!(take(&mut pool, at[3], "imaps"), Some(at[3]), "without one of its name, by its address");
+        assert_eq!(take(&mut pool, at[2], "usher"), Some(at[2]), "of several of the name the one at the address");
+        assert_eq!(take(&mut pool, elsewhere, "usher"), Some(at[1]));
+    }
+
+    #[test]
+    fn sockets_of_another_process_are_known_by_the_address_they_serve() {
+        let (ipv6, ipv4, pool) = apart();
+        let duplicates = |addresses: [SocketAddr; 2]| {
+            let both = pool.iter().zip(addresses);
+            both.map(|(open, serves)| duplicate(serves, open.socket.as_fd()).unwrap()).collect::<Vec<_>>()
+        };
+        let sockets = result(&listening(&[(ipv6, "")]), &mut duplicates([ipv6, ipv6])).unwrap();
+        assert_eq!(sockets, [[(ipv6, false), (ipv4, false)]]);
+        let sockets = result(&listening(&[(ipv6, ""), (ipv4, "")]), &mut duplicates([ipv6, ipv6])).unwrap();
+        assert_eq!(sockets, [[(ipv6, false)], [(ipv4, false)]], "the configuration has changed meanwhile");
+        let sockets = result(&listening(&[(ipv6, "")]), &mut duplicates([ipv4, ipv6])).unwrap();
+        assert_eq!(sockets, [[(ipv6, false), (ipv4, false)]]);
+        // Two sockets that one listener has by name, wherever they listen.
+        let elsewhere = at("127.0.0.1:993");
+        let sockets = result(&listening(&[(elsewhere, "imaps")]), &mut duplicates([elsewhere, elsewhere])).unwrap();
+        assert_eq!(sockets, [[(ipv4, false), (ipv6, false)]]);
+    }
+}
