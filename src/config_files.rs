@@ -19,6 +19,7 @@ use crate::base::privileges::{self, User};
 use crate::base::secret::Secret;
 use crate::base::sys;
 use crate::base::sys::paths::check_folder;
+use crate::base::sys::secret_files::exposure;
 use crate::config::{self, CertificateFiles, Config, Draft, LdapScheme, Place, Problem};
 use crate::tls::certificate;
 use crate::tls::client::ClientTls;
@@ -40,6 +41,8 @@ pub(crate) struct Files {
     pub auth_http_key: Option<Secret>,
     /// Their fingerprint just before they were read.
     pub fingerprint: Fingerprint,
+    /// What `check` warns of.
+    pub warnings: Vec<Problem>,
 }
 
 /// A hash of all files of a config: equal as long as no content has changed.
@@ -106,7 +109,7 @@ impl Files {
         let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
         match (tls, directory_tls, backends, auth_http_key) {
             (Ok(tls), Ok(directory_tls), Ok(backends), Ok(auth_http_key)) if problems.is_empty() => {
-                Ok(Self { tls, directory_tls, backends, auth_http_key, fingerprint })
+                Ok(Self { tls, directory_tls, backends, auth_http_key, fingerprint, warnings: warnings(config) })
             }
             (_, _, _, _) => Err(problems),
         }
@@ -234,11 +237,23 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
 
 /// A password from a file, without the line end that an editor puts behind it.
 fn password(path: &Path) -> Result<Secret, String> {
-    let unreadable =
-        |error: io::Error| format!("{} cannot be read: {error}; create it, readable for usher alone", path.display());
+    let unreadable = |error: io::Error| {
+        let advice = match error.kind() {
+            io::ErrorKind::NotFound => "create it, readable for usher alone",
+            io::ErrorKind::PermissionDenied => {
+                "the user that usher runs as must be able to read it and to pass its folders: `chgrp usher` and \
+                 `chmod 640`"
+            }
+            io::ErrorKind::InvalidInput => {
+                "name the file itself; a container runtime makes a folder where the file to be mounted is missing"
+            }
+            _ => "create it again, readable for usher alone",
+        };
+        format!("{} cannot be read: {error}; {advice}", path.display())
+    };
     let (file, metadata) = sys::open_regular(path).map_err(unreadable)?;
-    if let Some(mode) = sys::exposed(&metadata) {
-        return Err(sys::exposed_message(path, mode));
+    if let Some(exposure) = exposure(path, &metadata).filter(|exposure| !exposure.is_harmless()) {
+        return Err(exposure.to_string());
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(PASSWORD_ROOM + 1));
     let limit = u64::try_from(PASSWORD_ROOM).unwrap_or(u64::MAX);
@@ -246,11 +261,43 @@ fn password(path: &Path) -> Result<Secret, String> {
     if bytes.len() == PASSWORD_ROOM {
         return Err(format!("{} has {PASSWORD_ROOM} bytes or more: is this a password?", path.display()));
     }
-    let password = Secret::from_file(std::mem::take(&mut bytes));
-    if password.is_empty() {
-        return Err(format!("{} is empty; put the password into its first line", path.display()));
+    Secret::from_file(std::mem::take(&mut bytes)).map_err(|error| format!("{} {error}", path.display()))
+}
+
+/// Every file with a secret that a config names, by its key.
+fn secrets(config: &Config) -> Vec<(String, &Path)> {
+    let config::Config { tls, directory, routing, .. } = config;
+    let mut all: Vec<(String, &Path)> = Vec::new();
+    for (index, pair) in tls.certificates.iter().enumerate() {
+        all.push((format!("tls.certificates[{index}].key"), &pair.key));
     }
-    Ok(password)
+    all.extend(tls.ticket_keys_file.iter().map(|file| ("tls.ticket_keys_file".to_owned(), file.as_path())));
+    let pair = directory.client_certificate.iter();
+    all.extend(pair.map(|pair| ("directory.client_certificate.key".to_owned(), pair.key.as_path())));
+    if let Some(account) = directory.find.service() {
+        all.push(("directory.bind_password_file".to_owned(), &account.password_file));
+    }
+    for (index, backend) in routing.backends.iter().enumerate() {
+        let key = |name: &str| format!("routing.backends[{index}].{name}");
+        let pair = backend.client_certificate.iter();
+        all.extend(pair.map(|pair| (key("client_certificate.key"), pair.key.as_path())));
+        let service = backend.service.iter();
+        all.extend(service.map(|account| (key("service.password_file"), account.password_file.as_path())));
+        let probe = backend.health.probe.account().into_iter();
+        all.extend(probe.map(|account| (key("probe_account.password_file"), account.password_file.as_path())));
+    }
+    let key_file = config.auth_http.iter().filter_map(|settings| settings.key_file.as_deref());
+    all.extend(key_file.map(|file| ("auth_http.key_file".to_owned(), file)));
+    all
+}
+
+/// Secrets whose mode is accepted only because of where they are.
+fn warnings(config: &Config) -> Vec<Problem> {
+    let warning = |(key, path): (String, &Path)| {
+        let (_, metadata) = sys::open_regular(path).ok()?;
+        Some(config.problem(&key, exposure(path, &metadata)?.to_string()))
+    };
+    secrets(config).into_iter().filter_map(warning).collect()
 }
 
 #[cfg(test)]
@@ -338,6 +385,7 @@ routing:
         let folder = folder();
         let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
         Files::read(&config).unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         for name in ["one.key", "password"] {
             fs::set_permissions(folder.path().join(name), Permissions::from_mode(0o644)).unwrap();
         }
@@ -347,6 +395,87 @@ routing:
         for problem in &problems {
             assert!(problem.message.contains("mode 0644") && problem.message.contains("run `chmod 640 /"), "{problem}");
         }
+    }
+
+    #[test]
+    fn secrets_readable_by_others_are_accepted_with_a_warning_in_a_closed_folder() {
+        let text = CONFIG.replace("{cert", "{ticket_keys_file: ticket.keys, cert")
+            + "      client_certificate: {chain: one.pem, key: client.key}\n"
+            + "      service: {login: usher, password_file: service.password}\n"
+            + "auth_http: {address: '127.0.0.1:9940', allow: 127.0.0.1, key_file: nginx.key}\n";
+        let text = text.replace(
+            "  base: ",
+            "  client_certificate: {chain: one.pem, key: ldap.key}\n  login_attribute: uid\n  base: ",
+        );
+        let text = text.replace("ldap://", "ldaps://");
+        let folder = folder();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["ldap.key", "client.key"] {
+            fs::copy(path("one.key"), path(name)).unwrap();
+        }
+        for name in ["service.password", "nginx.key"] {
+            secret(&path(name), "service");
+        }
+        secret(&path("ticket.keys"), &format!("{}\n", "QUJD".repeat(16)));
+        let config = parse(&path("config.yaml"), &text).unwrap();
+        assert_eq!(Files::read(&config).unwrap().warnings, []);
+        let expected = [
+            ("tls.certificates[0].key", "one.key"),
+            ("tls.ticket_keys_file", "ticket.keys"),
+            ("directory.client_certificate.key", "ldap.key"),
+            ("directory.bind_password_file", "password"),
+            ("routing.backends[0].client_certificate.key", "client.key"),
+            ("routing.backends[0].service.password_file", "service.password"),
+            ("routing.backends[0].probe_account.password_file", "probe.password"),
+            ("auth_http.key_file", "nginx.key"),
+        ];
+        for (_, name) in expected {
+            fs::set_permissions(path(name), Permissions::from_mode(0o444)).unwrap();
+        }
+        for mode in [0o700, 0o750] {
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            let warnings = Files::read(&config).unwrap().warnings;
+            let keys: Vec<_> = warnings.iter().map(|warning| warning.key.as_str()).collect();
+            assert_eq!(keys, expected.map(|(key, _)| key));
+            let words = format!("(mode {mode:04o}) is closed to others: run `chmod 640 /");
+            assert!(warnings.iter().all(|warning| warning.line.is_some() && warning.message.contains(&words)));
+        }
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let mut refused: Vec<_> = Files::read(&config).unwrap_err().into_iter().map(|problem| problem.key).collect();
+        let mut all = expected.map(|(key, _)| key.to_owned());
+        refused.sort();
+        all.sort();
+        assert_eq!(refused, all);
+    }
+
+    #[test]
+    fn unusable_password_files_are_reported_with_cause_and_remedy() {
+        let folder = folder();
+        let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
+        let path = folder.path().join("password");
+        for (content, words) in [
+            (&b"\xff\xfes\0\n\0"[..], "is UTF-16 text, as PowerShell's `>` and some editors write it: convert it with"),
+            (b"\xef\xbb\xbfsecret\n", "begins with a byte order mark"),
+            (b"\n", "is empty; put the password into its first line"),
+            (b"a\0b", "holds NUL bytes"),
+            (b"p\xe4ssword", "is not UTF-8"),
+            (b"secret\n\n", "has more than one line"),
+        ] {
+            fs::write(&path, content).unwrap();
+            let problems = Files::read(&config).unwrap_err();
+            assert_eq!((problems.len(), problems[0].key.as_str()), (1, "directory.bind_password_file"));
+            let words = format!("{} {words}", path.display());
+            assert!(problems[0].message.starts_with(&words), "{}", problems[0].message);
+        }
+        fs::remove_file(&path).unwrap();
+        let missing = Files::read(&config).unwrap_err();
+        assert!(missing[0].message.ends_with("create it, readable for usher alone"), "{missing:?}");
+        fs::create_dir(&path).unwrap();
+        let problems = Files::read(&config).unwrap_err();
+        assert!(
+            problems[0].message.contains("it is a folder, not a regular file; name the file itself"),
+            "{problems:?}"
+        );
     }
 
     #[test]

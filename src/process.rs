@@ -50,7 +50,7 @@ impl Snapshot {
     /// is still valid under this config.
     #[must_use]
     pub(crate) fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
-        let Files { tls, directory_tls, backends: files, auth_http_key, fingerprint } = files;
+        let Files { tls, directory_tls, backends: files, auth_http_key, fingerprint, warnings: _ } = files;
         let directory = directory::open(&config.directory, directory_tls, Arc::clone(metrics));
         let own = listening(&config);
         let host = host(&config, &tls);

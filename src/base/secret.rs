@@ -26,9 +26,9 @@ impl Secret {
         Self::new(bytes.to_vec())
     }
 
-    /// What a password file holds: its bytes without the one line end that an editor puts behind.
+    /// A text without the one line end that an editor puts behind it.
     #[must_use]
-    pub fn from_file(mut bytes: Vec<u8>) -> Self {
+    pub fn without_line_end(mut bytes: Vec<u8>) -> Self {
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
             if bytes.last() == Some(&b'\r') {
@@ -36,6 +36,30 @@ impl Secret {
             }
         }
         Self::new(bytes)
+    }
+
+    /// What a password file holds: one line.
+    ///
+    /// # Errors
+    /// It is no password, because no protocol could carry it (NUL, RFC 4616; UTF-8, RFC 4513 section 5.1.3), or
+    /// not the one that was meant.
+    pub fn from_file(bytes: Vec<u8>) -> Result<Self, PasswordFileError> {
+        let encoding = PasswordFileError::of_encoding(&bytes);
+        let secret = Self::without_line_end(bytes);
+        let bytes = secret.expose();
+        if let Some(encoding) = encoding {
+            Err(encoding)
+        } else if bytes.is_empty() {
+            Err(PasswordFileError::Empty)
+        } else if bytes.contains(&0) {
+            Err(PasswordFileError::Binary)
+        } else if std::str::from_utf8(bytes).is_err() {
+            Err(PasswordFileError::NotUtf8)
+        } else if bytes.contains(&b'\n') {
+            Err(PasswordFileError::Lines)
+        } else {
+            Ok(secret)
+        }
     }
 
     /// The bytes in clear. Review every call.
@@ -48,6 +72,47 @@ impl Secret {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+/// Why the content of a password file is not used as a password; each says what to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PasswordFileError {
+    /// There is nothing in it.
+    #[error("is empty; put the password into its first line")]
+    Empty,
+    /// UTF-16, with or without a byte order mark.
+    #[error(
+        "is UTF-16 text, as PowerShell's `>` and some editors write it: convert it with `iconv -f UTF-16 -t UTF-8`"
+    )]
+    Utf16,
+    /// UTF-8 with a byte order mark.
+    #[error(
+        "begins with a byte order mark, which would be a part of the secret: save it as UTF-8 without it, as `tail -c +4` does"
+    )]
+    ByteOrderMark,
+    /// NUL bytes.
+    #[error("holds NUL bytes: it is no text file, put the password into its first line")]
+    Binary,
+    /// Another encoding.
+    #[error("is not UTF-8: convert it, for example with `iconv -f ISO-8859-1 -t UTF-8`")]
+    NotUtf8,
+    /// More than one line.
+    #[error("has more than one line, and line ends would be a part of the password: leave only its line")]
+    Lines,
+}
+
+impl PasswordFileError {
+    /// An encoding that text editors put in without being asked; `None`: neither of these.
+    #[must_use]
+    pub fn of_encoding(content: &[u8]) -> Option<Self> {
+        let every_other_is_nul = |first: usize| content.iter().skip(first).step_by(2).all(|byte| *byte == 0);
+        let is_utf16 = content.len() >= 4 && content.len() % 2 == 0 && (every_other_is_nul(0) || every_other_is_nul(1));
+        if content.starts_with(b"\xff\xfe") || content.starts_with(b"\xfe\xff") || is_utf16 {
+            Some(Self::Utf16)
+        } else {
+            content.starts_with(b"\xef\xbb\xbf").then_some(Self::ByteOrderMark)
+        }
     }
 }
 
@@ -185,6 +250,37 @@ mod tests {
         let mut buf = SecretBuf::new();
         buf.extend(b"hunter2");
         assert_eq!(format!("{buf:?}"), "SecretBuf(7 bytes)");
+    }
+
+    #[test]
+    fn password_file_is_one_line_of_text() {
+        let read = |content: &[u8]| Secret::from_file(content.to_vec()).map(|secret| secret.expose().to_vec());
+        for (content, password) in [
+            (&b"secret"[..], &b"secret"[..]),
+            (b"secret\n", b"secret"),
+            (b"secret\r\n", b"secret"),
+            (b" se cret \n", b" se cret "),
+            ("p\u{e4}ssword\n".as_bytes(), "p\u{e4}ssword".as_bytes()),
+        ] {
+            assert_eq!(read(content).as_deref(), Ok(password));
+        }
+        let utf16 = |text: &str, order: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(order).collect::<Vec<u8>>();
+        for (content, error) in [
+            (b"".to_vec(), PasswordFileError::Empty),
+            (b"\n".to_vec(), PasswordFileError::Empty),
+            (b"\r\n".to_vec(), PasswordFileError::Empty),
+            (utf16("\u{feff}secret\r\n", u16::to_le_bytes), PasswordFileError::Utf16),
+            (utf16("\u{feff}secret", u16::to_be_bytes), PasswordFileError::Utf16),
+            (utf16("secret\n", u16::to_le_bytes), PasswordFileError::Utf16),
+            (utf16("secret\n", u16::to_be_bytes), PasswordFileError::Utf16),
+            (b"\xef\xbb\xbfsecret\n".to_vec(), PasswordFileError::ByteOrderMark),
+            (b"sec\0ret".to_vec(), PasswordFileError::Binary),
+            (b"p\xe4ssword".to_vec(), PasswordFileError::NotUtf8),
+            (b"secret\n\n".to_vec(), PasswordFileError::Lines),
+            (b"secret\nanother\n".to_vec(), PasswordFileError::Lines),
+        ] {
+            assert_eq!(read(&content), Err(error), "{content:?}");
+        }
     }
 
     #[test]

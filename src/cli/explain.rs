@@ -130,7 +130,7 @@ impl Explanation {
             let mut bytes = Vec::new();
             // What cannot be read is no password.
             let _ = std::io::stdin().read_to_end(&mut bytes);
-            let password = Secret::from_file(bytes);
+            let password = Secret::without_line_end(bytes);
             if password.is_empty() {
                 let why = "the password is empty: it would not be sent to the directory";
                 return self.judged(config, Verdict::refused(Refusal::EmptyPassword, why));

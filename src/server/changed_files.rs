@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::Server;
 use super::file_reader::{PendingRead, ReadError};
@@ -65,6 +65,9 @@ impl Server {
                 self.refused = None;
             }
             Ok(FileCheck::Valid(files)) => {
+                for warning in &files.warnings {
+                    warn!(%warning, "configuration warning");
+                }
                 let snapshot = Snapshot::new(current.config.clone(), *files, metrics, Some(&current));
                 self.report_certificates(&snapshot);
                 for served in snapshot.tls.certificates() {

@@ -37,7 +37,10 @@ pub(crate) fn prepare(
     fit_descriptors(&mut config, sys::raise_open_files());
     let mut problems = loop_check::problems(&config);
     match Files::read(&config) {
-        Ok(files) if problems.is_empty() => Ok(Snapshot::new(config, files, metrics, previous)),
+        Ok(files) if problems.is_empty() => {
+            config.warnings.extend(files.warnings.iter().cloned());
+            Ok(Snapshot::new(config, files, metrics, previous))
+        }
         Ok(_) => Err(problems),
         Err(more) => {
             problems.extend(more);

@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 use super::{TlsError, TlsProblem};
 use crate::base::sys;
+use crate::base::sys::secret_files::exposure;
 use crate::config::CertificateFiles;
 
 /// The largest certificate, key or CA file that is read, in bytes. A system's whole bundle has 0.3 MB.
@@ -191,9 +192,9 @@ pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
 
 /// A key's file, which only usher may read.
 pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
-    read_if(path, |file| match sys::exposed(file) {
-        Some(mode) => Err(TlsError::Exposed { path: path.to_owned(), mode }),
-        None => Ok(()),
+    read_if(path, |file| match exposure(path, file) {
+        Some(exposure) if !exposure.is_harmless() => Err(TlsError::Exposed(exposure)),
+        Some(_) | None => Ok(()),
     })
 }
 

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 
-use crate::base::sys;
+use crate::base::sys::secret_files::Exposure;
 use crate::config::{Group, Place, Problem};
 
 pub(crate) use reason::{HandshakeError, HandshakeFailure, describe};
@@ -48,13 +48,8 @@ pub(crate) enum TlsError {
         source: io::Error,
     },
     /// A key that others can read.
-    #[error("{}", sys::exposed_message(path, *mode))]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
+    #[error("{0}")]
+    Exposed(Exposure),
     /// No certificate or key file is this large.
     #[error("{} is larger than {} MiB: name a PEM file", path.display(), certificate::FILE_LIMIT >> 20)]
     TooLarge {

@@ -21,6 +21,7 @@ use rustls::server::ProducesTickets;
 use zeroize::Zeroizing;
 
 use super::{TlsError, certificate};
+use crate::base::secret::PasswordFileError;
 
 /// How long a ticket is good, in seconds: a phone that was offline for longer does a full handshake.
 pub(super) const LIFETIME: u32 = 12 * 3_600;
@@ -48,6 +49,9 @@ pub(crate) enum TicketKeyError {
         /// The first of the two.
         first: usize,
     },
+    /// Another encoding, with which no line is base64.
+    #[error("the file {0}")]
+    Encoding(PasswordFileError),
     /// There are too many.
     #[error("more than {MOST} keys: remove the first ones, which are the oldest")]
     Surplus,
@@ -65,6 +69,10 @@ impl TicketKeys {
     /// Why it cannot be used: its mode, or its first line with a fault.
     pub(super) fn read(path: &Path) -> Result<Self, TlsError> {
         let content = certificate::read_secret(path)?;
+        if let Some(encoding) = PasswordFileError::of_encoding(&content) {
+            let fault = TicketKeyError::Encoding(encoding);
+            return Err(TlsError::TicketKey { path: path.to_owned(), line: 1, fault });
+        }
         let mut secrets: Vec<Zeroizing<[u8; SECRET]>> = Vec::with_capacity(MOST);
         let mut numbers = Vec::with_capacity(MOST);
         for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {

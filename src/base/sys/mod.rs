@@ -2,13 +2,13 @@
 
 pub(crate) mod allocator;
 pub(crate) mod paths;
+pub(crate) mod secret_files;
 pub mod sockets;
 
 use std::fs::{File, Metadata};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{FromRawFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -82,21 +82,6 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
-/// Whether users other than the owner and (for reading) the group may read or change a file with a secret;
-/// `Some` has the mode. systemd's credentials and `root:usher 0640` are accepted.
-#[must_use]
-pub(crate) fn exposed(file: &Metadata) -> Option<u32> {
-    let mode = file.mode() & 0o7777;
-    (mode & 0o027 != 0).then_some(mode)
-}
-
-/// What to do about an [`exposed`] file.
-#[must_use]
-pub(crate) fn exposed_message(path: &Path, mode: u32) -> String {
-    let path = path.display();
-    format!("{path} holds a secret that others can read or change (mode {mode:04o}): run `chmod 640 {path}`")
-}
-
 /// The sockets that systemd opened for this process, by name (sd_listen_fds_with_names(3)). Must be
 /// called once only.
 ///
@@ -144,26 +129,6 @@ mod tests {
         let one = [at("127.0.0.1:993")];
         assert!(is_own(at("127.0.0.1:993"), &one));
         assert!(!is_own(at("127.0.0.2:993"), &one));
-    }
-
-    #[test]
-    fn secrets_are_accepted_for_owner_and_group_read() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        for (mode, exposed_mode) in [
-            (0o400, None),
-            (0o600, None),
-            (0o440, None),
-            (0o640, None),
-            (0o644, Some(0o644)),
-            (0o604, Some(0o604)),
-            (0o660, Some(0o660)),
-            (0o601, Some(0o601)),
-        ] {
-            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(exposed(&file.as_file().metadata().unwrap()), exposed_mode, "{mode:o}");
-        }
-        assert!(exposed_message(Path::new("/k"), 0o644).ends_with("(mode 0644): run `chmod 640 /k`"));
     }
 
     #[test]

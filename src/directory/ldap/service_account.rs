@@ -319,13 +319,8 @@ impl ServiceAccount {
             cause
         };
         let read = tokio::time::timeout(self.endpoint.patience, self.read_file(account.password_file.clone())).await;
-        let bytes = read.map_err(|_| unusable("read timed out".to_owned()))?;
-        let bytes = bytes.map_err(|error| unusable(error.to_string()))?;
-        let password = without_line_end(bytes);
-        if password.is_empty() || std::str::from_utf8(password.expose()).is_err() {
-            return Err(unusable("empty or not UTF-8".to_owned()));
-        }
-        Ok(password)
+        let password = read.map_err(|_| unusable("read timed out".to_owned()))?;
+        password.map_err(|error| unusable(error.to_string()))
     }
 
     /// Reads a small file on a blocking thread; one at a time, so that a hung mount occupies one thread only.
@@ -336,7 +331,7 @@ impl ServiceAccount {
             let (file, _) = sys::open_regular(&path)?;
             let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST_PASSWORD + 1));
             file.take(LARGEST_PASSWORD as u64).read_to_end(&mut bytes)?;
-            Ok(Secret::new(std::mem::take(&mut bytes)))
+            Secret::from_file(std::mem::take(&mut bytes)).map_err(io::Error::other)
         });
         read.await.map_err(io::Error::other)?
     }
@@ -367,14 +362,5 @@ impl ServiceAccount {
         if self.is_needed {
             self.endpoint.server_failed(OperationOrigin::Probe, cause);
         }
-    }
-}
-
-/// Removes one trailing line end, as editors add it.
-fn without_line_end(secret: Secret) -> Secret {
-    let bytes = secret.expose();
-    match bytes.strip_suffix(b"\n") {
-        Some(line) => Secret::copy_of(line.strip_suffix(b"\r").unwrap_or(line)),
-        None => secret,
     }
 }
