@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::BackendError;
 use super::address_set::AddressSet;
-use super::health::{Breaker, BreakerState, ConnectAttempt, PATIENCE, RetryWindow, SPACING, SlowStart};
+use super::health::{Breaker, BreakerState, ConnectAttempt, GreetingChange, PATIENCE, RetryWindow, SPACING, SlowStart};
 use super::resolve::resolve;
 use super::source::Sources;
 use super::state::{AddressStatus, ProtocolStatus};
@@ -237,6 +237,26 @@ impl Pool {
         info!(backend = &*self.backend, protocol = self.protocol, %address, usable, down_s, "backend address up again");
     }
 
+    /// Records how long after the connection an address has greeted; logs a change.
+    pub(super) fn greeted(&self, address: SocketAddr, after: Duration) {
+        let change = self.addresses().breaker(address).and_then(|breaker| breaker.greeted(after));
+        let (backend, protocol, greets_after_ms) = (&*self.backend, self.protocol, milliseconds(after));
+        match change {
+            Some(GreetingChange::Late) => {
+                warn!(backend, protocol, %address, greets_after_ms, "backend address greets late; every login waits for it");
+            }
+            Some(GreetingChange::Prompt) => {
+                info!(backend, protocol, %address, greets_after_ms, "backend address greets promptly again");
+            }
+            None => {}
+        }
+    }
+
+    /// Whether the greeting of a connected address should have come by now.
+    pub(super) fn is_overdue(&self, attempt: &ConnectAttempt) -> bool {
+        self.addresses().breaker(attempt.address).is_some_and(|breaker| breaker.is_overdue(attempt.began.elapsed()))
+    }
+
     /// Records whether the probe account was rejected; logs a change.
     pub(super) fn account_refused(&self, refused: bool) {
         let before = std::mem::replace(&mut self.addresses().account_refused, refused);
@@ -312,6 +332,7 @@ impl Pool {
             breaker: breaker.state().label().into(),
             reason: breaker.reason().map(ToString::to_string),
             down_seconds: breaker.since().map(|since| since.elapsed().as_secs()),
+            greets_after_ms: breaker.late_greeting().map(milliseconds),
         });
         let unresolved = set.resolver.failure.clone().map(|failure| BackendError::from(failure).to_string());
         ProtocolStatus {
@@ -322,6 +343,10 @@ impl Pool {
             capabilities,
         }
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A running probe of an address; ends when dropped.

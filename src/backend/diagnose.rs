@@ -4,18 +4,23 @@
 //! of the probe account, where probes log in.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{Backend, BackendError};
-use crate::config::Probe;
-use crate::proto::Protocol;
-use crate::tls::stream::{NegotiatedTls, Stream};
+use super::endpoint::{Endpoint, send_header};
+use super::error::{Awaited, BackendError};
+pub(crate) use super::observed::Observations;
+use super::{Backend, Service};
+use crate::config::{Forward, Probe};
+use crate::proto::proxy_header::{self, Header, Version};
+use crate::proto::{BackFault, Protocol};
+use crate::tls::HandshakeFailure;
 
-/// The longest greeting that is kept.
-const GREETING: usize = 512;
+/// How long an inspection waits for a greeting: longer than any `timeout` may be, so that it finds out which would do.
+const GREETING_WAIT: Duration = Duration::from_secs(12);
 
 /// A backend's endpoint for one protocol, as inspected.
 #[derive(Debug)]
@@ -35,56 +40,33 @@ pub(crate) struct AddressInspection {
     pub observed: Observations,
     /// Whether a login could have been sent (or was, as the probe's account); else why not.
     pub result: Result<(), BackendError>,
-    /// How long it took, in milliseconds.
-    pub milliseconds: u128,
+    /// How long it took.
+    pub took: Duration,
+    /// Where that may be a matter of the PROXY header: what came of the other way.
+    pub other_header: OtherHeader,
 }
 
-/// What was observed before the login.
-#[derive(Debug, Default)]
-pub(crate) struct Observations {
-    /// TCP was connected.
-    pub connected: bool,
-    /// The server's first line, without CRLF.
-    pub greeting: Option<Vec<u8>>,
-    /// The negotiated TLS parameters.
-    pub agreed: Option<NegotiatedTls>,
-    /// The certificates that the server showed (DER), its own first.
-    pub certificates: Vec<Vec<u8>>,
-    /// Its last list of capabilities, mechanisms included.
-    pub listed: Vec<String>,
-    /// Whether clients' commands are watched in a session there ([`crate::proto::Back::watch`]).
-    pub watched: bool,
-}
-
-impl Observations {
-    /// Records input before the dialogue consumes it.
-    pub(super) fn record(&mut self, stream: &Stream, input: &[u8]) {
-        if self.agreed.is_none() {
-            self.agreed = stream.agreed();
-            self.certificates = stream.server_certificates().iter().map(|one| one.to_vec()).collect();
-        }
-        if self.greeting.is_none() && !input.is_empty() {
-            let line = input.split(|byte| *byte == b'\n').next().unwrap_or(input);
-            let line = line.strip_suffix(b"\r").unwrap_or(line);
-            self.greeting = Some(line.get(..GREETING).unwrap_or(line).to_vec());
-        }
-    }
+/// What came of a connection with a PROXY header in place of none, or without the configured one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OtherHeader {
+    /// It was not tried.
+    NotTried,
+    /// It fails, too.
+    Fails,
+    /// A login could have been sent.
+    Works,
 }
 
 impl Backend {
-    /// Inspects every address of every protocol in parallel, each within the backend's `timeout`.
+    /// Inspects every address of every protocol in parallel.
     pub(crate) async fn inspect(&self) -> Vec<ProtocolInspection> {
         let mut endpoints: Vec<_> = self.endpoints.values().collect();
         endpoints.sort_by_key(|endpoint| endpoint.protocol.name);
         let inspect = endpoints.into_iter().map(|endpoint| async move {
-            let late = |_| Err(BackendError::Timeout { timeout: self.timeout });
+            let late = |_| Err(endpoint.late(Awaited::Connection));
             let addresses = match timeout(self.timeout, endpoint.pool.resolve()).await.unwrap_or_else(late) {
                 Ok(addresses) => {
-                    let each = addresses.into_iter().map(|address| async move {
-                        let (mut observed, began) = (Observations::default(), Instant::now());
-                        let result = endpoint.inspect(address, self.service.as_ref(), &mut observed).await.map(drop);
-                        AddressInspection { address, observed, result, milliseconds: began.elapsed().as_millis() }
-                    });
+                    let each = addresses.into_iter().map(|address| endpoint.inspect(address, self.service.as_ref()));
                     Ok(join_all(each).await)
                 }
                 Err(error) => Err(error),
@@ -98,5 +80,106 @@ impl Backend {
     #[must_use]
     pub(crate) fn probes_log_in(&self) -> bool {
         self.endpoints.values().any(|endpoint| matches!(endpoint.pool.settings.probe, Probe::Login(_)))
+    }
+}
+
+impl Endpoint {
+    /// Checks one address up to the point where a login would be sent.
+    async fn inspect(self: &Arc<Self>, address: SocketAddr, service: Option<&Service>) -> AddressInspection {
+        let (mut observed, began) = (Observations::default(), Instant::now());
+        let result = self.inspected(address, service, &mut observed).await;
+        let took = began.elapsed();
+        let other_header = match &result {
+            Err(error) if self.may_concern_header(error, &observed) => match self.try_other_header(address).await {
+                Ok(()) => OtherHeader::Works,
+                Err(_) => OtherHeader::Fails,
+            },
+            Ok(()) | Err(_) => OtherHeader::NotTried,
+        };
+        AddressInspection { address, observed, result, took, other_header }
+    }
+
+    async fn inspected(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        service: Option<&Service>,
+        observed: &mut Observations,
+    ) -> Result<(), BackendError> {
+        let mut tcp = self.connect(address, Instant::now() + self.timeout).await.tcp?;
+        observed.connected = tcp.local_addr().ok().map(|own| own.ip());
+        let wait = self.timeout.max(GREETING_WAIT);
+        let inspected = async {
+            send_header(&mut tcp, &self.header(None)).await?;
+            self.dialogue(address, tcp, service, Instant::now() + wait, Some(observed)).await
+        };
+        inspected.await.map(drop).map_err(|mut error| {
+            if let BackendError::Timeout { timeout, .. } = &mut error {
+                *timeout = wait;
+            }
+            error
+        })
+    }
+
+    /// Whether a PROXY header that the server does not expect, or one that it misses, can be the cause: it reads a header
+    /// as a part of the handshake or as commands, and without one it reads these as a header.
+    fn may_concern_header(&self, error: &BackendError, observed: &Observations) -> bool {
+        let sends = matches!(self.forward, Forward::Header(_));
+        // A server that waits for a header says nothing.
+        let silent = observed.greeting.is_none();
+        match error {
+            BackendError::Tls { reason } => match reason.failure {
+                HandshakeFailure::Alert | HandshakeFailure::Other => silent,
+                HandshakeFailure::NotTls => sends && silent,
+                HandshakeFailure::Expired
+                | HandshakeFailure::NotYetValid
+                | HandshakeFailure::UnknownIssuer
+                | HandshakeFailure::WrongName
+                | HandshakeFailure::BadSignature
+                | HandshakeFailure::Certificate
+                | HandshakeFailure::Incompatible => false,
+            },
+            BackendError::Broken { .. } | BackendError::Closed => sends || silent,
+            BackendError::Timeout { awaited, .. } => match awaited {
+                Awaited::Tls | Awaited::Greeting => true,
+                Awaited::RestOfGreeting | Awaited::Reply => sends,
+                Awaited::Connection | Awaited::Login => false,
+            },
+            BackendError::Fault(
+                BackFault::Bye
+                | BackFault::Bad
+                | BackFault::ProtocolViolation
+                | BackFault::NoStartTls
+                | BackFault::NoMechanism
+                | BackFault::TooLarge
+                | BackFault::Injection,
+            ) => sends,
+            BackendError::Fault(BackFault::Preauth | BackFault::ForwardingRefused | BackFault::Referral)
+            | BackendError::NotServed
+            | BackendError::Resolve { .. }
+            | BackendError::Loop { .. }
+            | BackendError::Connect { .. }
+            | BackendError::NoSource { .. }
+            | BackendError::Source { .. }
+            | BackendError::Down { .. }
+            | BackendError::Full
+            | BackendError::SlowStart
+            | BackendError::Refused(_) => false,
+        }
+    }
+
+    /// Connects once with a PROXY header in place of none, or without the configured one, up to a login of nobody, which
+    /// is not sent.
+    async fn try_other_header(&self, address: SocketAddr) -> Result<(), BackendError> {
+        let header = match self.forward {
+            Forward::Header(_) => Vec::new(),
+            Forward::Nothing | Forward::Dialogue => proxy_header::write(Version::V2, &Header::Local),
+        };
+        let deadline = Instant::now() + self.timeout;
+        let mut tcp = self.connect(address, deadline).await.tcp?;
+        send_header(&mut tcp, &header).await?;
+        match self.begin(tcp, self.trial(None, None, None), deadline, None).await {
+            Ok(_) | Err(BackendError::Fault(BackFault::NoMechanism)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }

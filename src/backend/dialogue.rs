@@ -1,5 +1,7 @@
 //! The sockets around a backend's dialogue: from the connection to the answer to the login.
 
+use std::time::Duration;
+
 use super::BackendError;
 use crate::base::secret::SecretBuf;
 use crate::proto::watch::CommandWatch;
@@ -27,9 +29,38 @@ pub(super) struct BackendDialogue {
     pub(super) out: SecretBuf,
     /// The next step.
     pub(super) step: BackStep,
+    /// How long after the connection the greeting was complete.
+    pub(super) greeted_after: Duration,
 }
 
+/// The longest reply to a question before the login.
+const ANSWER: usize = 4 * 1024;
+
 impl BackendDialogue {
+    pub(super) fn new(stream: Stream, dialogue: Box<dyn Back>) -> Self {
+        let (input, out) = (SecretBuf::new(), SecretBuf::new());
+        Self { stream, dialogue, input, out, step: BackStep::NeedMore, greeted_after: Duration::ZERO }
+    }
+
+    /// Asks a question that needs no login and is not part of one, before the login is sent. Returns the reply, up to
+    /// the line that begins with `end`.
+    pub(super) async fn ask(&mut self, question: &[u8], end: &[u8]) -> Result<Vec<u8>, BackendError> {
+        let login = std::mem::replace(&mut self.out, SecretBuf::new());
+        self.out.extend(question);
+        self.send().await?;
+        let is_last = |line: &[u8]| line.starts_with(end) && line.ends_with(b"\n");
+        while !self.input.as_slice().split_inclusive(|byte| *byte == b'\n').any(is_last) {
+            if self.input.len() > ANSWER {
+                return Err(BackendError::Fault(BackFault::TooLarge));
+            }
+            self.fill().await?;
+        }
+        let answer = self.input.as_slice().to_vec();
+        self.input.clear();
+        self.out = login;
+        Ok(answer)
+    }
+
     /// Sends the login and waits for its answer.
     pub(super) async fn log_in(mut self) -> Result<LoggedIn, BackendError> {
         loop {

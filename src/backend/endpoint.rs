@@ -1,10 +1,11 @@
 //! Where a backend speaks one protocol: from its addresses to a login that is about to be sent.
 //!
-//! No password is sent on the way, so that the next address may be tried for whatever goes wrong. A probe takes
-//! the same steps, and logs in only with the probe account.
+//! No password is sent on the way, so that the next address may be tried for whatever goes wrong. A probe (`probe`) takes
+//! the same steps.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,20 +16,19 @@ use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::warn;
 
+use super::Service;
 use super::addresses::{Evidence, Pool, RunningProbe, Selection};
-use super::diagnose::Observations;
 use super::dialogue::BackendDialogue;
+use super::error::{Awaited, BackendError, Rejected};
 use super::health::ConnectAttempt;
-use super::{BackendError, Service};
-use crate::base::secret::{Secret, SecretBuf};
+use super::observed::Observations;
+use super::rejections::Rejections;
 use crate::base::sys;
 use crate::base::tasks::{self, Task};
 use crate::config::{AuthHttpTarget, Forward, Probe};
 use crate::proto::proxy_header::{self, Header};
 use crate::proto::{BackFault, BackSettings, BackStep, BackTls, Origin, Protocol, capabilities};
-use crate::telemetry::labels::ProbeResult;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
 use crate::tls::HandshakeError;
@@ -40,10 +40,6 @@ const STAGGER: Duration = Duration::from_millis(250);
 const RETRY: Duration = Duration::from_millis(250);
 /// More capabilities than any server has.
 const CAPABILITIES: usize = 100;
-/// The session id that probes forward.
-const PROBE_SESSION: &str = "PROBE";
-/// How long a probe may take to close its connection.
-const PROBE_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a backend speaks one protocol.
 #[derive(Debug)]
@@ -64,6 +60,8 @@ pub(super) struct Endpoint {
     /// The account that probes log in with, if configured.
     pub(super) account: Option<Service>,
     pub(super) pool: Arc<Pool>,
+    /// The backend's rejections, whatever the protocol.
+    pub(super) rejections: Arc<Rejections>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) handshakes: Handshakes,
 }
@@ -83,9 +81,9 @@ impl Handshakes {
 }
 
 /// The outcome of one connection attempt.
-struct Connection {
+pub(super) struct Connection {
     attempt: ConnectAttempt,
-    tcp: Result<TcpStream, BackendError>,
+    pub(super) tcp: Result<TcpStream, BackendError>,
 }
 
 impl Endpoint {
@@ -144,7 +142,9 @@ impl Endpoint {
         self.try_each(self.candidates().await?, deadline, settings, header).await
     }
 
-    /// Tries one address after the other; each fault is recorded.
+    /// Tries one address after the other until one is ready for the login; each fault is recorded. While others remain,
+    /// an address that hangs must leave time for them: the next one is tried beside it, and a server that greets late
+    /// is still waited for.
     async fn try_each(
         self: &Arc<Self>,
         mut candidates: VecDeque<SocketAddr>,
@@ -152,34 +152,88 @@ impl Endpoint {
         settings: &BackSettings,
         header: &[u8],
     ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
-        let mut error = self.late();
-        while let Some(first) = candidates.pop_front() {
-            let Connection { attempt, tcp } = self.dial(first, &mut candidates, deadline).await;
-            let now = Instant::now();
-            // While others remain, an address that hangs must leave time for them.
-            let until =
-                if candidates.is_empty() { deadline } else { now + deadline.saturating_duration_since(now) / 2 };
-            let approach = async {
-                let mut tcp = tcp?;
-                send_header(&mut tcp, header).await?;
-                self.begin(tcp, settings.clone(), None).await
-            };
-            error = match timeout_at(until, approach).await.unwrap_or_else(|_| Err(self.late())) {
-                Ok(talk) => {
-                    self.record_capabilities(attempt.address, &talk);
-                    self.pool.succeeded(attempt.address, Evidence::Greeting);
-                    return Ok((attempt.address, talk));
+        let mut error = self.late(Awaited::Connection);
+        let mut greeting = FuturesUnordered::new();
+        let mut pending: Vec<ConnectAttempt> = Vec::new();
+        loop {
+            if let Some(first) = candidates.pop_front() {
+                let mut dialling = pin!(self.dial(first, &mut candidates, deadline));
+                let Connection { attempt, tcp } = loop {
+                    tokio::select! {
+                        Some(greeted) = greeting.next() => match self.settle(greeted, &mut pending) {
+                            Ok(ready) => return Ok(ready),
+                            Err(fault) => error = fault,
+                        },
+                        dialled = &mut dialling => break dialled,
+                    }
+                };
+                match tcp {
+                    Ok(tcp) => {
+                        pending.push(attempt);
+                        greeting.push(self.greet(attempt, tcp, deadline, settings, header));
+                    }
+                    Err(fault) => {
+                        self.pool.failed(&attempt, &fault);
+                        error = fault;
+                    }
                 }
-                Err(error) => error,
-            };
-            if error.is_server_fault() {
-                self.pool.failed(&attempt, &error);
             }
-            if Instant::now() >= deadline {
-                break;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let until = if candidates.is_empty() { deadline } else { deadline - left / 2 };
+            match timeout_at(until, greeting.next()).await {
+                Ok(Some(greeted)) => match self.settle(greeted, &mut pending) {
+                    Ok(ready) => return Ok(ready),
+                    Err(fault) => error = fault,
+                },
+                // It greets late or never: the next one is tried beside it.
+                Err(_) if Instant::now() < deadline => {}
+                Ok(None) if !candidates.is_empty() && Instant::now() < deadline => {}
+                Ok(None) | Err(_) => return Err(error),
             }
         }
-        Err(error)
+    }
+
+    /// An address is ready for the login, or has a fault, which is recorded.
+    fn settle(
+        &self,
+        (attempt, greeted): (ConnectAttempt, Result<BackendDialogue, BackendError>),
+        pending: &mut Vec<ConnectAttempt>,
+    ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
+        pending.retain(|other| other.address != attempt.address);
+        match greeted {
+            Ok(talk) => {
+                // These were connected first and are overtaken: a fault, unless they are known to greet late.
+                for late in pending.iter().filter(|other| self.pool.is_overdue(other)) {
+                    self.pool.failed(late, &self.late(Awaited::Greeting));
+                }
+                self.record_capabilities(attempt.address, &talk);
+                self.pool.greeted(attempt.address, talk.greeted_after);
+                self.pool.succeeded(attempt.address, Evidence::Greeting);
+                Ok((attempt.address, talk))
+            }
+            Err(fault) => {
+                if fault.is_server_fault() {
+                    self.pool.failed(&attempt, &fault);
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    /// From a connection to a login that is about to be sent.
+    async fn greet(
+        &self,
+        attempt: ConnectAttempt,
+        mut tcp: TcpStream,
+        deadline: Instant,
+        settings: &BackSettings,
+        header: &[u8],
+    ) -> (ConnectAttempt, Result<BackendDialogue, BackendError>) {
+        let greeted = async {
+            send_header(&mut tcp, header).await?;
+            self.begin(tcp, settings.clone(), deadline, None).await
+        };
+        (attempt, greeted.await)
     }
 
     /// Connects to the first address that answers, or gives the last one's error; those that were
@@ -222,14 +276,15 @@ impl Endpoint {
         }
     }
 
-    async fn connect(&self, address: SocketAddr, deadline: Instant) -> Connection {
+    pub(super) async fn connect(&self, address: SocketAddr, deadline: Instant) -> Connection {
         let began = Instant::now();
-        let tcp = timeout_at(deadline, self.pool.sources.connect(address)).await.unwrap_or_else(|_| Err(self.late()));
+        let tcp = timeout_at(deadline, self.pool.sources.connect(address)).await;
+        let tcp = tcp.unwrap_or_else(|_| Err(self.late(Awaited::Connection)));
         Connection { attempt: ConnectAttempt { address, began, connected: tcp.is_ok() }, tcp }
     }
 
     /// Records the server's capabilities, as far as clients may be offered them.
-    fn record_capabilities(&self, address: SocketAddr, talk: &BackendDialogue) {
+    pub(super) fn record_capabilities(&self, address: SocketAddr, talk: &BackendDialogue) {
         let listed = talk.dialogue.capabilities();
         // A server that lists nothing does not withdraw its previous list.
         if listed.is_empty() {
@@ -245,8 +300,15 @@ impl Endpoint {
         }
     }
 
-    fn late(&self) -> BackendError {
-        BackendError::Timeout { timeout: self.timeout }
+    pub(super) fn late(&self, awaited: Awaited) -> BackendError {
+        BackendError::Timeout { timeout: self.timeout, awaited, rejected: None }
+    }
+
+    /// As the reply to a login at this address did not come in time.
+    pub(super) fn late_login(&self, address: SocketAddr) -> BackendError {
+        let forwarded = self.forward != Forward::Nothing;
+        let rejected = self.rejections.last(address.ip()).map(|ago| Rejected { ago, forwarded });
+        BackendError::Timeout { timeout: self.timeout, awaited: Awaited::Login, rejected }
     }
 
     /// The client to forward in the dialogue, if that is the configured method.
@@ -269,10 +331,10 @@ impl Endpoint {
     }
 
     /// TLS as a client.
-    pub(super) async fn start_tls(&self, tcp: TcpStream) -> Result<Stream, BackendError> {
+    async fn start_tls(&self, tcp: TcpStream, deadline: Instant) -> Result<Stream, BackendError> {
         let connecting = tls::client::connect(&self.tls_config, self.server_name.clone(), tcp);
-        let stream =
-            connecting.await.map_err(|error| BackendError::Tls { reason: HandshakeError::of_stream(&error) })?;
+        let connected = timeout_at(deadline, connecting).await.map_err(|_| self.late(Awaited::Tls))?;
+        let stream = connected.map_err(|error| BackendError::Tls { reason: HandshakeError::of_stream(&error) })?;
         // Cyrus sends its tickets, then its greeting, which waits until the tickets are acknowledged.
         sys::acknowledge_at_once(stream.tcp());
         let Handshakes { full, resumed } = &self.handshakes;
@@ -280,138 +342,54 @@ impl Endpoint {
         Ok(stream)
     }
 
-    /// Probes one address and records the result.
-    async fn run_probe(self: Arc<Self>, mut probe: RunningProbe) {
-        let probed = timeout(self.timeout, self.probe(&mut probe)).await.unwrap_or_else(|_| Err(self.late()));
-        let result = match &probed {
-            Ok(proof) => {
-                if let Some(proof) = proof {
-                    self.pool.succeeded(probe.attempt.address, *proof);
-                }
-                ProbeResult::Ok
-            }
-            // The server works; a rejected probe account is a matter of configuration.
-            Err(BackendError::Refused(words)) if !words.unavailable => {
-                self.pool.succeeded(probe.attempt.address, Evidence::Login);
-                ProbeResult::Refused
-            }
-            Err(error) => {
-                // Logged here, because there may be no login to report it.
-                if error.is_local_fault() {
-                    let (backend, address) = (&*self.pool.backend, probe.attempt.address);
-                    warn!(backend, protocol = self.protocol.name, %address, %error, "cannot probe backend: local error");
-                }
-                self.pool.failed(&probe.attempt, error);
-                error.probe_result()
-            }
-        };
-        self.metrics.backend_probes.at(&self.pool.backend, result).inc();
-        if self.account.is_some() {
-            self.pool.account_refused(result == ProbeResult::Refused);
-        }
-    }
-
-    /// Runs the configured kind of probe. An address is up again only after its greeting.
-    async fn probe(self: &Arc<Self>, probe: &mut RunningProbe) -> Result<Option<Evidence>, BackendError> {
-        let deadline = Instant::now() + self.timeout;
-        let mut tcp = self.connect(probe.attempt.address, deadline).await.tcp?;
-        probe.connected();
-        send_header(&mut tcp, &self.header(None)).await?;
-        if self.pool.settings.probe == Probe::Tcp && !probe.is_recovery() {
-            return Ok(None);
-        }
-        match self.dialogue(probe.attempt.address, tcp, None, None).await {
-            // It greets but offers no login without TLS or an account, which this probe does not need.
-            Err(BackendError::Fault(BackFault::NoMechanism)) if self.account.is_none() => Ok(Some(Evidence::Greeting)),
-            conversed => conversed.map(Some),
-        }
-    }
-
-    /// Checks one address up to the point where a login would be sent; `observed` collects the observations.
-    pub(super) async fn inspect(
-        self: &Arc<Self>,
-        address: SocketAddr,
-        service: Option<&Service>,
-        observed: &mut Observations,
-    ) -> Result<Evidence, BackendError> {
-        let probed = async {
-            let mut tcp = self.connect(address, Instant::now() + self.timeout).await.tcp?;
-            observed.connected = true;
-            send_header(&mut tcp, &self.header(None)).await?;
-            self.dialogue(address, tcp, service, Some(observed)).await
-        };
-        timeout(self.timeout, probed).await.unwrap_or_else(|_| Err(self.late()))
-    }
-
-    /// From the connection to a login that is about to be sent, or with the probe's account further. A service
-    /// account's name is used as a login would use it; its password is not sent.
-    async fn dialogue(
-        self: &Arc<Self>,
-        address: SocketAddr,
-        tcp: TcpStream,
-        service: Option<&Service>,
-        observed: Option<&mut Observations>,
-    ) -> Result<Evidence, BackendError> {
-        let (login, password) = match &self.account {
-            Some(account) => (account.login.clone().into_bytes(), account.password.clone()),
-            None => (Vec::new(), Secret::new(Vec::new())),
-        };
-        let host = Arc::clone(&self.host);
-        // Forwards usher's own address, so that a backend that does not trust usher is detected.
-        let own =
-            tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE_SESSION.to_owned() });
-        let forward = own.and_then(|own| self.forwarded_client(&own));
-        // The probe account logs in as itself, not for another user.
-        let service = service.filter(|_| self.account.is_none()).map(|service| service.login.clone().into_bytes());
-        let untagged_limit = self.untagged_limit;
-        let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
-        let talk = self.begin(tcp, settings, observed).await?;
-        self.record_capabilities(address, &talk);
-        let (mut stream, proof) = match self.account {
-            Some(_) => (talk.log_in().await?.stream, Evidence::Login),
-            None => (talk.into_stream(), Evidence::Greeting),
-        };
-        let _ = timeout(PROBE_CLOSE_TIMEOUT, stream.shutdown()).await;
-        Ok(proof)
-    }
-
     /// From the connection to the login, which is written but not sent: a probe ends here. `observed` collects the
     /// observations of an inspection.
-    async fn begin(
+    pub(super) async fn begin(
         &self,
         tcp: TcpStream,
         settings: BackSettings,
+        deadline: Instant,
         mut observed: Option<&mut Observations>,
     ) -> Result<BackendDialogue, BackendError> {
+        let began = Instant::now();
         let stream = match self.tls {
-            BackTls::Implicit => self.start_tls(tcp).await?,
+            BackTls::Implicit => self.start_tls(tcp, deadline).await?,
             BackTls::StartTls | BackTls::Plaintext => Stream::from(tcp),
         };
         let dialogue = (self.protocol.back)(settings);
-        let (input, out) = (SecretBuf::new(), SecretBuf::new());
-        let mut talk = BackendDialogue { stream, dialogue, input, out, step: BackStep::NeedMore };
+        let mut talk = BackendDialogue::new(stream, dialogue);
+        let mut awaited = Awaited::Greeting;
         loop {
             if let Some(observed) = &mut observed {
                 observed.record(&talk.stream, talk.input.as_slice());
             }
             talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
+            // usher speaks only after the greeting.
+            if awaited < Awaited::Reply && !talk.out.is_empty() {
+                (awaited, talk.greeted_after) = (Awaited::Reply, began.elapsed());
+            }
             if let Some(observed) = &mut observed {
+                observed.greeted_after = (awaited == Awaited::Reply).then_some(talk.greeted_after);
                 observed.listed = talk.dialogue.capabilities();
                 observed.watched = talk.dialogue.watch().is_some();
             }
             if talk.dialogue.login_written() {
                 return Ok(talk);
             }
-            talk.send().await?;
+            let late = |_| self.late(awaited);
+            timeout_at(deadline, talk.send()).await.map_err(late).flatten()?;
             match talk.step {
-                BackStep::NeedMore => talk.fill().await?,
+                BackStep::NeedMore => {
+                    timeout_at(deadline, talk.fill()).await.map_err(late).flatten()?;
+                    awaited = awaited.max(Awaited::RestOfGreeting);
+                }
                 BackStep::StartTls => {
                     // Cleartext input must not be taken for a reply under TLS.
                     if !talk.input.is_empty() {
                         return Err(BackendError::Fault(BackFault::Injection));
                     }
                     let tcp = talk.stream.into_plain().ok_or(BackendError::Fault(BackFault::ProtocolViolation))?;
-                    talk.stream = self.start_tls(tcp).await?;
+                    talk.stream = self.start_tls(tcp, deadline).await?;
                     talk.dialogue.tls_started();
                 }
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
@@ -425,6 +403,6 @@ impl Endpoint {
 }
 
 /// Sends the PROXY header, if there is one.
-async fn send_header(tcp: &mut TcpStream, header: &[u8]) -> Result<(), BackendError> {
+pub(super) async fn send_header(tcp: &mut TcpStream, header: &[u8]) -> Result<(), BackendError> {
     tcp.write_all(header).await.map_err(|source| BackendError::Broken { source })
 }

@@ -1,5 +1,6 @@
 //! Why a login at a backend failed: what it counts as, and what it means for the client.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -81,10 +82,14 @@ pub(crate) enum BackendError {
     #[error("connection closed without a reply")]
     Closed,
     /// Its answer did not come in time.
-    #[error("no reply within {timeout:?}")]
+    #[error("{awaited} within {timeout:?}{}", DelayHint(*.rejected))]
     Timeout {
-        /// The backend's `timeout`.
+        /// How long it was waited for: the backend's `timeout`, or an inspection's.
         timeout: Duration,
+        /// What did not come.
+        awaited: Awaited,
+        /// The login that the same server has rejected not long before, if that may be the cause.
+        rejected: Option<Rejected>,
     },
     /// Its reply makes a login impossible.
     #[error("{0}")]
@@ -92,6 +97,64 @@ pub(crate) enum BackendError {
     /// It refused the login.
     #[error("login rejected")]
     Refused(BackendReply),
+}
+
+/// What did not come within a backend's `timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Awaited {
+    /// An address of its name, or a connection.
+    Connection,
+    /// The end of the TLS handshake.
+    Tls,
+    /// The first byte of the greeting.
+    Greeting,
+    /// The rest of the greeting.
+    RestOfGreeting,
+    /// The reply to a command before the login.
+    Reply,
+    /// The reply to the login.
+    Login,
+}
+
+impl fmt::Display for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connection => "no connection",
+            Self::Tls => "no TLS handshake",
+            Self::Greeting => "no greeting",
+            Self::RestOfGreeting => "only the beginning of a greeting",
+            Self::Reply => "no reply",
+            Self::Login => "no reply to the login",
+        })
+    }
+}
+
+/// A login that a server has rejected before another one got no reply in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rejected {
+    /// How long ago.
+    pub ago: Duration,
+    /// Whether usher forwards the client's address to that server.
+    pub forwarded: bool,
+}
+
+/// The likely cause of a time-out after a rejected login: a server that delays its replies to the address which the
+/// login came from, for minutes, and takes usher for the client of all users.
+struct DelayHint(Option<Rejected>);
+
+impl fmt::Display for DelayHint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Rejected { ago, forwarded }) = self.0 else { return Ok(()) };
+        let seconds = ago.as_secs();
+        write!(
+            f,
+            "; the server rejected a login {seconds} s before and may delay its replies since (Dovecot's auth penalty): "
+        )?;
+        f.write_str(match forwarded {
+            false => "with `forward: none` it counts rejections against usher's address, for all users",
+            true => "is usher in its trusted networks? Otherwise it counts rejections against usher's address",
+        })
+    }
 }
 
 impl BackendError {

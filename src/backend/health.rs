@@ -20,6 +20,10 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(30);
 /// How long it waits once the address accepts connections again: it is recovering, and the first login should
 /// succeed even if the greeting is slow.
 const EXTENDED_WAIT: Duration = Duration::from_secs(2);
+/// What a greeting may come later than it last did, before it is missed.
+const GREETING_MARGIN: Duration = Duration::from_secs(1);
+/// A greeting that comes later than this is reported, and one within half of it is reported as prompt again.
+const LATE_GREETING: Duration = Duration::from_secs(1);
 /// Pause between two probes of an address that is down, when a login waits: shorter than [`PATIENCE`], so that
 /// the first login after the recovery succeeds.
 pub(super) const SPACING: Duration = Duration::from_millis(20);
@@ -90,11 +94,30 @@ pub(super) struct Breaker {
     /// When it last came up.
     returned: Option<Instant>,
     probe: ProbeProgress,
+    /// How long after the connection it last greeted.
+    greets_after: Option<Duration>,
+    /// Whether that was reported as late.
+    greets_late: bool,
+}
+
+/// A change in how soon a server greets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GreetingChange {
+    /// It greets late, as servers do on purpose against spam.
+    Late,
+    /// It greets promptly again.
+    Prompt,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { state: Circuit::Closed { strikes: 0 }, returned: None, probe: ProbeProgress::Never }
+        Self {
+            state: Circuit::Closed { strikes: 0 },
+            returned: None,
+            probe: ProbeProgress::Never,
+            greets_after: None,
+            greets_late: false,
+        }
     }
 }
 
@@ -165,6 +188,28 @@ impl Breaker {
         Some(now - since)
     }
 
+    /// Records how long after the connection it has greeted; returns a change worth reporting.
+    pub(super) fn greeted(&mut self, after: Duration) -> Option<GreetingChange> {
+        self.greets_after = Some(after);
+        let before = self.greets_late;
+        self.greets_late = if before { after >= LATE_GREETING / 2 } else { after > LATE_GREETING };
+        match (before, self.greets_late) {
+            (false, true) => Some(GreetingChange::Late),
+            (true, false) => Some(GreetingChange::Prompt),
+            (false, false) | (true, true) => None,
+        }
+    }
+
+    /// How long after the connection it last greeted, if that is late.
+    pub(super) fn late_greeting(&self) -> Option<Duration> {
+        self.greets_after.filter(|_| self.greets_late)
+    }
+
+    /// Whether its greeting should have come by now, as far as it is known.
+    pub(super) fn is_overdue(&self, waited: Duration) -> bool {
+        self.late_greeting().is_none_or(|usual| waited > usual + GREETING_MARGIN)
+    }
+
     /// Begins a probe if none is running and the last ended at least `pause` ago; returns whether it has begun.
     pub(super) fn begin_probe(&mut self, pause: Duration, now: Instant) -> bool {
         let free = match self.probe {
@@ -199,7 +244,8 @@ impl Breaker {
         match self.probe {
             ProbeProgress::Never => Some(RetryWindow::Bounded(arrived)),
             ProbeProgress::Running { began, connected: true } if progress => {
-                Some(RetryWindow::Extended(began + EXTENDED_WAIT))
+                let usual = self.late_greeting().unwrap_or_default();
+                Some(RetryWindow::Extended(began + EXTENDED_WAIT.max(usual + GREETING_MARGIN)))
             }
             ProbeProgress::Running { began, .. } => Some(RetryWindow::Bounded(began + PATIENCE)),
             ProbeProgress::Over { began, ended } => (began < arrived).then(|| RetryWindow::Bounded(ended + SPACING)),
@@ -349,6 +395,26 @@ mod tests {
         breaker.begin_probe(SPACING, began);
         breaker.probe_connected();
         assert_eq!(breaker.retry_window(began), Some(RetryWindow::Bounded(began + PATIENCE)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn late_greeting_is_reported_once_and_waited_for() {
+        let seconds = Duration::from_secs;
+        let mut breaker = Breaker::default();
+        assert!(breaker.is_overdue(Duration::ZERO), "nothing is known: others go first");
+        assert_eq!((breaker.greeted(Duration::from_millis(20)), breaker.late_greeting()), (None, None));
+        assert_eq!(breaker.greeted(seconds(5)), Some(GreetingChange::Late));
+        assert_eq!(breaker.greeted(Duration::from_millis(5_100)), None);
+        assert_eq!(breaker.greeted(seconds(5)), None);
+        assert!(!breaker.is_overdue(seconds(4)) && !breaker.is_overdue(seconds(6)) && breaker.is_overdue(seconds(7)));
+        // After an outage the first login waits as long.
+        while !fault(&mut breaker) {}
+        let began = Instant::now();
+        breaker.begin_probe(SPACING, began);
+        breaker.probe_connected();
+        assert_eq!(breaker.retry_window(began), Some(RetryWindow::Extended(began + seconds(6))));
+        assert_eq!(breaker.greeted(Duration::from_millis(700)), None, "close to the limit is no change");
+        assert_eq!(breaker.greeted(Duration::from_millis(400)), Some(GreetingChange::Prompt));
     }
 
     #[tokio::test(start_paused = true)]

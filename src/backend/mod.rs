@@ -13,6 +13,9 @@ mod dialogue;
 mod endpoint;
 mod error;
 mod health;
+mod observed;
+mod probe;
+mod rejections;
 mod resolve;
 mod source;
 pub(crate) mod state;
@@ -37,8 +40,9 @@ use crate::telemetry::metrics::Metrics;
 use addresses::{Evidence, Pool};
 pub(crate) use dialogue::LoggedIn;
 use endpoint::{Endpoint, Handshakes};
-pub(crate) use error::BackendError;
+pub(crate) use error::{Awaited, BackendError};
 use health::BreakerState;
+use rejections::Rejections;
 use state::BackendStatus;
 
 /// How long a login waits for a slot while too many are in progress or after an outage.
@@ -57,6 +61,7 @@ pub(crate) struct Backend {
     slots: Arc<Semaphore>,
     logins_in_flight: usize,
     in_flight: IntGauge,
+    rejections: Arc<Rejections>,
     endpoints: HashMap<&'static str, Arc<Endpoint>>,
 }
 
@@ -105,6 +110,7 @@ impl Backend {
     ) -> Self {
         let name: Arc<str> = settings.name.as_str().into();
         let BackendFiles { tls, service, probe } = files;
+        let rejections = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.rejections));
         let endpoints = std::iter::zip(&settings.endpoints, tls).map(|(endpoint, (server_name, tls_config))| {
             let kept = previous.and_then(|previous| previous.endpoints.get(endpoint.protocol.name));
             let new = || Arc::new(Pool::new(&name, endpoint, settings, own));
@@ -120,6 +126,7 @@ impl Backend {
                 host: Arc::clone(host),
                 account: probe.clone(),
                 pool: kept.map_or_else(new, |kept| Arc::clone(&kept.pool)),
+                rejections: Arc::clone(&rejections),
                 metrics: Arc::clone(metrics),
                 handshakes: Handshakes::new(metrics, &name, endpoint.protocol.name),
             };
@@ -134,6 +141,7 @@ impl Backend {
             logins_in_flight: settings.logins_in_flight,
             in_flight: metrics.backend_logins_in_flight.with_label_values(&[&*name]),
             endpoints: endpoints.collect(),
+            rejections,
             name,
         }
     }
@@ -152,8 +160,6 @@ impl Backend {
     ) -> Result<LoggedIn, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let deadline = Instant::now() + self.timeout;
-        let late = |_| BackendError::Timeout { timeout: self.timeout };
-
         let (service, password) = match &self.service {
             Some(service) => (Some(service.login.clone().into_bytes()), service.password.clone()),
             None => {
@@ -174,15 +180,17 @@ impl Backend {
             let place = self.login_slot(endpoint).await?;
             Ok((place, endpoint.approach(deadline, &settings, &header).await?))
         };
-        let approached = timeout_at(deadline, approach).await.map_err(late).flatten();
+        let approached = timeout_at(deadline, approach).await.map_err(|_| endpoint.late(Awaited::Connection)).flatten();
         phases.connect = Some(began.elapsed());
         let (_place, (address, talk)) = approached?;
 
         let began = Instant::now();
-        let answered = timeout_at(deadline, talk.log_in()).await.map_err(late).flatten();
+        let answered = timeout_at(deadline, talk.log_in()).await.map_err(|_| endpoint.late_login(address)).flatten();
         phases.login = Some(began.elapsed());
-        if answered.is_ok() {
-            endpoint.pool.succeeded(address, Evidence::Login);
+        match &answered {
+            Ok(_) => endpoint.pool.succeeded(address, Evidence::Login),
+            Err(BackendError::Refused(reply)) if !reply.unavailable => self.rejections.record(address.ip()),
+            Err(_) => {}
         }
         answered
     }
@@ -195,8 +203,11 @@ impl Backend {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let hop = endpoint.nginx.ok_or(BackendError::NotServed)?;
         let candidates = timeout_at(Instant::now() + self.timeout, endpoint.candidates()).await;
-        let late = |_| BackendError::Timeout { timeout: self.timeout };
-        let well = candidates.map_err(late).flatten()?.pop_front().ok_or(BackendError::NotServed)?;
+        let well = candidates
+            .map_err(|_| endpoint.late(Awaited::Connection))
+            .flatten()?
+            .pop_front()
+            .ok_or(BackendError::NotServed)?;
         Ok(SocketAddr::new(hop.address.unwrap_or_else(|| well.ip()), hop.port.unwrap_or_else(|| well.port())))
     }
 

@@ -45,6 +45,9 @@ pub(crate) struct AddressStatus {
     pub reason: Option<String>,
     /// How long it has been down, if it is.
     pub down_seconds: Option<u64>,
+    /// How long after the connection it greets, in milliseconds, if that is late.
+    #[serde(default)]
+    pub greets_after_ms: Option<u64>,
 }
 
 impl AddressStatus {

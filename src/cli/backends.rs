@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 
@@ -169,13 +170,20 @@ fn remarks_on(name: &str, serving: &ProtocolStatus, long: bool) -> Vec<String> {
     if let Some(reason) = &serving.unresolved {
         remarks.push(format!("{name} {protocol}: {}", Escaped(reason.as_bytes())));
     }
-    for AddressStatus { address, breaker, reason, down_seconds } in &serving.addresses {
+    for AddressStatus { address, breaker, reason, down_seconds, greets_after_ms } in &serving.addresses {
         match down_seconds {
             Some(seconds) => {
                 let reason = reason.as_deref().unwrap_or("reason unknown");
                 let looking = if breaker == "half_open" { ", being probed" } else { "" };
                 let reason = Escaped(reason.as_bytes());
                 remarks.push(format!("{name} {protocol}: {address} is down for {}{looking}: {reason}", age(*seconds)));
+            }
+            None if greets_after_ms.is_some() => {
+                let after = Duration::from_millis(greets_after_ms.unwrap_or_default());
+                remarks.push(format!(
+                    "{name} {protocol}: {address} is in use and greets after {:.1} s",
+                    after.as_secs_f64()
+                ));
             }
             None if long => remarks.push(format!("{name} {protocol}: {address} is in use")),
             None => {}

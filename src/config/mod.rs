@@ -44,6 +44,7 @@ pub(crate) use model::{
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};
 pub(crate) use names::host_key;
+pub(crate) use routing::LONGEST_REPLY;
 pub(crate) use section::collide;
 #[cfg(test)]
 pub(crate) use tests::sound_directory;

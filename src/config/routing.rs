@@ -18,7 +18,7 @@ use crate::proto::{BackTls, ForwardMethod, PROTOCOLS, Protocol};
 const ADDRESSES: usize = 16;
 
 /// The maximum time of a reply, whatever happens behind usher.
-const PROMISE: Duration = Duration::from_secs(10);
+pub(crate) const LONGEST_REPLY: Duration = Duration::from_secs(10);
 
 /// What backends are checked against.
 pub(super) struct Surroundings<'a> {
@@ -83,7 +83,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     }
     let timeout = backend.duration("timeout", 4 * SECOND, SECOND / 10..=10 * SECOND);
     if let (Some(decision), Some(login)) = (surroundings.directory.timeout, timeout)
-        && decision + login > PROMISE
+        && decision + login > LONGEST_REPLY
     {
         let message = "together with `directory.timeout` longer than 10s, the maximum time of a reply: shorten one \
                        of them";

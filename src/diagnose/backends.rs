@@ -1,16 +1,20 @@
 //! What an inspection of a mail server means.
 
-use super::{Finding, State, Subject, certificates};
+use super::{Finding, State, Subject, backend_advice, certificates};
 use crate::backend::BackendError;
-use crate::backend::diagnose::{AddressInspection, ProtocolInspection};
+use crate::backend::diagnose::{AddressInspection, OtherHeader, ProtocolInspection};
 use crate::config;
 use crate::process::Snapshot;
 use crate::proto::{BackFault, BackTls, Protocol, capabilities};
 use crate::telemetry::log::Escaped;
-use crate::tls::HandshakeFailure;
 
 /// A subject for each address of a backend's protocol.
-pub(super) fn subjects(settings: &config::Backend, logs_in: bool, inspected: &ProtocolInspection) -> Vec<Subject> {
+pub(super) fn subjects(
+    config: &config::Config,
+    settings: &config::Backend,
+    logs_in: bool,
+    inspected: &ProtocolInspection,
+) -> Vec<Subject> {
     let protocol = inspected.protocol;
     let subject = |address: Option<String>, findings| Subject {
         kind: "backend",
@@ -24,7 +28,9 @@ pub(super) fn subjects(settings: &config::Backend, logs_in: bool, inspected: &Pr
     };
     let addresses = match &inspected.addresses {
         Ok(addresses) => addresses,
-        Err(error) => return vec![subject(None, vec![Finding::problem("name", error.to_string(), advice(error))])],
+        Err(error) => {
+            return vec![subject(None, vec![Finding::problem("name", error.to_string(), backend_advice::of(error))])];
+        }
     };
     let advertised = |one: &AddressInspection| -> Vec<String> {
         one.observed.listed.iter().filter(|one| (protocol.advertised)(capabilities::name(one))).cloned().collect()
@@ -33,7 +39,7 @@ pub(super) fn subjects(settings: &config::Backend, logs_in: bool, inspected: &Pr
     let listing: Vec<&[String]> = lists.iter().map(Vec::as_slice).filter(|list| !list.is_empty()).collect();
     let common = capabilities::common(&listing);
     let all = addresses.iter().zip(&lists).map(|(inspection, list)| {
-        let mut findings = address(settings, endpoint, logs_in, inspection);
+        let mut findings = address(config, settings, endpoint, logs_in, inspection);
         let beyond = capabilities::beyond(list, &common);
         if !beyond.is_empty() {
             let found = format!("other addresses of {} lack {}", settings.name, escaped(&beyond.join(", ")));
@@ -50,14 +56,17 @@ fn escaped(text: &str) -> String {
 
 /// What was seen of one address, and then what was wrong.
 fn address(
+    config: &config::Config,
     settings: &config::Backend,
     endpoint: &config::Endpoint,
     logs_in: bool,
     inspection: &AddressInspection,
 ) -> Vec<Finding> {
-    let AddressInspection { observed: sight, result, milliseconds, .. } = inspection;
+    let AddressInspection { observed: sight, result, took, .. } = inspection;
+    let milliseconds = took.as_millis();
+    let patience = backend_advice::Patience::of(config, settings);
     let mut findings = Vec::new();
-    if sight.connected {
+    if sight.connected.is_some() {
         findings.push(Finding::ok("tcp", "connected"));
     }
     if let Some(agreed) = sight.agreed {
@@ -69,7 +78,7 @@ fn address(
         findings.push(Finding::new("tls", state, "none, as configured: passwords and mail are readable on the way"));
     }
     if let Some(greeting) = &sight.greeting {
-        findings.push(Finding::ok("greeting", Escaped(greeting).to_string()));
+        findings.push(patience.greeting(Escaped(greeting).to_string(), sight.greeted_after));
     }
     if !sight.listed.is_empty() {
         let (mechanisms, can): (Vec<_>, Vec<_>) = sight.listed.iter().partition(|one| is_mechanism(one));
@@ -85,12 +94,26 @@ fn address(
                      a session in which a client says it is ended";
         findings.push(Finding::new("unauthenticate", State::Note, found));
     }
+    findings.extend(backend_advice::of_dovecot(settings, endpoint, sight));
     match result {
+        Ok(())
+            if patience.is_exceeded(*took) && !sight.greeted_after.is_some_and(|after| patience.is_exceeded(after)) =>
+        {
+            findings.push(patience.too_slow("login", &format!("ready to send after {milliseconds} ms"), *took));
+        }
         Ok(()) if logs_in => {
             findings.push(Finding::ok("login", format!("the probe account logged in within {milliseconds} ms")))
         }
         Ok(()) => findings.push(Finding::ok("login", format!("ready to send after {milliseconds} ms"))),
-        Err(error) => findings.push(Finding::problem(stage(error, inspection), words(error), advice(error))),
+        Err(error) => findings.push(match inspection.other_header {
+            OtherHeader::Works => backend_advice::header(endpoint, &words(error)),
+            OtherHeader::Fails => {
+                Finding::problem(stage(error, inspection), words(error), backend_advice::either_header(error))
+            }
+            OtherHeader::NotTried => {
+                Finding::problem(stage(error, inspection), words(error), backend_advice::of(error))
+            }
+        }),
     }
     findings
 }
@@ -133,7 +156,7 @@ const fn stage(error: &BackendError, inspection: &AddressInspection) -> &'static
             | BackFault::ProtocolViolation,
         ) => {
             let sight = &inspection.observed;
-            if !sight.connected {
+            if sight.connected.is_none() {
                 "tcp"
             } else if sight.greeting.is_none() {
                 "greeting"
@@ -161,53 +184,6 @@ fn words(error: &BackendError) -> String {
         | BackendError::Closed
         | BackendError::Timeout { .. }
         | BackendError::Fault(_) => error.to_string(),
-    }
-}
-
-fn advice(error: &BackendError) -> &'static str {
-    match error {
-        BackendError::Resolve { .. } => "check the backend's `address` and this machine's resolver",
-        BackendError::NoSource { .. } | BackendError::Source { .. } => {
-            "set `source` to addresses that `ip address` lists"
-        }
-        BackendError::Loop { .. } => "write the mail server's own address: this one is usher's",
-        BackendError::Connect { .. } => {
-            "is the mail server running and listening on this port, does a firewall block the connection?"
-        }
-        BackendError::Tls { reason } => match reason.failure {
-            HandshakeFailure::Expired => "renew the certificate on that server, or set pin_sha256 if it never will be",
-            HandshakeFailure::UnknownIssuer => {
-                "the backend's `ca` must name who issued the certificate; without it the system's authorities count"
-            }
-            HandshakeFailure::WrongName => "set `server_name` to a name that is in the certificate",
-            HandshakeFailure::NotTls => "this port wants `tls: starttls`, or is another service's",
-            HandshakeFailure::NotYetValid
-            | HandshakeFailure::BadSignature
-            | HandshakeFailure::Certificate
-            | HandshakeFailure::Alert
-            | HandshakeFailure::Incompatible
-            | HandshakeFailure::Other => "",
-        },
-        BackendError::Timeout { .. } => {
-            "a firewall in between, or a server that is too slow for the backend's `timeout`"
-        }
-        BackendError::Closed | BackendError::Broken { .. } => {
-            "the server closed the connection: check its log; it may expect a PROXY header (`forward`) or refuse \
-             this machine"
-        }
-        BackendError::Refused(_) => "check probe_account and its password file; logins of users are not affected",
-        BackendError::Fault(fault) => match fault {
-            BackFault::Bye => "the server closes connections with a goodbye: check its log",
-            BackFault::Preauth => "servers that require no password are not used",
-            BackFault::NoStartTls => "let the server offer STARTTLS, or use its TLS port with `tls: implicit`",
-            BackFault::Injection => "a device between usher and the server writes into the connection",
-            BackFault::NoMechanism => "let the server offer PLAIN (a `service` needs it), or LOGIN, under TLS",
-            BackFault::ForwardingRefused => "add usher to the server's trusted networks, or write `forward: none`",
-            BackFault::Bad | BackFault::ProtocolViolation => "is this the port of this protocol?",
-            BackFault::Referral => "write the server that it refers to as `address`",
-            BackFault::TooLarge => "see limits.max_backend_greeting",
-        },
-        BackendError::NotServed | BackendError::Down { .. } | BackendError::Full | BackendError::SlowStart => "",
     }
 }
 

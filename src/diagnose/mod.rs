@@ -3,6 +3,7 @@
 //! Every server is reached by the code that serves logins (`directory::examine`, `backend::inspect`); here
 //! is what its answers mean for an operator. Nothing is changed anywhere, and no user's password is sent.
 
+mod backend_advice;
 mod backends;
 mod certificates;
 mod directory;
@@ -153,7 +154,9 @@ pub(crate) async fn inspect(
     for (name, inspected) in &inspected {
         let settings = config.routing.backends.iter().find(|settings| settings.name == *name);
         let (Some(settings), Some(backend)) = (settings, snapshot.backends.get(name)) else { continue };
-        subjects.extend(inspected.iter().flat_map(|one| backends::subjects(settings, backend.probes_log_in(), one)));
+        subjects.extend(
+            inspected.iter().flat_map(|one| backends::subjects(config, settings, backend.probes_log_in(), one)),
+        );
     }
     // What would be advertised now, by the code that advertises it.
     snapshot.offers.refresh(snapshot.backends.all(), metrics);

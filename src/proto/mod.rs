@@ -18,6 +18,7 @@ pub(crate) mod proxy_header;
 pub(crate) mod sasl;
 #[cfg(test)]
 mod script;
+pub(crate) mod software;
 pub(crate) mod submission;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,193 @@
+//! What to do about what an inspection of a mail server has found.
+
+use std::time::Duration;
+
+use super::{Finding, State};
+use crate::backend::diagnose::Observations;
+use crate::backend::{Awaited, BackendError};
+use crate::config::{self, Forward};
+use crate::proto::proxy_header::Version;
+use crate::proto::{BackFault, ForwardMethod, Protocol, software};
+use crate::tls::HandshakeFailure;
+
+/// A greeting that comes later is reported.
+const LATE_GREETING: Duration = Duration::from_secs(1);
+/// What a login needs after the greeting, on a server that has other logins.
+const LOGIN: Duration = Duration::from_secs(2);
+
+/// How long a login waits for a backend.
+pub(super) struct Patience<'a> {
+    backend: &'a str,
+    timeout: Duration,
+    directory: Duration,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) fn of(config: &config::Config, settings: &'a config::Backend) -> Self {
+        Self { backend: &settings.name, timeout: settings.timeout, directory: config.directory.timeout }
+    }
+
+    /// Whether a login would have given up by then.
+    pub(super) fn is_exceeded(&self, took: Duration) -> bool {
+        took >= self.timeout
+    }
+
+    /// A greeting, as text, that was complete so long after the connection.
+    pub(super) fn greeting(&self, text: String, after: Option<Duration>) -> Finding {
+        match after.filter(|after| *after >= LATE_GREETING) {
+            None => Finding::ok("greeting", text),
+            Some(after) => {
+                let found = format!("{text}; greets after {:.1} s", after.as_secs_f64());
+                if self.is_exceeded(after) {
+                    return self.too_slow("greeting", &found, after);
+                }
+                let advice = "every login waits for it: exempt usher's address from the delay at that server";
+                Finding::new("greeting", State::Note, found).advised(advice)
+            }
+        }
+    }
+
+    /// A server that came so far in this time, which is more than a login waits.
+    pub(super) fn too_slow(&self, check: &'static str, found: &str, took: Duration) -> Finding {
+        let Self { backend, timeout, directory } = self;
+        let longest = config::LONGEST_REPLY.as_secs();
+        let needed = (took + LOGIN).as_secs() + 1;
+        let exempt = "exempt usher's address from the delay at that server (Postfix: postscreen_access_list)";
+        let advice = match longest.checked_sub(needed) {
+            None | Some(0) => {
+                format!("no `timeout` is long enough (with `directory.timeout` at most {longest}s): {exempt}")
+            }
+            Some(left) if *directory > Duration::from_secs(left) => format!(
+                "set `timeout` of {backend} to {needed}s and `directory.timeout`, now {directory:?}, to {left}s: the two are at \
+                 most {longest}s together; or {exempt}"
+            ),
+            Some(left) => format!(
+                "set `timeout` of {backend} to {needed}s (`directory.timeout`, now {directory:?}, may then be up to {left}s); \
+                 or {exempt}"
+            ),
+        };
+        Finding::problem(check, format!("{found}, and `timeout` is {timeout:?}: no login succeeds"), advice)
+    }
+}
+
+/// A server that takes usher for the client of all users, if it acts on that as Dovecot does by default.
+pub(super) fn of_dovecot(
+    settings: &config::Backend,
+    endpoint: &config::Endpoint,
+    sight: &Observations,
+) -> Option<Finding> {
+    let greeting = sight.greeting.as_deref()?;
+    if endpoint.forward != Forward::Nothing || !software::is_dovecot(greeting, &sight.identity, &sight.listed) {
+        return None;
+    }
+    let own = sight.connected.map_or_else(|| "usher's address".to_owned(), |own| own.to_string());
+    let found = format!(
+        "this is Dovecot, to which all users come from {own} (`forward: none`): by default one rejected login delays its \
+         replies to all of them (auth penalty), and all devices of a user count as one address \
+         (mail_max_userip_connections)"
+    );
+    let (backend, protocol) = (&settings.name, endpoint.protocol.name);
+    let advice = format!(
+        "write `login_trusted_networks = {own}` in Dovecot's configuration, and `forward: {}` in `{protocol}` of {backend}",
+        method(endpoint.protocol).unwrap_or("proxy_v2")
+    );
+    Some(Finding::new("forward", State::Warning, found).advised(advice))
+}
+
+/// The protocol's own way to forward the client's address.
+const fn method(protocol: &Protocol) -> Option<&'static str> {
+    match protocol.forward_method {
+        Some(ForwardMethod::Id) => Some("id"),
+        Some(ForwardMethod::Xclient) => Some("xclient"),
+        None => None,
+    }
+}
+
+/// usher and the server differ in whether there is a PROXY header: the other way works. `fault`: what came of the
+/// configured way.
+pub(super) fn header(endpoint: &config::Endpoint, fault: &str) -> Finding {
+    let own = method(endpoint.protocol);
+    let word = match endpoint.forward {
+        Forward::Nothing => "none",
+        Forward::Dialogue => own.unwrap_or("none"),
+        Forward::Header(Version::V1) => "proxy_v1",
+        Forward::Header(Version::V2) => "proxy_v2",
+    };
+    if matches!(endpoint.forward, Forward::Header(_)) {
+        let found = format!(
+            "usher sends a PROXY header (`forward: {word}`) and the server expects none at this port: without one it greets \
+             (with it: {fault})"
+        );
+        let others = own.map(|own| format!("`{own}` or ")).unwrap_or_default();
+        let advice = format!(
+            "set `forward` to {others}`none`, or let this port of the server expect a header: Dovecot `haproxy = yes` and \
+             usher in `haproxy_trusted_networks`, nginx `proxy_protocol`, Postfix `smtpd_upstream_proxy_protocol`"
+        );
+        return Finding::problem("proxy header", found, advice);
+    }
+    let found = format!(
+        "the server expects a PROXY header at this port and usher sends none (`forward: {word}`): with one it greets \
+         (without: {fault})"
+    );
+    let advice = "write `forward: proxy_v2`, or a port of the server that expects no header as `address` (Dovecot: without \
+                  `haproxy = yes`; nginx: without `proxy_protocol`)";
+    Finding::problem("proxy header", found, advice)
+}
+
+/// What to do about a fault that is the same with a PROXY header and without.
+pub(super) fn either_header(error: &BackendError) -> String {
+    let more = "it is the same with a PROXY header and without: where the server expects one, is usher in its trusted \
+                networks (Dovecot: `haproxy_trusted_networks`)?";
+    format!("{}; {more}", of(error))
+}
+
+/// What to do about a fault.
+pub(super) fn of(error: &BackendError) -> &'static str {
+    match error {
+        BackendError::Resolve { .. } => "check the backend's `address` and this machine's resolver",
+        BackendError::NoSource { .. } | BackendError::Source { .. } => {
+            "set `source` to addresses that `ip address` lists"
+        }
+        BackendError::Loop { .. } => "write the mail server's own address: this one is usher's",
+        BackendError::Connect { .. } => {
+            "is the mail server running and listening on this port, does a firewall block the connection?"
+        }
+        BackendError::Tls { reason } => match reason.failure {
+            HandshakeFailure::Expired => "renew the certificate on that server, or set pin_sha256 if it never will be",
+            HandshakeFailure::UnknownIssuer => {
+                "the backend's `ca` must name who issued the certificate; without it the system's authorities count"
+            }
+            HandshakeFailure::WrongName => "set `server_name` to a name that is in the certificate",
+            HandshakeFailure::NotTls => "this port wants `tls: starttls`, or is another service's",
+            HandshakeFailure::NotYetValid
+            | HandshakeFailure::BadSignature
+            | HandshakeFailure::Certificate
+            | HandshakeFailure::Alert
+            | HandshakeFailure::Incompatible
+            | HandshakeFailure::Other => "",
+        },
+        BackendError::Timeout { awaited: Awaited::Greeting | Awaited::RestOfGreeting, .. } => {
+            "a firewall in between, a server that is too slow, or one that greets later than usher may wait (`timeout` and \
+             `directory.timeout` are at most 10s together): exempt usher's address from its delay"
+        }
+        BackendError::Timeout { .. } => {
+            "a firewall in between, or a server that is too slow for the backend's `timeout`"
+        }
+        BackendError::Closed | BackendError::Broken { .. } => {
+            "the server closed the connection: check its log; it may refuse this machine"
+        }
+        BackendError::Refused(_) => "check probe_account and its password file; logins of users are not affected",
+        BackendError::Fault(fault) => match fault {
+            BackFault::Bye => "the server closes connections with a goodbye: check its log",
+            BackFault::Preauth => "servers that require no password are not used",
+            BackFault::NoStartTls => "let the server offer STARTTLS, or use its TLS port with `tls: implicit`",
+            BackFault::Injection => "a device between usher and the server writes into the connection",
+            BackFault::NoMechanism => "let the server offer PLAIN (a `service` needs it), or LOGIN, under TLS",
+            BackFault::ForwardingRefused => "add usher to the server's trusted networks, or write `forward: none`",
+            BackFault::Bad | BackFault::ProtocolViolation => "is this the port of this protocol?",
+            BackFault::Referral => "write the server that it refers to as `address`",
+            BackFault::TooLarge => "see limits.max_backend_greeting",
+        },
+        BackendError::NotServed | BackendError::Down { .. } | BackendError::Full | BackendError::SlowStart => "",
+    }
+}
