@@ -23,7 +23,9 @@ pub mod config {
 pub mod invariants {
     #[cfg(feature = "demo")]
     pub use crate::invariants::ldif;
-    pub use crate::invariants::{auth_http, bind_answer, client_hello, config, ldap_frames, proxy_header, template};
+    pub use crate::invariants::{
+        auth_http, bind_answer, client_hello, config, ldap_frames, pem, proxy_header, template,
+    };
     pub use crate::proto::imap::trial as imap;
     pub use crate::proto::managesieve::trial as managesieve;
     pub use crate::proto::pop3::trial as pop3;

@@ -16,6 +16,7 @@ use crate::directory::ldap::{frames, policy};
 use crate::frontend::auth_http::read_request;
 use crate::proto::ldap::template::{self, Template};
 pub use crate::proto::proxy_header::invariants as proxy_header;
+pub use crate::tls::pem::invariants as pem;
 pub use crate::tls::server_name::invariants as client_hello;
 
 /// A fuzz target: a config file. A refusal has a reason, an existing line, and no control character.
@@ -282,6 +283,11 @@ mod tests {
     #[test]
     fn client_hellos() {
         corpus("client_hello", client_hello);
+    }
+
+    #[test]
+    fn pem_file() {
+        corpus("pem", pem);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! What a certificate says (names, end, public key) is read with x509-parser, which takes the old
 //! forms that webpki refuses (X.509 v1, a CA as a leaf); nothing here decides about trust.
 //! Files are read synchronously: at the start, by `usher check`, and on a reload in a blocking task.
-//! RFC 7468 (PEM), RFC 5280 (X.509), RFC 6125 section 6.4 (names).
+//! RFC 7468 (PEM, by `tls/pem`), RFC 5280 (X.509), RFC 6125 section 6.4 (names).
 
 use std::fs::Metadata;
 use std::io::{self, Read as _};
@@ -13,7 +13,6 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::certificate::X509Certificate;
@@ -21,7 +20,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 use zeroize::Zeroizing;
 
-use super::{TlsError, TlsProblem};
+use super::pem::{self, PemError, PemFault};
+use super::{TlsError, TlsProblem, trusted};
 use crate::base::sys;
 use crate::base::sys::secret_files::exposure;
 use crate::config::CertificateFiles;
@@ -109,73 +109,230 @@ pub(crate) fn load(files: &CertificateFiles, key: &str) -> Result<LoadedCertific
     Ok(LoadedCertificate { certified: Arc::new(CertifiedKey::new(chain, private)), info: facts })
 }
 
+/// What the certificates of an authority are to vouch for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Backends and directories.
+    Servers,
+    /// Clients.
+    Clients,
+}
+
 /// Reads a file of authorities. Every certificate in it must be usable: one that is silently skipped would be
 /// missed only when its server is needed.
 ///
 /// # Errors
 /// Why it cannot be used.
-pub(crate) fn load_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+pub(crate) fn load_roots(path: &Path, purpose: Purpose) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for (index, certificate) in read_certificates(path)?.into_iter().enumerate() {
+    for (index, PemCertificate { der, trust, line }) in read_certificates(path)?.into_iter().enumerate() {
         let position = index + 1;
-        roots.add(certificate).map_err(|source| TlsError::UnusableAuthority {
-            path: path.to_owned(),
-            position,
-            source,
-        })?;
+        let unusable = |reason| TlsError::UnusableAuthority { path: path.to_owned(), position, line, reason };
+        if !trusted::is_trusted(&trust, purpose) {
+            let purpose = match purpose {
+                Purpose::Servers => "servers (serverAuth)",
+                Purpose::Clients => "clients (clientAuth)",
+            };
+            let reason = format!("its trust settings, which `openssl x509 -trustout` wrote, exclude {purpose}");
+            return Err(unusable(reason));
+        }
+        let reason = CertificateInfo::read(&der).err();
+        roots.add(der).map_err(|_| unusable(reason.unwrap_or_else(|| "it is malformed".to_owned())))?;
     }
     Ok(roots)
 }
 
+/// The certificates of a system's bundle that may vouch for this purpose.
+///
+/// # Errors
+/// Why the file cannot be read.
+pub(super) fn authorities(path: &Path, purpose: Purpose) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all = read_certificates(path)?.into_iter();
+    Ok(all.filter(|one| trusted::is_trusted(&one.trust, purpose)).map(|one| one.der).collect())
+}
+
 fn read_chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, CertificateInfo), TlsError> {
-    let chain = read_certificates(path)?;
-    let mut first = None;
-    for (index, certificate) in chain.iter().enumerate() {
-        let facts = CertificateInfo::read(certificate).map_err(|reason| TlsError::BrokenCertificate {
+    let (mut chain, mut first) = (Vec::new(), None);
+    for (index, PemCertificate { der, line, .. }) in read_certificates(path)?.into_iter().enumerate() {
+        let facts = CertificateInfo::read(&der).map_err(|reason| TlsError::BrokenCertificate {
             path: path.to_owned(),
             position: index + 1,
+            line,
             reason,
         })?;
         first.get_or_insert(facts);
+        chain.push(der);
     }
     let facts = first.ok_or_else(|| TlsError::NoCertificate { path: path.to_owned(), hint: "" })?;
     Ok((chain, facts))
 }
 
-/// Every certificate of a PEM file, at least one.
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// A certificate of a PEM file.
+struct PemCertificate {
+    der: CertificateDer<'static>,
+    /// What follows it in a TRUSTED CERTIFICATE: OpenSSL's trust settings.
+    trust: Vec<u8>,
+    /// The line that it begins in.
+    line: usize,
+}
+
+/// Every certificate of a PEM file, at least one. Keys and parameters may stand beside them, as where one file
+/// is chain and key; of anything else nobody could say what was left out.
+fn read_certificates(path: &Path) -> Result<Vec<PemCertificate>, TlsError> {
     let bytes = read(path)?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    let certificates = certificates.map_err(|error| broken_pem(path, &error))?;
+    let broken = |PemError { line, fault }| TlsError::BrokenPem { path: path.to_owned(), line, fault };
+    let mut certificates = Vec::new();
+    let blocks = pem::blocks(&bytes).map_err(broken)?;
+    let alone = blocks.len() == 1;
+    for mut block in blocks {
+        let line = block.line;
+        match block.label {
+            "CERTIFICATE" | "X509 CERTIFICATE" => {
+                let der = std::mem::take(&mut *block.content).into();
+                certificates.push(PemCertificate { der, trust: Vec::new(), line });
+            }
+            "TRUSTED CERTIFICATE" => {
+                let length = trusted::length(&block.content);
+                let (der, trust) = block.content.split_at(length);
+                certificates.push(PemCertificate { der: der.to_vec().into(), trust: trust.to_vec(), line });
+            }
+            label if PARAMETERS.contains(&label) || label.ends_with("PRIVATE KEY") => {}
+            label => {
+                let advice = certificate_advice(label, alone);
+                let fault = PemFault::Foreign { label: label.to_owned(), wanted: "certificate", advice };
+                return Err(broken(fault.at(line)));
+            }
+        }
+    }
     if certificates.is_empty() {
-        let hint = if CertificateInfo::read(&bytes).is_ok() {
-            "; it is DER: convert it with `openssl x509 -inform der -in FILE -out NEW`"
-        } else if contains(&bytes, b"PRIVATE KEY-----") {
+        let hint = if contains(&bytes, b"PRIVATE KEY-----") {
             "; it holds a private key: are chain and key swapped?"
         } else {
-            ""
+            binary_certificate(&bytes)
         };
         return Err(TlsError::NoCertificate { path: path.to_owned(), hint });
     }
     Ok(certificates)
 }
 
+/// What `openssl ecparam` and `dhparam` write before a key or beside it.
+const PARAMETERS: [&str; 4] = ["EC PARAMETERS", "DH PARAMETERS", "X9.42 DH PARAMETERS", "DSA PARAMETERS"];
+
+/// What to do about a block that is no certificate in a file of certificates, alone or beside others.
+fn certificate_advice(label: &str, alone: bool) -> &'static str {
+    match label {
+        "PKCS7" | "PKCS #7 SIGNED DATA" if alone => {
+            ", but may hold some: write them with `openssl pkcs7 -print_certs -in FILE -out NEW`"
+        }
+        "PKCS7" => {
+            ", but may hold some: write them with `sed -n '/BEGIN PKCS7/,/END PKCS7/p' FILE | openssl pkcs7 \
+             -print_certs -out NEW` and put them in its place"
+        }
+        "CMS" => {
+            ", but may hold some: write them with `sed 's/ CMS-/ PKCS7-/' FILE | openssl pkcs7 -print_certs -out NEW`"
+        }
+        "X509 CRL" => {
+            ", and revocation lists are not checked: leave it out with `openssl crl2pkcs7 -nocrl -certfile FILE | \
+             openssl pkcs7 -print_certs -out NEW`"
+        }
+        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST" => ": name the certificate that the authority has issued",
+        _ => ": leave it out with `openssl crl2pkcs7 -nocrl -certfile FILE | openssl pkcs7 -print_certs -out NEW`",
+    }
+}
+
+/// What a file without PEM may be, and the command that converts it.
+fn binary_certificate(bytes: &[u8]) -> &'static str {
+    match Binary::of(bytes) {
+        Some(Binary::Pkcs12) => {
+            "; it is PKCS #12: write the certificates with `openssl pkcs12 -nokeys -in FILE -out NEW`"
+        }
+        Some(Binary::Pkcs7) => {
+            "; it is PKCS #7 in DER: convert it with `openssl pkcs7 -inform der -print_certs -in FILE -out NEW`"
+        }
+        Some(Binary::Other) if CertificateInfo::read(bytes).is_ok() => {
+            "; it is DER: convert it with `openssl x509 -inform der -in FILE -out NEW`"
+        }
+        Some(Binary::Other) | None => "",
+    }
+}
+
+/// Formats that are no text, by their first bytes.
+enum Binary {
+    Pkcs12,
+    Pkcs7,
+    /// Another in DER.
+    Other,
+}
+
+impl Binary {
+    fn of(bytes: &[u8]) -> Option<Self> {
+        // OID 1.2.840.113549.1.7.2, signedData.
+        const SIGNED_DATA: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02";
+        let content = match bytes {
+            [0x30, 0x82, _, _, content @ ..] | [0x30, 0x81, _, content @ ..] | [0x30, _, content @ ..] => content,
+            _ => return None,
+        };
+        // A PKCS #12 begins with its version, 3, and a SEQUENCE behind it.
+        Some(if content.starts_with(b"\x02\x01\x03\x30") {
+            Self::Pkcs12
+        } else if content.starts_with(SIGNED_DATA) {
+            Self::Pkcs7
+        } else {
+            Self::Other
+        })
+    }
+}
+
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
     let bytes = read_secret(path)?;
-    // PKCS#8 says so in its label, the older forms in a header (RFC 1421 section 4.6.1.1).
-    if contains(&bytes, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(&bytes, b"Proc-Type: 4,ENCRYPTED") {
-        return Err(TlsError::EncryptedKey { path: path.to_owned() });
+    let broken = |PemError { line, fault }| TlsError::BrokenPem { path: path.to_owned(), line, fault };
+    let mut found: Option<(usize, PrivateKeyDer<'static>)> = None;
+    for mut block in pem::blocks(&bytes).map_err(broken)? {
+        let line = block.line;
+        if block.encrypted || block.label == "ENCRYPTED PRIVATE KEY" {
+            return Err(TlsError::EncryptedKey { path: path.to_owned(), line });
+        }
+        let mut content = || std::mem::take(&mut *block.content);
+        let key = match block.label {
+            "PRIVATE KEY" => PrivateKeyDer::Pkcs8(content().into()),
+            "RSA PRIVATE KEY" => PrivateKeyDer::Pkcs1(content().into()),
+            "EC PRIVATE KEY" => PrivateKeyDer::Sec1(content().into()),
+            label if PARAMETERS.contains(&label) || label.ends_with("CERTIFICATE") => continue,
+            label => {
+                let advice = key_advice(label);
+                let fault = PemFault::Foreign { label: label.to_owned(), wanted: "private key for TLS", advice };
+                return Err(broken(fault.at(line)));
+            }
+        };
+        if let Some((first, _)) = &found {
+            return Err(TlsError::SeveralKeys { path: path.to_owned(), first: *first, second: line });
+        }
+        found = Some((line, key));
     }
-    let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
-        let none = matches!(error, pem::Error::NoItemsFound);
-        if none { TlsError::NoKey { path: path.to_owned() } } else { broken_pem(path, &error) }
-    })?;
+    let Some((_, key)) = found else {
+        let hint = match Binary::of(&bytes) {
+            Some(Binary::Pkcs12) => {
+                "; it is PKCS #12: write the key with `openssl pkcs12 -nocerts -nodes -in FILE -out NEW`"
+            }
+            Some(Binary::Pkcs7 | Binary::Other) => {
+                "; if it is DER, convert it with `openssl pkey -inform der -in FILE -out NEW`"
+            }
+            None => "",
+        };
+        return Err(TlsError::NoKey { path: path.to_owned(), hint });
+    };
     let unusable = |source| TlsError::UnusableKey { path: path.to_owned(), source };
     default_provider().key_provider.load_private_key(key).map_err(unusable)
 }
 
-fn broken_pem(path: &Path, error: &pem::Error) -> TlsError {
-    TlsError::BrokenPem { path: path.to_owned(), reason: error.to_string() }
+/// What to do about a block that is no key in a key's file.
+fn key_advice(label: &str) -> &'static str {
+    match label {
+        "OPENSSH PRIVATE KEY" => ": convert a copy of it with `ssh-keygen -p -N '' -m PKCS8 -f COPY`",
+        "PUBLIC KEY" | "RSA PUBLIC KEY" => ": name the private key that it belongs to",
+        "DSA PRIVATE KEY" => ": RSA from 2048 bits, P-256, P-384 and Ed25519 are",
+        _ => ": write the key alone with `openssl pkey -in FILE -out NEW`",
+    }
 }
 
 fn contains(bytes: &[u8], needle: &[u8]) -> bool {

@@ -11,15 +11,15 @@ use std::sync::Arc;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, version};
-use rustls_native_certs::CertificateResult;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, version};
 use tokio::net::TcpStream;
 
+use super::certificate::Purpose;
 use super::pin::PinVerifier;
 use super::sessions::{ChainMeasuringVerifier, ClientSessions};
 use super::stream::Stream;
-use super::{DEFAULT_GROUPS, TlsError, TlsProblem, certificate, provider};
+use super::{DEFAULT_GROUPS, TlsError, TlsProblem, certificate, provider, system};
 use crate::config::{CertificateFiles, Place, Problem};
 
 /// The TLS settings towards a group of servers.
@@ -94,8 +94,8 @@ impl ClientTls {
             return Ok(Arc::new(PinVerifier::new(self.pins.clone(), crypto.signature_verification_algorithms)));
         }
         let roots = match &self.ca {
-            Some(path) => certificate::load_roots(path),
-            None => system_roots(rustls_native_certs::load_native_certs()),
+            Some(path) => certificate::load_roots(path, Purpose::Servers),
+            None => system::roots(rustls_native_certs::load_native_certs(), system::bundle().as_deref()),
         };
         let roots = roots.map_err(|error| TlsProblem::new(ca_key(), error))?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto).build();
@@ -119,20 +119,4 @@ pub(crate) async fn connect(
 ) -> io::Result<Stream> {
     let connection = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
     Stream::under_tls(tcp, connection.into()).handshake().await
-}
-
-/// The system's roots. A system has dozens; that one of them cannot be read is worth a warning and
-/// no outage.
-pub(super) fn system_roots(found: CertificateResult) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let (_, ignored) = roots.add_parsable_certificates(found.certs.into_iter().map(CertificateDer::into_owned));
-    let first = found.errors.first().map(ToString::to_string);
-    if roots.is_empty() {
-        return Err(TlsError::NoSystemRoots { reason: first.map(|error| format!(" ({error})")).unwrap_or_default() });
-    }
-    if ignored > 0 || first.is_some() {
-        let reason = first.unwrap_or_default();
-        tracing::warn!(usable = roots.len(), ignored, reason, "some of the system's root certificates cannot be used");
-    }
-    Ok(roots)
 }

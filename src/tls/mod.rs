@@ -2,7 +2,7 @@
 //!
 //! [`server`] answers clients (`hello` reads their first message, `server_name` hides a name in it that rustls
 //! would refuse), [`client`] calls backends and directories, [`pin`] verifies by public key where
-//! no chain can be, [`certificate`] reads PEM files, [`stream`] is the connection itself, `sessions` what is
+//! no chain can be, [`certificate`] reads files (`pem` their form, `trusted` OpenSSL's trust settings, `system` the authorities of the system), [`stream`] is the connection itself, `sessions` what is
 //! kept of it for the next one, [`tickets`] what clients keep of theirs, and [`reason`] describes why a
 //! handshake failed. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide default is
 //! for libraries that ask for it. TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no
@@ -11,13 +11,16 @@
 pub(crate) mod certificate;
 pub(crate) mod client;
 mod hello;
+pub(crate) mod pem;
 pub(crate) mod pin;
 pub(crate) mod reason;
 pub(crate) mod server;
 pub(crate) mod server_name;
 mod sessions;
 pub(crate) mod stream;
+mod system;
 pub(crate) mod tickets;
+mod trusted;
 
 use std::io;
 use std::path::PathBuf;
@@ -64,38 +67,62 @@ pub(crate) enum TlsError {
         /// What it seems to hold instead, or nothing.
         hint: &'static str,
     },
-    /// The PEM armour is damaged.
-    #[error("{} is not valid PEM ({reason}): copy the file again in full", path.display())]
+    /// A line of a PEM file is wrong.
+    #[error("line {line} of {}: {fault}", path.display())]
     BrokenPem {
         /// The file.
         path: PathBuf,
-        /// The parser's message.
-        reason: String,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        fault: pem::PemFault,
     },
     /// A PEM section holds no X.509 certificate.
-    #[error("certificate {position} in {} cannot be parsed ({reason}): copy the file again in full", path.display())]
+    #[error(
+        "certificate {position} in {}, on line {line}, cannot be parsed ({reason}): copy the file again in full",
+        path.display()
+    )]
     BrokenCertificate {
         /// The file.
         path: PathBuf,
         /// Which one, from 1.
         position: usize,
+        /// The line that it begins in.
+        line: usize,
         /// The parser's message.
         reason: String,
     },
     /// No private key in the file.
-    #[error("{} holds no PEM private key: a line such as -----BEGIN PRIVATE KEY----- must be in it", path.display())]
+    #[error("{} holds no PEM private key: a line such as -----BEGIN PRIVATE KEY----- must be in it{hint}", path.display())]
     NoKey {
         /// The file.
         path: PathBuf,
+        /// What it seems to hold instead, or nothing.
+        hint: &'static str,
+    },
+    /// More than one private key in the file.
+    #[error(
+        "{} holds two private keys, on lines {first} and {second}: leave the one that belongs to the certificate",
+        path.display()
+    )]
+    SeveralKeys {
+        /// The file.
+        path: PathBuf,
+        /// The line of the first.
+        first: usize,
+        /// The line of the second.
+        second: usize,
     },
     /// The private key needs a passphrase.
     #[error(
-        "the private key in {} is encrypted and usher starts without a passphrase: \
+        "the private key in {}, on line {line}, is encrypted and usher starts without a passphrase: \
          write a decrypted copy with `openssl pkey -in FILE -out NEW` and protect it by its mode", path.display()
     )]
     EncryptedKey {
         /// The file.
         path: PathBuf,
+        /// The line that it begins in.
+        line: usize,
     },
     /// The private key is of a kind that cannot sign here.
     #[error("the private key in {} cannot be used ({source}): RSA from 2048 bits, P-256, P-384 or Ed25519 can", path.display())]
@@ -115,14 +142,16 @@ pub(crate) enum TlsError {
         chain: PathBuf,
     },
     /// A certificate of a CA file cannot be one.
-    #[error("certificate {position} in {} cannot be used as an authority: {source}", path.display())]
+    #[error("certificate {position} in {}, on line {line}, cannot be used as an authority: {reason}", path.display())]
     UnusableAuthority {
         /// The file.
         path: PathBuf,
         /// Which one, from 1.
         position: usize,
-        /// The library's reason.
-        source: rustls::Error,
+        /// The line that it begins in.
+        line: usize,
+        /// Why not.
+        reason: String,
     },
     /// The system has no roots.
     #[error("the system has no usable root certificates{reason}: install them (ca-certificates) or name a `ca` file")]

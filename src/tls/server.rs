@@ -25,7 +25,7 @@ use rustls::{
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::certificate::{self, LoadedCertificate};
+use super::certificate::{self, LoadedCertificate, Purpose};
 use super::hello::{self, Failure, Hello};
 use super::server_name::{self, RestoringVerifier};
 use super::stream::Stream;
@@ -330,7 +330,7 @@ fn client_verifier(tls: &config::Tls) -> Result<Verifier, TlsProblem> {
         return if required { Err(mistake()) } else { Ok((WebPkiClientVerifier::no_client_auth(), None)) };
     };
     let mistake = |error| TlsProblem::new("tls.client_ca", error);
-    let roots = Arc::new(certificate::load_roots(path).map_err(mistake)?);
+    let roots = Arc::new(certificate::load_roots(path, Purpose::Clients).map_err(mistake)?);
     let crypto = provider(&tls.groups, None);
     let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), crypto);
     if tls.client_auth == ClientAuth::Optional {

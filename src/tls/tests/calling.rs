@@ -6,8 +6,7 @@ use rcgen::ExtendedKeyUsagePurpose;
 use rustls_native_certs::CertificateResult;
 
 use super::*;
-use crate::tls::client::system_roots;
-use crate::tls::describe;
+use crate::tls::{describe, system};
 
 const NAME: &str = "server3.example.com";
 
@@ -246,9 +245,28 @@ async fn backend_can_request_a_client_certificate() {
 
 #[test]
 fn missing_system_roots_are_reported_with_advice() {
-    let error = system_roots(CertificateResult::default()).unwrap_err();
+    let error = system::roots(CertificateResult::default(), None).unwrap_err();
     assert!(error.to_string().contains("ca-certificates"), "{error}");
     let mut partly = CertificateResult::default();
     partly.certs = vec![Desk::new().ca.der().clone(), b"garbage".to_vec().into()];
-    assert_eq!(system_roots(partly).unwrap().len(), 1);
+    assert_eq!(system::roots(partly, None).unwrap().len(), 1);
+}
+
+#[test]
+fn bundle_of_the_system_is_read_whole() {
+    let (desk, other, third) = (Desk::new(), Desk::named("Other CA"), Desk::named("Third CA"));
+    let [one, two, three] = [&desk, &other, &third].map(|desk| read(&desk.ca_file()));
+    let bundle = desk.write("bundle.pem", &format!("{one}\u{feff}{two}{}", three.replace("-----B", "  -----B")));
+    let found = || {
+        let mut found = CertificateResult::default();
+        found.certs = vec![desk.ca.der().clone()];
+        found
+    };
+    assert_eq!(system::roots(found(), Some(&bundle)).unwrap().len(), 3);
+    // One block that cannot be read is no outage, and an excluded authority is none.
+    desk.write("bundle.pem", &two.replace("-----E", "----E"));
+    assert_eq!(system::roots(found(), Some(&bundle)).unwrap().len(), 1);
+    desk.write("two.pem", &two);
+    desk.openssl("x509 -in two.pem -trustout -addreject serverAuth -out bundle.pem");
+    assert_eq!(system::roots(found(), Some(&bundle)).unwrap().len(), 1);
 }

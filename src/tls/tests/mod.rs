@@ -3,6 +3,7 @@
 mod calling;
 mod files;
 mod names;
+mod pem;
 mod pinning;
 mod relaying;
 mod serving;
