@@ -54,6 +54,7 @@ mod resumption;
 mod servers;
 mod session_changes;
 mod side_port;
+mod snippets;
 mod spellings;
 mod status;
 mod submission;
