@@ -86,6 +86,7 @@ fn back(protocol: &str, sent: &[u8], size: usize) -> bool {
         untagged_limit: 65_536,
         forward: None,
         host: "usher.example.com".into(),
+        initial_response: true,
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     sent.chunks(size).any(|chunk| {

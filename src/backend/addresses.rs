@@ -4,6 +4,7 @@
 //! lines are written on changes, never per login.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub(super) struct Pool {
     pub(super) sources: Sources,
     pub(super) settings: config::Health,
     addresses: Mutex<AddressSet>,
+    /// Whether the server reads a login's message that goes with the command; no once it has shown otherwise.
+    initial_responses: AtomicBool,
     /// Notifies waiting logins of a change.
     changed: watch::Sender<()>,
 }
@@ -89,7 +92,21 @@ impl Pool {
             sources: Sources::new(&settings.source),
             settings: settings.health.clone(),
             addresses: Mutex::new(set),
+            initial_responses: AtomicBool::new(true),
             changed: watch::Sender::new(()),
+        }
+    }
+
+    /// Whether logins have their message in the command.
+    pub(super) fn takes_initial_responses(&self) -> bool {
+        self.initial_responses.load(Ordering::Relaxed)
+    }
+
+    /// The server has not read one: from now on logins wait for its challenge.
+    pub(super) fn initial_response_ignored(&self) {
+        if self.initial_responses.swap(false, Ordering::Relaxed) {
+            let (backend, protocol) = (&*self.backend, self.protocol);
+            info!(backend, protocol, "backend does not read SASL initial responses; logins wait for its challenge");
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::BackendError;
 use crate::base::secret::SecretBuf;
 use crate::proto::watch::CommandWatch;
@@ -62,15 +64,12 @@ impl BackendDialogue {
     }
 
     /// Sends the login and waits for its answer.
-    pub(super) async fn log_in(mut self) -> Result<LoggedIn, BackendError> {
+    pub(super) async fn log_in(&mut self) -> Result<Welcome, BackendError> {
         loop {
             self.send().await?;
-            match self.step {
+            match std::mem::replace(&mut self.step, BackStep::NeedMore) {
                 BackStep::NeedMore => self.fill().await?,
-                BackStep::Ready(welcome) => {
-                    let watch = self.dialogue.watch();
-                    return Ok(LoggedIn { stream: self.stream, leftover: self.input, welcome, watch });
-                }
+                BackStep::Ready(welcome) => return Ok(welcome),
                 BackStep::Refused(words) => return Err(BackendError::Refused(words)),
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
                 // TLS comes before the login.
@@ -78,6 +77,12 @@ impl BackendDialogue {
             }
             self.step = self.dialogue.step(&mut self.input, &mut self.out);
         }
+    }
+
+    /// The session after an accepted login.
+    pub(super) fn into_logged_in(self, welcome: Welcome) -> LoggedIn {
+        let watch = self.dialogue.watch();
+        LoggedIn { stream: self.stream, leftover: self.input, welcome, watch }
     }
 
     /// Gives up without a login; what was written of it is wiped.
@@ -89,7 +94,17 @@ impl BackendDialogue {
         self.stream.send(&mut self.out).await.map_err(|source| BackendError::Broken { source })
     }
 
-    pub(super) async fn fill(&mut self) -> Result<(), BackendError> {
+    /// Waits for more, and requests it where the backend is silent although it should send.
+    pub(super) async fn fill_or_request(&mut self) -> Result<(), BackendError> {
+        let Some(patience) = self.dialogue.patience() else { return self.fill().await };
+        if let Ok(filled) = timeout(patience, self.fill()).await {
+            return filled;
+        }
+        self.dialogue.request_after_silence(&mut self.out);
+        Ok(())
+    }
+
+    async fn fill(&mut self) -> Result<(), BackendError> {
         match self.stream.fill(&mut self.input).await {
             Ok(0) => Err(BackendError::Closed),
             Ok(_) => Ok(()),

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Service;
 use super::addresses::{Evidence, Pool, RunningProbe, Selection};
-use super::dialogue::BackendDialogue;
+use super::dialogue::{BackendDialogue, LoggedIn};
 use super::error::{Awaited, BackendError, Rejected};
 use super::health::ConnectAttempt;
 use super::observed::Observations;
@@ -342,6 +342,28 @@ impl Endpoint {
         Ok(stream)
     }
 
+    /// Sends the login and waits for its answer. A backend that closes the connection because it does not read the
+    /// message with the command (Exchange does) has not refused the login: it is sent over `again` once, in the
+    /// other form.
+    pub(super) async fn log_in(
+        &self,
+        mut talk: BackendDialogue,
+        settings: &mut BackSettings,
+        again: impl AsyncFnOnce(&BackSettings) -> Result<BackendDialogue, BackendError>,
+    ) -> Result<LoggedIn, BackendError> {
+        let answered = talk.log_in().await;
+        if talk.dialogue.ignores_initial_response() {
+            self.pool.initial_response_ignored();
+            settings.initial_response = false;
+            if answered.as_ref().is_err_and(BackendError::is_closed) {
+                let mut talk = again(settings).await?;
+                let welcome = talk.log_in().await?;
+                return Ok(talk.into_logged_in(welcome));
+            }
+        }
+        Ok(talk.into_logged_in(answered?))
+    }
+
     /// From the connection to the login, which is written but not sent: a probe ends here. `observed` collects the
     /// observations of an inspection.
     pub(super) async fn begin(
@@ -380,7 +402,7 @@ impl Endpoint {
             timeout_at(deadline, talk.send()).await.map_err(late).flatten()?;
             match talk.step {
                 BackStep::NeedMore => {
-                    timeout_at(deadline, talk.fill()).await.map_err(late).flatten()?;
+                    timeout_at(deadline, talk.fill_or_request()).await.map_err(late).flatten()?;
                     awaited = awaited.max(Awaited::RestOfGreeting);
                 }
                 BackStep::StartTls => {

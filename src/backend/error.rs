@@ -228,6 +228,11 @@ impl BackendError {
         }
     }
 
+    /// Whether the backend has ended the connection.
+    pub(super) const fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed | Self::Broken { .. } | Self::Fault(BackFault::Bye))
+    }
+
     /// Whether the cause is local (no descriptor, port or memory left, or an unusable source address): that
     /// says nothing about the server.
     pub(super) fn is_local_fault(&self) -> bool {

@@ -3,7 +3,8 @@
 //! The backend's dialogue is the protocol's ([`crate::proto::Back`]); here are its sockets, its TLS, its
 //! deadline and its health. A rejection is reported unchanged; the session decides what it means: after a
 //! successful bind, that directory and backend disagree. Several addresses are tried until one greets; a
-//! password is never sent twice. Never uses cleartext unless the config says so explicitly.
+//! password is sent again only where the backend has not read it, and never after it has refused it. Never uses
+//! cleartext unless the config says so explicitly.
 
 mod address_set;
 mod addresses;
@@ -171,7 +172,10 @@ impl Backend {
         let (untagged_limit, host) = (endpoint.untagged_limit, Arc::clone(&endpoint.host));
         let forward = endpoint.forwarded_client(origin);
         let header = endpoint.header(Some(origin));
-        let settings = BackSettings { tls: endpoint.tls, login, password, service, forward, untagged_limit, host };
+        let initial_response = endpoint.pool.takes_initial_responses();
+        let tls = endpoint.tls;
+        let mut settings =
+            BackSettings { tls, login, password, service, forward, untagged_limit, host, initial_response };
 
         let began = Instant::now();
         let approach = async {
@@ -182,10 +186,16 @@ impl Backend {
         };
         let approached = timeout_at(deadline, approach).await.map_err(|_| endpoint.late(Awaited::Connection)).flatten();
         phases.connect = Some(began.elapsed());
-        let (_place, (address, talk)) = approached?;
+        let (_place, (mut address, talk)) = approached?;
 
         let began = Instant::now();
-        let answered = timeout_at(deadline, talk.log_in()).await.map_err(|_| endpoint.late_login(address)).flatten();
+        let again = async |settings: &BackSettings| {
+            let talk;
+            (address, talk) = endpoint.approach(deadline, settings, &header).await?;
+            Ok(talk)
+        };
+        let answered = timeout_at(deadline, endpoint.log_in(talk, &mut settings, again)).await;
+        let answered = answered.map_err(|_| endpoint.late_login(address)).flatten();
         phases.login = Some(began.elapsed());
         match &answered {
             Ok(_) => endpoint.pool.succeeded(address, Evidence::Login),

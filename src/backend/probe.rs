@@ -14,7 +14,7 @@ use tracing::warn;
 use super::Service;
 use super::addresses::{Evidence, RunningProbe};
 use super::endpoint::{Endpoint, send_header};
-use super::error::{Awaited, BackendError};
+use super::error::BackendError;
 use super::observed::Observations;
 use crate::base::secret::Secret;
 use crate::config::{Forward, Probe};
@@ -92,19 +92,26 @@ impl Endpoint {
             tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE_SESSION.to_owned() });
         // The probe account logs in as itself, not for another user.
         let service = service.filter(|_| account.is_none());
-        let settings = self.trial(account, service, own.and_then(|own| self.forwarded_client(&own)));
-        let mut talk = self.begin(tcp, settings, deadline, observed.as_deref_mut()).await?;
+        let mut settings = self.trial(account, service, own.and_then(|own| self.forwarded_client(&own)));
+        let mut talk = self.begin(tcp, settings.clone(), deadline, observed.as_deref_mut()).await?;
         self.record_capabilities(address, &talk);
         self.pool.greeted(address, talk.greeted_after);
         if let (Some(observed), Forward::Nothing) = (&mut observed, self.forward)
             && let Some((question, end)) = software::question(self.protocol)
         {
+            // A login does not ask this: a server that closes over it, or does not reply, has no fault.
             let asked = timeout_at(deadline, talk.ask(question, end)).await;
-            observed.identity = asked.map_err(|_| self.late(Awaited::Reply)).flatten()?;
+            observed.identity = asked.ok().and_then(Result::ok).unwrap_or_default();
         }
         let (mut stream, proof) = match account {
             Some(_) => {
-                let logged_in = timeout_at(deadline, talk.log_in()).await.map_err(|_| self.late_login(address));
+                let again = async |settings: &BackSettings| {
+                    let mut tcp = self.connect(address, deadline).await.tcp?;
+                    send_header(&mut tcp, &self.header(None)).await?;
+                    self.begin(tcp, settings.clone(), deadline, None).await
+                };
+                let logged_in = timeout_at(deadline, self.log_in(talk, &mut settings, again)).await;
+                let logged_in = logged_in.map_err(|_| self.late_login(address));
                 (logged_in.flatten()?.stream, Evidence::Login)
             }
             None => (talk.into_stream(), Evidence::Greeting),
@@ -128,6 +135,7 @@ impl Endpoint {
             forward,
             untagged_limit: self.untagged_limit,
             host: Arc::clone(&self.host),
+            initial_response: self.pool.takes_initial_responses(),
         }
     }
 }

@@ -2,13 +2,18 @@
 //!
 //! Reads replies with their literals and limits, and decides what comes next: capabilities where they are needed,
 //! STARTTLS where it is required, the client's address, the login (as the user, or as a service account for the
-//! user). What the replies mean, and how the commands look, is the [`BackDialect`]'s.
+//! user), in the next way while the backend has not understood its form. What the replies mean, and how the
+//! commands look, is the [`BackDialect`]'s.
 //!
 //! Nothing learned before TLS is used after it, and a backend that violates the protocol's order is a fault.
 
-use super::sasl::Account;
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use super::login_way::{LoginWay, is_about_form};
+use super::sasl::{Account, ClientExchange, Mechanism};
 use super::watch::CommandWatch;
-use super::wire::{Invalid, LineBuffer, Literal, Scan};
+use super::wire::{Invalid, LineBuffer, Literal, Scan, write_line};
 use super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
 use crate::base::secret::SecretBuf;
 use crate::outcome::BackendReply;
@@ -56,8 +61,12 @@ pub(super) enum Transition {
     Afterwards,
     /// The login is over.
     Ready(Welcome),
+    /// The login is over, and this reply belongs to the client.
+    ReadyBefore(Welcome),
     /// The login is refused.
     Refused(BackendReply),
+    /// The backend has not understood the form of the login, which says nothing about the account.
+    NotUnderstood,
 }
 
 /// A protocol's commands to a backend, and what its replies mean.
@@ -90,6 +99,14 @@ pub(super) trait BackDialect: Send {
     /// Requests the capabilities, unless they come without a request.
     fn request_capabilities(&mut self, out: &mut SecretBuf);
 
+    /// How long the backend may be silent before capabilities that come without a request are requested.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Requests them after all.
+    fn request_after_silence(&mut self, _out: &mut SecretBuf) {}
+
     /// Writes STARTTLS.
     fn start_tls(&mut self, out: &mut SecretBuf) -> Result<(), BackFault>;
 
@@ -99,8 +116,12 @@ pub(super) trait BackDialect: Send {
     /// Writes the client's address.
     fn forward(&mut self, origin: &Origin, out: &mut SecretBuf) -> Result<(), BackFault>;
 
-    /// Writes the login, or what can be sent of it at once.
-    fn log_in(&mut self, account: &Account, out: &mut SecretBuf) -> Result<(), BackFault>;
+    /// The ways to log in that the backend offers, in order. A message goes with its command only if
+    /// `initial_response` is set.
+    fn ways(&self, account: &Account, initial_response: bool) -> VecDeque<LoginWay>;
+
+    /// Writes the login in this way, or what can be sent of it at once.
+    fn log_in(&mut self, way: LoginWay, login: &mut LoginContext, out: &mut SecretBuf) -> Result<(), BackFault>;
 
     /// As [`Back::capabilities`].
     fn capabilities(&self, login_written: bool) -> Vec<String>;
@@ -115,6 +136,8 @@ pub(super) trait BackDialect: Send {
 pub(super) struct LoginContext {
     /// What to log in with.
     pub(super) account: Account,
+    /// The exchange of a mechanism, once the login is written in that way.
+    exchange: Option<ClientExchange>,
     /// How many bytes the backend may still send.
     bytes_left: usize,
 }
@@ -124,6 +147,63 @@ impl LoginContext {
     pub(super) fn spend(&mut self, bytes: usize) -> Result<(), BackFault> {
         self.bytes_left = self.bytes_left.checked_sub(bytes).ok_or(BackFault::TooLarge)?;
         Ok(())
+    }
+
+    /// Writes the command of a mechanism behind its verb, with the message in base64 where the way has it there;
+    /// `false`: the way has no mechanism.
+    pub(super) fn write_mechanism(&mut self, way: LoginWay, verb: &[u8], out: &mut SecretBuf) -> bool {
+        match way {
+            LoginWay::InitialResponse(mechanism) => {
+                for part in [verb, b" ", mechanism.name.as_bytes(), b" "] {
+                    out.extend(part);
+                }
+                self.begin_with_initial(mechanism, out);
+                out.extend(b"\r\n");
+            }
+            LoginWay::Exchange(mechanism) => {
+                self.begin(mechanism);
+                write_line(out, &[verb, b" ", mechanism.name.as_bytes()]);
+            }
+            LoginWay::Command => return false,
+        }
+        true
+    }
+
+    /// Starts an exchange without an initial response.
+    pub(super) const fn begin(&mut self, mechanism: &'static Mechanism) {
+        self.exchange = Some(ClientExchange::new(mechanism));
+    }
+
+    /// Starts an exchange and writes its initial response, in base64.
+    pub(super) fn begin_with_initial(&mut self, mechanism: &'static Mechanism, out: &mut SecretBuf) {
+        self.exchange = Some(ClientExchange::with_initial(mechanism, &self.account, out));
+    }
+
+    /// Writes the response to a challenge, in base64.
+    pub(super) fn respond(&mut self, challenge: &[u8], out: &mut SecretBuf) -> Result<(), BackFault> {
+        let exchange = self.exchange.as_mut().ok_or(BackFault::ProtocolViolation)?;
+        exchange.respond(challenge.trim_ascii(), &self.account, out).ok_or(BackFault::ProtocolViolation)
+    }
+
+    /// Whether an exchange needs another challenge: no reply can be its success.
+    pub(super) fn awaits_challenge(&self) -> bool {
+        self.exchange.is_some_and(|exchange| exchange.awaits_challenge())
+    }
+
+    /// What a refusal means in a protocol that has one word for a wrong password and for a command that is not
+    /// understood. It is about the form if it has no response code and either nothing of the account was sent in
+    /// this exchange or its text is about the form.
+    pub(super) fn refused(&self, reply: BackendReply) -> Result<Transition, BackFault> {
+        let has_sent_nothing = self.exchange.is_some_and(|exchange| exchange.has_sent_nothing());
+        if !reply.code.is_empty() || !has_sent_nothing && !is_about_form(&reply.text) {
+            return Ok(Transition::Refused(reply));
+        }
+        if self.is_command_only() { Ok(Transition::NotUnderstood) } else { Err(BackFault::Bad) }
+    }
+
+    /// Whether a reply may be about the form of the command: no challenge was answered yet.
+    pub(super) fn is_command_only(&self) -> bool {
+        self.exchange.is_some_and(|exchange| exchange.is_command_only())
     }
 }
 
@@ -141,6 +221,13 @@ pub(super) struct BackendLogin<D> {
     /// Bytes of a literal that are to come before its line goes on.
     missing: usize,
     login_written: bool,
+    /// Whether a message may go with its command.
+    initial_response: bool,
+    /// The backend has not understood one that did.
+    rejects_initial: bool,
+    /// The way in use, and those that are left.
+    way: Option<LoginWay>,
+    ways: VecDeque<LoginWay>,
 }
 
 impl<D: BackDialect> Back for BackendLogin<D> {
@@ -161,6 +248,19 @@ impl<D: BackDialect> Back for BackendLogin<D> {
         self.login_written
     }
 
+    fn patience(&self) -> Option<Duration> {
+        let waits = self.phase == Phase::Capabilities && self.buffer.bytes().is_empty();
+        self.dialect.patience().filter(|_| waits)
+    }
+
+    fn request_after_silence(&mut self, out: &mut SecretBuf) {
+        self.dialect.request_after_silence(out);
+    }
+
+    fn ignores_initial_response(&self) -> bool {
+        self.rejects_initial || self.login.exchange.is_some_and(|exchange| exchange.was_repeated())
+    }
+
     fn capabilities(&self) -> Vec<String> {
         self.dialect.capabilities(self.login_written)
     }
@@ -172,16 +272,21 @@ impl<D: BackDialect> Back for BackendLogin<D> {
 
 impl<D: BackDialect> BackendLogin<D> {
     pub(super) fn new(dialect: D, settings: BackSettings) -> Self {
-        let BackSettings { tls, login, password, service, untagged_limit, forward, .. } = settings;
+        let BackSettings { tls, login, password, service, untagged_limit, forward, initial_response, .. } = settings;
+        let account = Account { login, password, service };
         Self {
             dialect,
-            login: LoginContext { account: Account { login, password, service }, bytes_left: untagged_limit },
+            login: LoginContext { account, exchange: None, bytes_left: untagged_limit },
             forward,
             in_the_clear: tls == BackTls::StartTls,
             phase: Phase::Greeting,
             buffer: LineBuffer::default(),
             missing: 0,
             login_written: false,
+            initial_response,
+            rejects_initial: false,
+            way: None,
+            ways: VecDeque::new(),
         }
     }
 
@@ -207,9 +312,20 @@ impl<D: BackDialect> BackendLogin<D> {
                     self.phase = Phase::Over;
                     return Ok(BackStep::Ready(welcome));
                 }
+                Transition::ReadyBefore(welcome) => {
+                    self.phase = Phase::Over;
+                    let behind = std::mem::take(input);
+                    input.extend(reply.bytes());
+                    input.extend(behind.as_slice());
+                    return Ok(BackStep::Ready(welcome));
+                }
                 Transition::Refused(reply) => {
                     self.phase = Phase::Over;
                     return Ok(BackStep::Refused(reply));
+                }
+                Transition::NotUnderstood => {
+                    self.rejects_initial |= matches!(self.way, Some(LoginWay::InitialResponse(_)));
+                    self.log_in(BackFault::Bad, out)?;
                 }
             }
         }
@@ -261,10 +377,20 @@ impl<D: BackDialect> BackendLogin<D> {
             self.dialect.forward(&origin, out)?;
             self.phase = Phase::Forward;
         } else {
-            self.dialect.log_in(&self.login.account, out)?;
-            self.phase = Phase::Login;
-            self.login_written = true;
+            self.ways = self.dialect.ways(&self.login.account, self.initial_response);
+            self.log_in(BackFault::NoMechanism, out)?;
         }
+        Ok(())
+    }
+
+    /// Writes the login in the next way; `none_left` is the fault if there is none.
+    fn log_in(&mut self, none_left: BackFault, out: &mut SecretBuf) -> Result<(), BackFault> {
+        let way = self.ways.pop_front().ok_or(none_left)?;
+        self.way = Some(way);
+        self.login.exchange = None;
+        self.dialect.log_in(way, &mut self.login, out)?;
+        self.phase = Phase::Login;
+        self.login_written = true;
         Ok(())
     }
 }

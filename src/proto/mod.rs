@@ -11,6 +11,7 @@ pub(crate) mod capabilities;
 mod dialect;
 mod engine;
 pub(crate) mod imap;
+mod login_way;
 pub(crate) mod managesieve;
 pub(crate) mod pop3;
 mod problem;
@@ -28,6 +29,7 @@ pub(crate) mod watch;
 pub(crate) mod wire;
 
 use core::net::SocketAddr;
+use core::time::Duration;
 use std::sync::Arc;
 
 use crate::base::credential::CredentialSecret;
@@ -339,6 +341,9 @@ pub struct BackSettings {
     pub forward: Option<Origin>,
     /// usher's own name, for protocols in which clients send one.
     pub host: Arc<str>,
+    /// Whether the message of a mechanism may go with the command: not to a backend that was seen to ignore it
+    /// ([`Back::ignores_initial_response`]).
+    pub initial_response: bool,
 }
 
 /// TLS on the way to a backend.
@@ -420,6 +425,20 @@ pub trait Back: Send {
     /// that, or if it lists none.
     fn capabilities(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// How long the backend may be silent in its current state, if not until the deadline; then
+    /// [`Back::request_after_silence`].
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
+    /// The backend has been silent for that long: writes a request.
+    fn request_after_silence(&mut self, _out: &mut SecretBuf) {}
+
+    /// Whether the backend has shown that it does not read a message that goes with the command.
+    fn ignores_initial_response(&self) -> bool {
+        false
     }
 
     /// The command to watch for in a session; for most servers none.

@@ -91,16 +91,29 @@ impl Mechanism {
         all.find(|mechanism| mechanism.name.as_bytes().eq_ignore_ascii_case(name))
     }
 
-    /// The mechanism to log in to a backend with: the first that the backend offers and that can carry the account.
-    #[must_use]
-    pub(crate) fn for_backend(account: &Account, offers: impl Fn(&str) -> bool) -> Option<&'static Self> {
-        MECHANISMS.iter().find(|mechanism| offers(mechanism.name) && (mechanism.carries)(account))
+    /// The mechanisms to log in to a backend with, the preferred one first: those that the backend offers and that
+    /// can carry the account.
+    pub(crate) fn for_backend(account: &Account, offers: impl Fn(&str) -> bool) -> impl Iterator<Item = &'static Self> {
+        MECHANISMS.iter().filter(move |mechanism| offers(mechanism.name) && (mechanism.carries)(account))
     }
 
     /// Whether the login is one message, which can go with the command.
     #[must_use]
     pub(crate) const fn has_one_response(&self) -> bool {
         self.challenges.len() == 1
+    }
+
+    /// The size of the first response in base64.
+    pub(crate) fn initial_size(&self, account: &Account) -> usize {
+        let mut message = SecretBuf::new();
+        (self.write)(account, 0, &mut message);
+        message.len()
+    }
+
+    /// Whether an empty challenge after the initial response requests that response once more: the server has not
+    /// read it with the command. Where a refusal comes as a challenge, no challenge means that.
+    fn may_repeat_initial(&self) -> bool {
+        self.challenges == [""] && self.refusal_challenge.is_none()
     }
 }
 
@@ -134,21 +147,72 @@ pub(crate) struct ClientExchange {
     mechanism: &'static Mechanism,
     /// How many responses were written.
     written: usize,
+    initial: InitialResponse,
+}
+
+/// What became of the response that went with the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InitialResponse {
+    /// None did.
+    Absent,
+    /// It was sent.
+    Sent,
+    /// It was sent again after an empty challenge.
+    Repeated,
 }
 
 impl ClientExchange {
     /// Starts an exchange.
     #[must_use]
     pub(crate) const fn new(mechanism: &'static Mechanism) -> Self {
-        Self { mechanism, written: 0 }
+        Self { mechanism, written: 0, initial: InitialResponse::Absent }
     }
 
-    /// Writes the next response in base64. `None`: none is left; the backend sent one challenge too many.
-    pub(crate) fn respond(&mut self, account: &Account, out: &mut SecretBuf) -> Option<()> {
-        self.mechanism.challenges.get(self.written)?;
-        (self.mechanism.write)(account, self.written, out);
-        self.written += 1;
-        Some(())
+    /// Starts an exchange with an initial response, which is written in base64.
+    #[must_use]
+    pub(crate) fn with_initial(mechanism: &'static Mechanism, account: &Account, out: &mut SecretBuf) -> Self {
+        (mechanism.write)(account, 0, out);
+        Self { mechanism, written: 1, initial: InitialResponse::Sent }
+    }
+
+    /// Writes the response to a challenge in base64: the next one, or, after an empty challenge, once more the
+    /// initial response, which the backend has not read. `None`: the backend sent one challenge too many.
+    pub(crate) fn respond(&mut self, challenge: &[u8], account: &Account, out: &mut SecretBuf) -> Option<()> {
+        if self.awaits_challenge() {
+            (self.mechanism.write)(account, self.written, out);
+            self.written += 1;
+            return Some(());
+        }
+        let unread =
+            self.initial == InitialResponse::Sent && challenge.is_empty() && self.mechanism.may_repeat_initial();
+        unread.then(|| {
+            (self.mechanism.write)(account, 0, out);
+            self.initial = InitialResponse::Repeated;
+        })
+    }
+
+    /// Whether the backend has to send another challenge before it can decide.
+    #[must_use]
+    pub(crate) fn awaits_challenge(&self) -> bool {
+        self.mechanism.challenges.get(self.written).is_some()
+    }
+
+    /// Whether nothing of the account was sent yet.
+    #[must_use]
+    pub(crate) const fn has_sent_nothing(&self) -> bool {
+        self.written == 0
+    }
+
+    /// Whether no challenge was answered yet: a reply may be about the form of the command.
+    #[must_use]
+    pub(crate) fn is_command_only(&self) -> bool {
+        self.written == 0 || self.initial == InitialResponse::Sent
+    }
+
+    /// Whether the backend has not read the initial response with the command.
+    #[must_use]
+    pub(crate) fn was_repeated(&self) -> bool {
+        self.initial == InitialResponse::Repeated
     }
 }
 
@@ -377,7 +441,7 @@ pub(super) mod tests {
             let mut server = goes(Exchange::begin(mechanism, None).unwrap());
             let credentials = loop {
                 let mut response = SecretBuf::new();
-                client.respond(account, &mut response).unwrap();
+                client.respond(server.challenge().as_bytes(), account, &mut response).unwrap();
                 match server.respond(response.as_slice()).unwrap() {
                     ExchangeStep::Continue(exchange) => server = exchange,
                     ExchangeStep::Done(credentials, _) => break credentials,
@@ -388,7 +452,34 @@ pub(super) mod tests {
                 None => (&b""[..], &b"alice"[..]),
             };
             assert_eq!(parts(&credentials), (expected.0, expected.1, &b"p\xc3\xa4ss"[..]), "{}", mechanism.name);
-            assert!(client.respond(account, &mut SecretBuf::new()).is_none(), "{} has no more", mechanism.name);
+            assert!(client.respond(b"", account, &mut SecretBuf::new()).is_none(), "{} has no more", mechanism.name);
+        }
+    }
+
+    #[test]
+    fn initial_response_is_repeated_once_after_an_empty_challenge() {
+        let account = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"secret"), service: None };
+        let mut out = SecretBuf::new();
+        let mut exchange = ClientExchange::with_initial(named(b"PLAIN"), &account, &mut out);
+        assert!(exchange.is_command_only() && !exchange.has_sent_nothing() && !exchange.awaits_challenge());
+        assert!(exchange.respond(b"eyJzdGF0dXMiOiI0MDEifQ==", &account, &mut out).is_none());
+        let first = std::mem::take(&mut out);
+        exchange.respond(b"", &account, &mut out).unwrap();
+        assert_eq!(out.as_slice(), first.as_slice());
+        assert!(exchange.was_repeated() && !exchange.is_command_only());
+        assert!(exchange.respond(b"", &account, &mut out).is_none(), "once");
+    }
+
+    #[test]
+    fn refusal_challenge_never_gets_the_message_again() {
+        let account = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"secret"), service: None };
+        let mut out = SecretBuf::new();
+        let mut exchange = ClientExchange::with_initial(&CHALLENGING, &account, &mut out);
+        for challenge in [&b""[..], b"eyJzdGF0dXMiOiI0MDEifQ=="] {
+            assert!(exchange.respond(challenge, &account, &mut out).is_none());
+        }
+        for mechanism in MECHANISMS {
+            assert!(!mechanism.may_repeat_initial() || mechanism.refusal_challenge.is_none(), "{}", mechanism.name);
         }
     }
 
@@ -396,13 +487,13 @@ pub(super) mod tests {
     fn backend_gets_the_first_mechanism_that_carries_the_account() {
         let own = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"a\0b"), service: None };
         let chosen = |account: &Account, offers: &[&str]| {
-            Mechanism::for_backend(account, |name| offers.contains(&name)).map(|mechanism| mechanism.name)
+            Mechanism::for_backend(account, |name| offers.contains(&name)).map(|one| one.name).collect::<Vec<_>>()
         };
-        assert_eq!(chosen(&own, &["LOGIN", "PLAIN"]), Some("LOGIN"), "PLAIN cannot carry a NUL");
+        assert_eq!(chosen(&own, &["LOGIN", "PLAIN"]), ["LOGIN"], "PLAIN cannot carry a NUL");
         let sound = Account { password: Secret::copy_of(b"ab"), ..own };
-        assert_eq!(chosen(&sound, &["LOGIN", "PLAIN"]), Some("PLAIN"));
-        assert_eq!(chosen(&sound, &["X-CHALLENGING", "SCRAM-SHA-256"]), None);
+        assert_eq!(chosen(&sound, &["LOGIN", "PLAIN"]), ["PLAIN", "LOGIN"]);
+        assert!(chosen(&sound, &["X-CHALLENGING", "SCRAM-SHA-256"]).is_empty());
         let service = Account { service: Some(b"proxy".to_vec()), ..sound };
-        assert_eq!(chosen(&service, &["LOGIN"]), None, "LOGIN knows no authzid");
+        assert!(chosen(&service, &["LOGIN"]).is_empty(), "LOGIN knows no authzid");
     }
 }

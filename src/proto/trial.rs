@@ -186,6 +186,18 @@ impl BackRun {
         }
     }
 
+    /// Lets the time pass that the dialogue waits for a silent backend.
+    ///
+    /// # Panics
+    /// It waits until the deadline.
+    #[cfg(test)]
+    pub(crate) fn stay_silent(&mut self) {
+        self.back.patience().expect("it does not wait for more than the deadline");
+        let mut out = SecretBuf::new();
+        self.back.request_after_silence(&mut out);
+        record(&out, &mut self.transcript);
+    }
+
     /// The transcript, and what is left for the client after a login.
     #[must_use]
     pub(crate) fn finish(mut self) -> String {
@@ -272,6 +284,7 @@ pub(crate) fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool,
             untagged_limit: LIMIT,
             forward: (choice & 8 != 0).then(|| calling("198.51.100.7:4711")),
             host: HOST.into(),
+            initial_response: true,
         };
         let mut trial = BackRun::new(protocol, settings);
         sent.chunks(size).for_each(|piece| trial.feed(piece));

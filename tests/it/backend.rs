@@ -375,17 +375,22 @@ fn untagged_lines_reach_the_client_in_order_before_the_tagged_reply() {
 }
 
 #[test]
-fn capabilities_are_requested_if_the_ok_has_none() {
-    let backend = Scripted::tls(|peer| {
-        peer.send(GREETING);
-        let Some(tag) = peer.take_login() else { return };
-        peer.send(format!("{tag} OK welcome\r\n"));
-        let Some((tag, command)) = peer.command() else { return };
-        assert_eq!(command, "CAPABILITY");
-        peer.send(format!("* CAPABILITY IMAP4rev1 MOVE UNAUTHENTICATE\r\n{tag} OK done\r\n"));
-        peer.reply_to_everything();
-    });
-    login(&usher(&backend), "OK [CAPABILITY IMAP4rev1 MOVE] welcome");
+fn capabilities_before_the_ok_are_filtered_and_none_are_requested() {
+    for (line, reply) in [
+        ("", "OK welcome"),
+        ("* CAPABILITY IMAP4rev1 MOVE UNAUTHENTICATE\r\n", "OK [CAPABILITY IMAP4rev1 MOVE] welcome"),
+    ] {
+        let backend = Scripted::tls(move |peer| {
+            peer.send(GREETING);
+            let Some(tag) = peer.take_login() else { return };
+            peer.send(format!("{line}{tag} OK welcome\r\n"));
+            peer.reply_to_everything();
+        });
+        let usher = usher(&backend);
+        let (mut imap, _) = login(&usher, reply);
+        imap.command("CAPABILITY").is("OK did CAPABILITY");
+        assert!(!backend.transcript().contains("\"u2 "), "{}", backend.transcript());
+    }
 }
 
 /// alice's password is valid in the directory, and the backend replies with this.

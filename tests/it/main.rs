@@ -37,6 +37,7 @@ mod listener_tls;
 mod lockout;
 mod log_lines;
 mod login;
+mod login_ways;
 mod managesieve;
 mod memory;
 mod metrics;

@@ -3,8 +3,11 @@
 //! Nothing but CAPABILITY and STARTTLS is sent before TLS (RFC 9051 section 6.2.1), and only usher's own tag
 //! followed by OK is success.
 
+use std::collections::{HashSet, VecDeque};
+
 use super::super::backend_login::{BackDialect, LoginContext, NextCommand, Phase, Transition};
-use super::super::sasl::{Account, ClientExchange, Mechanism};
+use super::super::login_way::{LoginWay, login_ways};
+use super::super::sasl::Account;
 use super::super::wire::{LineBuffer, Literal, printable, write_line};
 use super::super::{BackFault, Origin, Welcome};
 use super::status::{ImapStatus, ImapStatusKind, capability_line, for_client};
@@ -20,27 +23,24 @@ const LITERAL_MINUS: usize = 4096;
 /// The dialogue's state.
 #[derive(Default)]
 pub(super) struct ImapBack {
-    /// The capabilities of the current phase: before TLS, before the login, after the login.
+    /// All capabilities that were listed since the greeting, or since TLS: some servers split the list.
+    offered: Option<Vec<u8>>,
+    /// The last list after that: the capabilities after the login.
     capabilities: Option<Vec<u8>>,
-    /// Its capabilities when the login was written.
-    listed: Vec<String>,
     /// Untagged lines for the client.
     untagged: Vec<u8>,
     /// How many commands were sent: the number in the last one's tag.
     commands: u32,
-    /// What is still to be sent of the login.
+    /// What is still to be sent of the command LOGIN.
     pending: ImapPending,
-    /// The text of the reply to the login.
-    text: Vec<u8>,
 }
 
-/// The part of a login that awaits a continuation request.
-#[derive(Debug, Clone, Copy, Default)]
+/// The part of the command LOGIN that awaits a continuation request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum ImapPending {
     #[default]
     Nothing,
-    Response(ClientExchange),
-    LoginName,
+    Name,
     Password,
 }
 
@@ -72,14 +72,14 @@ impl BackDialect for ImapBack {
             return self.untagged(phase, line);
         }
         if reply.starts_with(b"+ ") || reply == b"+\r\n" {
-            return self.continue_login(phase, &login.account, out);
+            return self.continue_login(phase, reply.get(1..).unwrap_or_default(), login, out);
         }
         let line = reply.strip_prefix(self.tag().as_bytes()).and_then(|line| line.strip_prefix(b" "));
-        self.tagged(phase, line.and_then(ImapStatus::of).ok_or(BackFault::ProtocolViolation)?, login, out)
+        self.tagged(phase, line.and_then(ImapStatus::of).ok_or(BackFault::ProtocolViolation)?, login)
     }
 
     fn needs_capabilities(&self, _: NextCommand) -> bool {
-        self.capabilities.is_none()
+        self.offered.is_none()
     }
 
     fn request_capabilities(&mut self, out: &mut SecretBuf) {
@@ -95,7 +95,7 @@ impl BackDialect for ImapBack {
     }
 
     fn tls_started(&mut self) {
-        self.capabilities = None;
+        self.offered = None;
     }
 
     /// Sends the client's address in the fields that Dovecot takes from its `login_trusted_networks`.
@@ -113,35 +113,40 @@ impl BackDialect for ImapBack {
         Ok(())
     }
 
-    /// A mechanism is preferred to the command LOGIN, which knows no authzid and may be disabled; a login on behalf
-    /// of another user never falls back to it.
-    fn log_in(&mut self, account: &Account, out: &mut SecretBuf) -> Result<(), BackFault> {
+    /// PLAIN is preferred to the command LOGIN, which knows no authzid and may be disabled. No login can carry a NUL;
+    /// in PLAIN it would even shift the fields.
+    fn ways(&self, account: &Account, initial_response: bool) -> VecDeque<LoginWay> {
         if !account.has_no_nul() {
-            return Err(BackFault::NoMechanism);
+            return VecDeque::new();
         }
-        let mechanism = Mechanism::for_backend(account, |name| self.can_authenticate(name));
-        if let Some(mechanism) = mechanism.filter(|mechanism| mechanism.has_one_response()) {
-            self.authenticate(mechanism, account, out)?;
-        } else if account.service.is_some() || self.can("LOGINDISABLED") {
-            return Err(BackFault::NoMechanism);
-        } else {
-            self.begin(b"LOGIN ", out);
-            let whole = self.write_argument(&account.login, out);
-            self.pending = if whole { self.write_password(account, out) } else { ImapPending::LoginName };
-        }
-        // They change with the login (RFC 9051 section 6.2.3).
-        let capabilities = self.capabilities.take().unwrap_or_default();
-        let words = capabilities.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-        self.listed = words.map(|word| printable(word, TEXT)).collect();
-        // LITERAL+ implies LITERAL- (RFC 7888 section 4).
-        if self.listed.iter().any(|word| word.eq_ignore_ascii_case("LITERAL+")) {
-            self.listed.push("LITERAL-".to_owned());
+        let initial_response = initial_response && self.can("SASL-IR");
+        login_ways(account, |name| self.can_authenticate(name), !self.can("LOGINDISABLED"), |_| initial_response)
+    }
+
+    fn log_in(&mut self, way: LoginWay, login: &mut LoginContext, out: &mut SecretBuf) -> Result<(), BackFault> {
+        self.pending = ImapPending::Nothing;
+        self.begin(b"", out);
+        if !login.write_mechanism(way, b"AUTHENTICATE", out) {
+            out.extend(b"LOGIN ");
+            let whole = self.write_argument(&login.account.login, out);
+            self.pending = if whole { self.write_password(&login.account, out) } else { ImapPending::Name };
         }
         Ok(())
     }
 
-    fn capabilities(&self, _: bool) -> Vec<String> {
-        self.listed.clone()
+    fn capabilities(&self, login_written: bool) -> Vec<String> {
+        if !login_written {
+            return Vec::new();
+        }
+        let mut seen = HashSet::new();
+        let words = self.offered.as_deref().unwrap_or_default().split(|byte| *byte == b' ');
+        let new = words.filter(|word| !word.is_empty() && seen.insert(word.to_ascii_uppercase()));
+        let mut listed: Vec<String> = new.map(|word| printable(word, TEXT)).collect();
+        // LITERAL+ implies LITERAL- (RFC 7888 section 4).
+        if listed.iter().any(|word| word.eq_ignore_ascii_case("LITERAL+")) {
+            listed.push("LITERAL-".to_owned());
+        }
+        listed
     }
 }
 
@@ -156,8 +161,11 @@ impl ImapBack {
             None => capability_line(line),
         };
         let lists = listed.is_some();
-        if let Some(listed) = listed {
-            self.capabilities = Some(listed.to_vec());
+        match listed {
+            // They change with the login (RFC 9051 section 6.2.3).
+            Some(listed) if phase == Phase::Login => self.capabilities = Some(listed.to_vec()),
+            Some(listed) => self.offered.get_or_insert_default().extend([b" ", listed].concat()),
+            None => {}
         }
         match (phase, status.map(|status| status.word)) {
             (Phase::Greeting, Some(ImapStatusKind::Ok)) => return Ok(Transition::Proceed),
@@ -166,7 +174,7 @@ impl ImapBack {
             (_, Some(ImapStatusKind::Preauth)) => return Err(BackFault::Preauth),
             (Phase::Greeting, _) => return Err(BackFault::ProtocolViolation),
             // Capabilities are not passed on here: the client gets them with the tagged OK.
-            (Phase::Login | Phase::Afterwards, _) if !lists => {
+            (Phase::Login, _) if !lists => {
                 self.untagged.extend_from_slice(b"* ");
                 self.untagged.extend_from_slice(line);
             }
@@ -180,41 +188,39 @@ impl ImapBack {
         phase: Phase,
         status: ImapStatus<'_>,
         login: &mut LoginContext,
-        out: &mut SecretBuf,
     ) -> Result<Transition, BackFault> {
         match (phase, status.word) {
             // An OK without a list does not reply to CAPABILITY.
-            (Phase::Capabilities, ImapStatusKind::Ok) if self.capabilities.is_none() => {
-                Err(BackFault::ProtocolViolation)
-            }
+            (Phase::Capabilities, ImapStatusKind::Ok) if self.offered.is_none() => Err(BackFault::ProtocolViolation),
             (Phase::Capabilities | Phase::Forward, ImapStatusKind::Ok) => Ok(Transition::Proceed),
             (Phase::Forward, ImapStatusKind::No | ImapStatusKind::Bad) => Err(BackFault::ForwardingRefused),
             (Phase::StartTls, ImapStatusKind::Ok) => Ok(Transition::StartTls),
             (Phase::StartTls, ImapStatusKind::No) => Err(BackFault::NoStartTls),
-            (Phase::Login, ImapStatusKind::Ok) => self.logged_in(&status, login, out),
+            // It has not seen the whole login, so it cannot have logged in this user.
+            (Phase::Login, ImapStatusKind::Ok) if login.awaits_challenge() || self.pending != ImapPending::Nothing => {
+                Err(BackFault::ProtocolViolation)
+            }
+            (Phase::Login, ImapStatusKind::Ok) => self.logged_in(&status, login),
             (Phase::Login, ImapStatusKind::No) if status.is_referral() => Err(BackFault::Referral),
             (Phase::Login, ImapStatusKind::No) => Ok(Transition::Refused(BackendReply {
                 code: printable(status.code, TEXT),
                 text: printable(status.text, TEXT),
                 unavailable: status.is_about_the_server(),
             })),
-            (Phase::Afterwards, ImapStatusKind::Ok) => Ok(self.ready()),
-            (Phase::Capabilities | Phase::Afterwards, ImapStatusKind::No)
-            | (Phase::Capabilities | Phase::StartTls | Phase::Login | Phase::Afterwards, ImapStatusKind::Bad) => {
-                Err(BackFault::Bad)
+            // It does not read the mechanism's message with the command, or does not know the mechanism.
+            (Phase::Login, ImapStatusKind::Bad) if login.is_command_only() && status.is_about_form() => {
+                Ok(Transition::NotUnderstood)
             }
-            (Phase::Greeting | Phase::Tls | Phase::Secured | Phase::Over, _)
+            (Phase::Capabilities, ImapStatusKind::No)
+            | (Phase::Capabilities | Phase::StartTls | Phase::Login, ImapStatusKind::Bad) => Err(BackFault::Bad),
+            (Phase::Greeting | Phase::Tls | Phase::Secured | Phase::Afterwards | Phase::Over, _)
             | (_, ImapStatusKind::Bye | ImapStatusKind::Preauth) => Err(BackFault::ProtocolViolation),
         }
     }
 
-    /// The login is accepted; capabilities are requested unless the backend has listed them.
-    fn logged_in(
-        &mut self,
-        status: &ImapStatus<'_>,
-        login: &mut LoginContext,
-        out: &mut SecretBuf,
-    ) -> Result<Transition, BackFault> {
+    /// The login is accepted, whatever follows. Where the backend has listed no capabilities, the client gets none
+    /// with its OK (RFC 9051 section 6.2.3) and may request them itself.
+    fn logged_in(&mut self, status: &ImapStatus<'_>, login: &mut LoginContext) -> Result<Transition, BackFault> {
         match status.capabilities() {
             Some(listed) => self.capabilities = Some(listed.to_vec()),
             // The client's tagged OK has room for one code, the capabilities. Another one (such as ALERT) is
@@ -227,64 +233,36 @@ impl ImapBack {
             }
             None => {}
         }
-        self.text = if status.is_referral() { Vec::new() } else { status.text.to_vec() };
-        if self.capabilities.is_some() {
-            return Ok(self.ready());
-        }
-        self.send(&[b"CAPABILITY"], out);
-        Ok(Transition::Afterwards)
-    }
-
-    fn ready(&mut self) -> Transition {
-        Transition::Ready(Welcome {
+        Ok(Transition::Ready(Welcome {
             untagged: std::mem::take(&mut self.untagged),
             capabilities: for_client(self.capabilities.as_deref().unwrap_or_default()),
-            text: std::mem::take(&mut self.text),
-        })
-    }
-
-    /// Sends a login of one message, with the command where the backend takes it there.
-    fn authenticate(
-        &mut self,
-        mechanism: &'static Mechanism,
-        account: &Account,
-        out: &mut SecretBuf,
-    ) -> Result<(), BackFault> {
-        let mut exchange = ClientExchange::new(mechanism);
-        self.begin(b"AUTHENTICATE ", out);
-        out.extend(mechanism.name.as_bytes());
-        if self.can("SASL-IR") {
-            out.extend(b" ");
-            exchange.respond(account, out).ok_or(BackFault::NoMechanism)?;
-        }
-        out.extend(b"\r\n");
-        self.pending = ImapPending::Response(exchange);
-        Ok(())
+            text: if status.is_referral() { Vec::new() } else { status.text.to_vec() },
+        }))
     }
 
     /// The backend has requested the pending part.
     fn continue_login(
         &mut self,
         phase: Phase,
-        account: &Account,
+        challenge: &[u8],
+        login: &mut LoginContext,
         out: &mut SecretBuf,
     ) -> Result<Transition, BackFault> {
         if phase != Phase::Login {
             return Err(BackFault::ProtocolViolation);
         }
         self.pending = match self.pending {
-            ImapPending::Nothing => return Err(BackFault::ProtocolViolation),
-            ImapPending::Response(mut exchange) => {
-                exchange.respond(account, out).ok_or(BackFault::ProtocolViolation)?;
+            ImapPending::Nothing => {
+                login.respond(challenge, out)?;
                 out.extend(b"\r\n");
-                ImapPending::Response(exchange)
+                ImapPending::Nothing
             }
-            ImapPending::LoginName => {
-                out.extend(&account.login);
-                self.write_password(account, out)
+            ImapPending::Name => {
+                out.extend(&login.account.login);
+                self.write_password(&login.account, out)
             }
             ImapPending::Password => {
-                write_line(out, &[account.password.expose()]);
+                write_line(out, &[login.account.password.expose()]);
                 ImapPending::Nothing
             }
         };
@@ -324,13 +302,13 @@ impl ImapBack {
     }
 
     fn can(&self, capability: &str) -> bool {
-        let listed = self.capabilities.as_deref().unwrap_or_default();
+        let listed = self.offered.as_deref().unwrap_or_default();
         listed.split(|byte| *byte == b' ').any(|word| word.eq_ignore_ascii_case(capability.as_bytes()))
     }
 
     /// Whether the backend offers this mechanism.
     fn can_authenticate(&self, mechanism: &str) -> bool {
-        let listed = self.capabilities.as_deref().unwrap_or_default();
+        let listed = self.offered.as_deref().unwrap_or_default();
         let names = listed.split(|byte| *byte == b' ').filter_map(|word| word.split_at_checked(b"AUTH=".len()));
         let mut names = names.filter(|(auth, _)| auth.eq_ignore_ascii_case(b"AUTH="));
         names.any(|(_, name)| name.eq_ignore_ascii_case(mechanism.as_bytes()))

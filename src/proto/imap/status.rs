@@ -47,6 +47,12 @@ impl<'a> ImapStatus<'a> {
         ["UNAVAILABLE", "SERVERBUG", "INUSE"].iter().any(|code| self.code.eq_ignore_ascii_case(code.as_bytes()))
     }
 
+    /// Whether a BAD can be about the form of the command: it has no code, or one about the client's command.
+    pub(super) fn is_about_form(&self) -> bool {
+        self.code.is_empty()
+            || ["CLIENTBUG", "TOOBIG", "PARSE"].iter().any(|code| self.code.eq_ignore_ascii_case(code.as_bytes()))
+    }
+
     pub(super) fn is_referral(&self) -> bool {
         first_word(self.code).0.eq_ignore_ascii_case(b"REFERRAL")
     }

@@ -2,8 +2,11 @@
 //!
 //! Nothing but STLS is sent before TLS, and only +OK is success.
 
+use std::collections::VecDeque;
+
 use super::super::backend_login::{BackDialect, LoginContext, NextCommand, Phase, Transition};
-use super::super::sasl::{Account, ClientExchange, Mechanism};
+use super::super::login_way::{LoginWay, login_ways};
+use super::super::sasl::{Account, Mechanism};
 use super::super::wire::{LineBuffer, first_word, printable, write_line};
 use super::super::{BackFault, Origin, Welcome};
 use super::{COMMAND, TEXT};
@@ -20,8 +23,8 @@ pub(super) struct Pop3Back {
     capabilities: Vec<Vec<u8>>,
     /// How much of that answer has come.
     capa: Capa,
-    /// What is still to be sent of the login.
-    pending: Pop3Pending,
+    /// USER was sent, and PASS is still to be sent.
+    password_pending: bool,
 }
 
 /// How much of the answer to CAPA has come.
@@ -35,17 +38,6 @@ enum Capa {
     Complete,
 }
 
-/// The part of a login that awaits a reply.
-#[derive(Debug, Clone, Copy, Default)]
-enum Pop3Pending {
-    #[default]
-    Nothing,
-    /// The password, after the reply to USER.
-    Password,
-    /// A response, after the continuation request.
-    Response(ClientExchange),
-}
-
 /// A line of the backend.
 enum Pop3Reply<'a> {
     /// `+OK` and its text.
@@ -53,7 +45,7 @@ enum Pop3Reply<'a> {
     /// `-ERR` and its text.
     Err(&'a [u8]),
     /// `+ ` and a challenge.
-    Challenge,
+    Challenge(&'a [u8]),
 }
 
 impl BackDialect for Pop3Back {
@@ -79,42 +71,39 @@ impl BackDialect for Pop3Back {
             return Ok(Transition::Stay);
         }
         let reply = Pop3Reply::of(line).ok_or(BackFault::ProtocolViolation)?;
-        match (phase, reply, self.pending) {
+        match (phase, reply) {
             // APOP's time stamp, if any, is ignored.
-            (Phase::Greeting, Pop3Reply::Ok(text), _) => {
+            (Phase::Greeting, Pop3Reply::Ok(text)) => {
                 self.takes_xclient = text.split(|byte| *byte == b' ').any(|word| word == b"[XCLIENT]");
                 Ok(Transition::Proceed)
             }
-            (Phase::Greeting, Pop3Reply::Err(_), _) => Err(BackFault::Bye),
-            (Phase::StartTls, Pop3Reply::Ok(_), _) => Ok(Transition::StartTls),
-            (Phase::StartTls, Pop3Reply::Err(_), _) => Err(BackFault::NoStartTls),
-            (Phase::Forward, Pop3Reply::Ok(_), _) => Ok(Transition::Proceed),
-            (Phase::Forward, Pop3Reply::Err(_), _) => Err(BackFault::ForwardingRefused),
-            (Phase::Capabilities, Pop3Reply::Ok(_), _) => {
+            (Phase::Greeting, Pop3Reply::Err(_)) => Err(BackFault::Bye),
+            (Phase::StartTls, Pop3Reply::Ok(_)) => Ok(Transition::StartTls),
+            (Phase::StartTls, Pop3Reply::Err(_)) => Err(BackFault::NoStartTls),
+            (Phase::Forward, Pop3Reply::Ok(_)) => Ok(Transition::Proceed),
+            (Phase::Forward, Pop3Reply::Err(_)) => Err(BackFault::ForwardingRefused),
+            (Phase::Capabilities, Pop3Reply::Ok(_)) => {
                 self.capa = Capa::Started;
                 Ok(Transition::Stay)
             }
             // It supports RFC 1939 only, which has USER.
-            (Phase::Capabilities, Pop3Reply::Err(_), _) => {
+            (Phase::Capabilities, Pop3Reply::Err(_)) => {
                 self.capabilities.push(b"USER".to_vec());
                 self.capa = Capa::Complete;
                 Ok(Transition::Proceed)
             }
-            (Phase::Login, Pop3Reply::Ok(_), Pop3Pending::Password) => {
+            (Phase::Login, Pop3Reply::Ok(_)) if self.password_pending => {
                 write_line(out, &[b"PASS ", login.account.password.expose()]);
-                self.pending = Pop3Pending::Nothing;
+                self.password_pending = false;
                 Ok(Transition::Stay)
             }
-            (Phase::Login, Pop3Reply::Challenge, Pop3Pending::Response(mut exchange)) => {
-                exchange.respond(&login.account, out).ok_or(BackFault::ProtocolViolation)?;
-                out.extend(b"\r\n");
-                self.pending = Pop3Pending::Nothing;
-                Ok(Transition::Stay)
-            }
-            (Phase::Login, Pop3Reply::Ok(text), Pop3Pending::Nothing) => {
+            (Phase::Login, Pop3Reply::Challenge(challenge)) => respond(challenge, login, out),
+            // Some servers send a challenge behind `+OK`: before the last response it cannot be success.
+            (Phase::Login, Pop3Reply::Ok(challenge)) if login.awaits_challenge() => respond(challenge, login, out),
+            (Phase::Login, Pop3Reply::Ok(text)) => {
                 Ok(Transition::Ready(Welcome { text: text.to_vec(), ..Welcome::default() }))
             }
-            (Phase::Login, Pop3Reply::Err(text), _) => Ok(Transition::Refused(refusal(text))),
+            (Phase::Login, Pop3Reply::Err(text)) => login.refused(refusal(text)),
             (
                 Phase::Greeting
                 | Phase::Capabilities
@@ -122,10 +111,9 @@ impl BackDialect for Pop3Back {
                 | Phase::Tls
                 | Phase::Secured
                 | Phase::Forward
-                | Phase::Login
                 | Phase::Afterwards
                 | Phase::Over,
-                ..,
+                _,
             ) => Err(BackFault::ProtocolViolation),
         }
     }
@@ -156,23 +144,25 @@ impl BackDialect for Pop3Back {
         Ok(())
     }
 
-    /// A mechanism is preferred to USER, which knows no authzid; a login on behalf of another user never falls
-    /// back to it.
-    fn log_in(&mut self, account: &Account, out: &mut SecretBuf) -> Result<(), BackFault> {
-        let mechanism = Mechanism::for_backend(account, |name| self.can("SASL", name));
-        if let Some(mechanism) = mechanism.filter(|mechanism| mechanism.has_one_response()) {
-            self.pending = authenticate(mechanism, account, out)?;
-            return Ok(());
-        }
+    /// PLAIN is preferred to USER, which knows no authzid. The message goes with the command if the line has the
+    /// room (RFC 5034 section 4).
+    fn ways(&self, account: &Account, initial_response: bool) -> VecDeque<LoginWay> {
+        let fits = |mechanism: &Mechanism| {
+            let command = "AUTH  ".len() + mechanism.name.len() + mechanism.initial_size(account);
+            initial_response && command <= COMMAND
+        };
         // A line end in a name or a password would begin another command.
-        let fits =
+        let is_argument =
             |part: &[u8]| "PASS ".len() + part.len() <= COMMAND && !part.contains(&b'\r') && !part.contains(&b'\n');
-        let user = self.can("USER", "") && account.service.is_none();
-        if !user || !account.has_no_nul() || !account.parts().into_iter().all(fits) {
-            return Err(BackFault::NoMechanism);
+        let user = self.can("USER", "") && account.has_no_nul() && account.parts().into_iter().all(is_argument);
+        login_ways(account, |name| self.can("SASL", name), user, fits)
+    }
+
+    fn log_in(&mut self, way: LoginWay, login: &mut LoginContext, out: &mut SecretBuf) -> Result<(), BackFault> {
+        self.password_pending = !login.write_mechanism(way, b"AUTH", out);
+        if self.password_pending {
+            write_line(out, &[b"USER ", &login.account.login]);
         }
-        write_line(out, &[b"USER ", &account.login]);
-        self.pending = Pop3Pending::Password;
         Ok(())
     }
 
@@ -198,30 +188,16 @@ impl<'a> Pop3Reply<'a> {
         match first_word(line) {
             (b"+OK", text) => Some(Self::Ok(text)),
             (b"-ERR", text) => Some(Self::Err(text)),
-            (b"+", _) => Some(Self::Challenge),
+            (b"+", challenge) => Some(Self::Challenge(challenge)),
             _ => None,
         }
     }
 }
 
-/// Sends AUTH. The message goes with the command if the line has the room (RFC 5034 section 4).
-fn authenticate(
-    mechanism: &'static Mechanism,
-    account: &Account,
-    out: &mut SecretBuf,
-) -> Result<Pop3Pending, BackFault> {
-    let mut exchange = ClientExchange::new(mechanism);
-    let mut command = SecretBuf::new();
-    command.extend(b"AUTH ");
-    command.extend(mechanism.name.as_bytes());
-    command.extend(b" ");
-    exchange.respond(account, &mut command).ok_or(BackFault::NoMechanism)?;
-    if command.len() > COMMAND {
-        write_line(out, &[b"AUTH ", mechanism.name.as_bytes()]);
-        return Ok(Pop3Pending::Response(ClientExchange::new(mechanism)));
-    }
-    write_line(out, &[command.as_slice()]);
-    Ok(Pop3Pending::Nothing)
+fn respond(challenge: &[u8], login: &mut LoginContext, out: &mut SecretBuf) -> Result<Transition, BackFault> {
+    login.respond(challenge, out)?;
+    out.extend(b"\r\n");
+    Ok(Transition::Stay)
 }
 
 /// A refusal's code (RFC 2449 section 8) and its text.

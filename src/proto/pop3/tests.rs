@@ -439,9 +439,11 @@ struct Login {
     password: &'static [u8],
     service: Option<&'static [u8]>,
     client: Option<&'static str>,
+    initial_response: bool,
 }
 
-const ALICE: Login = Login { tls: BackTls::Implicit, password: b"secret", service: None, client: None };
+const ALICE: Login =
+    Login { tls: BackTls::Implicit, password: b"secret", service: None, client: None, initial_response: true };
 const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
 const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
 
@@ -455,6 +457,7 @@ fn backend(login: Login, text: &str) {
         untagged_limit: 2000,
         forward: login.client.map(calling),
         host: HOST.into(),
+        initial_response: login.initial_response,
     };
     script::backend(&PROTOCOL, &settings, text);
 }
@@ -566,6 +569,76 @@ fn user_and_pass_replace_plain_except_for_proxy_authorization() {
 }
 
 #[test]
+fn message_is_sent_again_where_it_was_not_read_with_the_command() {
+    for challenge in ["+", "+\\x20"] {
+        let sent = format!("C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: {challenge}\nC: AGFsaWNlAHNlY3JldA==\n");
+        greeted(ALICE, "SASL PLAIN", &format!("{sent}S: +OK in\n=> ready [] in"));
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{sent}S: -ERR [AUTH] no\n=> refused [AUTH] no"));
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{sent}S: -ERR Invalid login\n=> refused [] Invalid login"));
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{sent}S: -ERR Protocol error. 17\n=> fault Bad"));
+    }
+}
+
+#[test]
+fn error_about_the_form_leads_to_the_next_way_once() {
+    let sent = "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n";
+    for form in ["-ERR Protocol error. 17", "-ERR Unknown command: \"auth\".", "-ERR Invalid command."] {
+        let two_steps = format!("{sent}S: {form}\nC: AUTH PLAIN\n");
+        let answered = format!("{two_steps}S: +\nC: AGFsaWNlAHNlY3JldA==\n");
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{answered}S: +OK in\n=> ready [] in"));
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{answered}S: -ERR no\n=> refused [] no"));
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{answered}S: {form}\n=> fault Bad"));
+        let user = format!("{two_steps}S: {form}\nC: USER alice\n");
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{user}S: +OK\nC: PASS secret\nS: +OK in\n=> ready [] in"));
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{user}S: +OK\nC: PASS secret\nS: -ERR no\n=> refused [] no"));
+        greeted(ALICE, "SASL PLAIN,USER", &format!("{user}S: {form}\n=> fault Bad"));
+        greeted(ALICE, "SASL PLAIN", &format!("{two_steps}S: {form}\n=> fault Bad"));
+    }
+    // Nothing of the account was sent: whatever the text says, the password is not wrong.
+    let two_steps = "C: AUTH PLAIN\nS: -ERR no\n";
+    let later = Login { initial_response: false, ..ALICE };
+    greeted(later, "SASL PLAIN,USER", &format!("{two_steps}C: USER alice"));
+    greeted(later, "SASL PLAIN", &format!("{two_steps}=> fault Bad"));
+    greeted(later, "SASL PLAIN", "C: AUTH PLAIN\nS: -ERR [SYS/TEMP] later\n=> refused [SYS/TEMP] later");
+}
+
+/// A server locks accounts: what it has refused is not sent again in another form.
+#[test]
+fn refused_password_is_sent_once() {
+    for refusal in ["[AUTH] Protocol error", "Authentication failed.", "Invalid login or password", "[SYS/TEMP] syntax"]
+    {
+        let (code, text) = refusal.strip_prefix('[').and_then(|code| code.split_once("] ")).unwrap_or(("", refusal));
+        let step = format!("S: -ERR {refusal}\n=> refused [{code}] {text}");
+        greeted(ALICE, "SASL PLAIN LOGIN,USER", &format!("C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n{step}"));
+    }
+}
+
+#[test]
+fn ok_counts_as_a_challenge_before_the_last_response() {
+    let later = Login { initial_response: false, ..ALICE };
+    for challenge in ["+OK", "+OK go on"] {
+        let sent = format!("C: AUTH PLAIN\nS: {challenge}\nC: AGFsaWNlAHNlY3JldA==\n");
+        greeted(later, "SASL PLAIN", &format!("{sent}S: +OK in\n=> ready [] in"));
+        greeted(later, "SASL PLAIN", &format!("{sent}S: -ERR no\n=> refused [] no"));
+    }
+    let login =
+        "C: AUTH LOGIN\nS: +OK VXNlcm5hbWU6\nC: YWxpY2U=\nS: +OK UGFzc3dvcmQ6\nC: c2VjcmV0\nS: +OK in\n=> ready [] in";
+    greeted(ALICE, "SASL LOGIN", login);
+}
+
+#[test]
+fn mechanism_login_is_the_last_way() {
+    let login = "C: AUTH LOGIN\nS: + VXNlcm5hbWU6\nC: YWxpY2U=\nS: + UGFzc3dvcmQ6\nC: c2VjcmV0\n";
+    greeted(ALICE, "SASL LOGIN", &format!("{login}S: +OK in\n=> ready [] in"));
+    greeted(ALICE, "SASL GSSAPI,TOP,sasl login", &format!("{login}S: -ERR no\n=> refused [] no"));
+    greeted(ALICE, "SASL LOGIN,USER", "C: USER alice");
+    greeted(ALICE, "SASL LOGIN,SASL PLAIN", "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==");
+    greeted(PROXY, "SASL LOGIN,USER", "=> fault NoMechanism");
+    // USER and PASS cannot carry a line end, a base64 line can.
+    greeted(Login { password: b"a\r\nb", ..ALICE }, "USER,SASL LOGIN", "C: AUTH LOGIN");
+}
+
+#[test]
 fn protocol_violation_is_a_fault() {
     backend(ALICE, "S: -ERR [SYS/TEMP] too many connections\n=> fault Bye");
     backend(STARTTLS, "S: +OK\nC: STLS\nS: -ERR no\n=> fault NoStartTls");
@@ -577,5 +650,7 @@ fn protocol_violation_is_a_fault() {
     let endless = "UIDL\\r\\n".repeat(400);
     backend(ALICE, &format!("S: +OK\nC: CAPA\nS: +OK\ns: {endless}\n=> fault TooLarge"));
     greeted(ALICE, "SASL PLAIN", "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: + go on\n=> fault ProtocolViolation");
+    let again = "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: +\nC: AGFsaWNlAHNlY3JldA==\n";
+    greeted(ALICE, "SASL PLAIN", &format!("{again}S: +\n=> fault ProtocolViolation"));
     greeted(ALICE, "USER", "C: USER alice\nS: + go on\n=> fault ProtocolViolation");
 }

@@ -2,10 +2,12 @@
 //!
 //! Nothing but EHLO and STARTTLS is sent before TLS (RFC 3207 section 4.2), and only 235 is success.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::super::backend_login::{BackDialect, LoginContext, NextCommand, Phase, Transition};
-use super::super::sasl::{Account, ClientExchange, Mechanism};
+use super::super::login_way::{LoginWay, login_ways};
+use super::super::sasl::{Account, Mechanism};
 use super::super::wire::{LineBuffer, printable, write_line};
 use super::super::{BackFault, Origin, Welcome};
 use super::{COMMAND, TEXT, split_enhanced};
@@ -22,8 +24,6 @@ pub(super) struct SubmissionBack {
     code: Option<[u8; 3]>,
     /// The keywords of EHLO.
     keywords: Option<Vec<Vec<u8>>>,
-    /// usher's exchange after the login was written.
-    exchange: Option<ClientExchange>,
     /// The keywords that were listed before that.
     listed: Vec<String>,
 }
@@ -61,17 +61,21 @@ impl BackDialect for SubmissionBack {
             (Phase::StartTls, [b'4' | b'5', ..]) => Err(BackFault::NoStartTls),
             (Phase::Forward, [b'4' | b'5', ..]) => Err(BackFault::ForwardingRefused),
             (Phase::Login, b"334") => {
-                let exchange = self.exchange.as_mut().and_then(|exchange| exchange.respond(&login.account, out));
-                exchange.ok_or(BackFault::ProtocolViolation)?;
+                login.respond(text, out)?;
                 out.extend(b"\r\n");
                 Ok(Transition::Stay)
             }
-            (Phase::Login, b"235") => {
+            // Before the last response it has not seen the whole login.
+            (Phase::Login, b"235") if !login.awaits_challenge() => {
                 let text = split_enhanced(text, b'2').map_or(text, |(_, text)| text).to_vec();
                 Ok(Transition::Ready(Welcome { text, ..Welcome::default() }))
             }
             // It requires TLS or a stronger mechanism, for every user.
             (Phase::Login, b"530" | b"534" | b"538") => Err(BackFault::NoMechanism),
+            // A syntax error, a parameter that it does not take, an unknown mechanism.
+            (Phase::Login, b"500" | b"501" | b"502" | b"504") if login.is_command_only() && !is_refusal(text) => {
+                Ok(Transition::NotUnderstood)
+            }
             (Phase::Capabilities, [b'4' | b'5', ..]) | (Phase::Login, [b'5', b'0', _]) => Err(BackFault::Bad),
             (Phase::Login, [b'4' | b'5', ..]) => Ok(Transition::Refused(refusal(code, text))),
             _ => Err(BackFault::ProtocolViolation),
@@ -102,28 +106,21 @@ impl BackDialect for SubmissionBack {
         Ok(())
     }
 
-    fn log_in(&mut self, account: &Account, out: &mut SecretBuf) -> Result<(), BackFault> {
+    /// The message goes with the command if the line has the room (RFC 4954 section 4).
+    fn ways(&self, account: &Account, initial_response: bool) -> VecDeque<LoginWay> {
         let offered = self.parameters("AUTH").unwrap_or_default();
-        let offers = |name: &str| offered.iter().any(|offered| offered == name);
-        let mechanism = Mechanism::for_backend(account, offers).ok_or(BackFault::NoMechanism)?;
-        let mut exchange = ClientExchange::new(mechanism);
-        let mut command = SecretBuf::new();
-        command.extend(b"AUTH ");
-        command.extend(mechanism.name.as_bytes());
-        let mut whole = false;
-        if mechanism.has_one_response() {
-            command.extend(b" ");
-            exchange.respond(account, &mut command).ok_or(BackFault::NoMechanism)?;
-            // The message goes with the command if the line has the room (RFC 4954 section 4).
-            whole = command.len() <= COMMAND;
+        let fits = |mechanism: &Mechanism| {
+            let command = "AUTH  ".len() + mechanism.name.len() + mechanism.initial_size(account);
+            initial_response && command <= COMMAND
+        };
+        login_ways(account, |name| offered.iter().any(|offered| offered == name), false, fits)
+    }
+
+    fn log_in(&mut self, way: LoginWay, login: &mut LoginContext, out: &mut SecretBuf) -> Result<(), BackFault> {
+        // Submission has no command of its own.
+        if !login.write_mechanism(way, b"AUTH", out) {
+            return Err(BackFault::NoMechanism);
         }
-        if whole {
-            write_line(out, &[command.as_slice()]);
-        } else {
-            write_line(out, &[b"AUTH ", mechanism.name.as_bytes()]);
-            exchange = ClientExchange::new(mechanism);
-        }
-        self.exchange = Some(exchange);
         let keywords = self.keywords.iter().flatten();
         self.listed = keywords.map(|line| printable(line, TEXT)).collect();
         Ok(())
@@ -136,7 +133,7 @@ impl BackDialect for SubmissionBack {
 
 impl SubmissionBack {
     pub(super) const fn new(host: Arc<str>) -> Self {
-        Self { host, lines: Vec::new(), code: None, keywords: None, exchange: None, listed: Vec::new() }
+        Self { host, lines: Vec::new(), code: None, keywords: None, listed: Vec::new() }
     }
 
     /// The parameters of a keyword that EHLO has listed.
@@ -163,13 +160,20 @@ impl SubmissionBack {
     }
 }
 
-/// The parameters of a keyword, in capitals, if it is listed. Some old servers write `AUTH=`.
+/// The parameters of a keyword in all lines that have it, in capitals, if it is listed. Servers list `AUTH` and the
+/// old form `AUTH=` side by side, with different mechanisms.
 fn listed(keywords: &[Vec<u8>], keyword: &str) -> Option<Vec<String>> {
-    keywords.iter().find_map(|line| {
+    let words = keywords.iter().filter_map(|line| {
         let line = String::from_utf8_lossy(line).to_ascii_uppercase();
-        let mut words = line.split([' ', '=']).map(str::to_owned);
-        (words.next().as_deref() == Some(keyword)).then(|| words.collect())
-    })
+        let mut words = line.split([' ', '=']).filter(|word| !word.is_empty()).map(str::to_owned);
+        (words.next().as_deref() == Some(keyword)).then(|| words.collect::<Vec<_>>())
+    });
+    words.reduce(|all, more| [all, more].concat())
+}
+
+/// Whether the enhanced code says that the credentials are wrong (RFC 4954 section 6), whatever stands before it.
+fn is_refusal(text: &[u8]) -> bool {
+    split_enhanced(text, b'5').is_some_and(|(code, _)| code == b"5.7.8")
 }
 
 /// The client in those attributes that the backend supports (Postfix's XCLIENT_README). No value here needs

@@ -402,6 +402,7 @@ fn backend(login: Login, text: &str) {
         untagged_limit: 2000,
         forward: login.client.map(calling),
         host: HOST.into(),
+        initial_response: true,
     };
     script::backend(&PROTOCOL, &settings, text);
 }
@@ -471,6 +472,54 @@ fn mechanism_is_one_of_the_advertised() {
     listing(PROXY, "AUTH LOGIN", "=> fault NoMechanism");
 }
 
+/// In several lines, in the old form with `=`, or empty.
+#[test]
+fn mechanisms_of_all_lines_are_used() {
+    let plain = "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==";
+    for keywords in [
+        "AUTH,AUTH LOGIN PLAIN",
+        "AUTH GSSAPI NTLM,AUTH=PLAIN LOGIN",
+        "AUTH=,AUTH=LOGIN,AUTH  plain",
+        "AUTH CRAM-MD5,SIZE,AUTH = PLAIN",
+    ] {
+        listing(ALICE, keywords, plain);
+    }
+    listing(ALICE, "AUTH,AUTH=LOGIN", "C: AUTH LOGIN");
+    listing(ALICE, "AUTH,AUTH=,AUTHPLAIN", "=> fault NoMechanism");
+}
+
+#[test]
+fn message_is_sent_again_where_it_was_not_read_with_the_command() {
+    for challenge in ["334", "334\\x20"] {
+        let sent = format!("C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: {challenge}\nC: AGFsaWNlAHNlY3JldA==\n");
+        listing(ALICE, "AUTH PLAIN", &format!("{sent}S: 235 2.7.0 in\n=> ready [] in"));
+        listing(ALICE, "AUTH PLAIN LOGIN", &format!("{sent}S: 535 5.7.8 no\n=> refused [535 5.7.8] no"));
+        listing(ALICE, "AUTH PLAIN LOGIN", &format!("{sent}S: 501 5.5.2 what?\n=> fault Bad"));
+        listing(ALICE, "AUTH PLAIN", &format!("{sent}S: 334\n=> fault ProtocolViolation"));
+    }
+}
+
+#[test]
+fn syntax_error_leads_to_the_next_way_once() {
+    let sent = "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n";
+    for error in ["500 5.5.2 what?", "501 5.5.4 Syntax", "502 no", "504 5.7.4 Unrecognized authentication type"] {
+        let two_steps = format!("{sent}S: {error}\nC: AUTH PLAIN\n");
+        let answered = format!("{two_steps}S: 334\nC: AGFsaWNlAHNlY3JldA==\n");
+        listing(ALICE, "AUTH PLAIN", &format!("{answered}S: 235 2.7.0 in\n=> ready [] in"));
+        listing(ALICE, "AUTH PLAIN LOGIN", &format!("{answered}S: 535 5.7.8 no\n=> refused [535 5.7.8] no"));
+        listing(ALICE, "AUTH PLAIN LOGIN", &format!("{answered}S: {error}\n=> fault Bad"));
+        listing(ALICE, "AUTH PLAIN", &format!("{two_steps}S: {error}\n=> fault Bad"));
+        listing(ALICE, "AUTH PLAIN LOGIN", &format!("{two_steps}S: {error}\nC: AUTH LOGIN\nS: {error}\n=> fault Bad"));
+        listing(
+            PROXY,
+            "AUTH PLAIN LOGIN",
+            &format!("C: AUTH PLAIN YWxpY2UAcHJveHkAc2VjcmV0\nS: {error}\nC: AUTH PLAIN\nS: {error}\n=> fault Bad"),
+        );
+    }
+    // Not before the backend has seen the login.
+    listing(ALICE, "AUTH LOGIN", "C: AUTH LOGIN\nS: 235 in\n=> fault ProtocolViolation");
+}
+
 #[test]
 fn refusals_and_faults_of_a_login_are_distinguished() {
     let sent = "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n";
@@ -483,10 +532,12 @@ fn refusals_and_faults_of_a_login_are_distinguished() {
         ("530 5.7.0 Must issue a STARTTLS command first", "fault NoMechanism"),
         ("534 5.7.9 Too weak", "fault NoMechanism"),
         ("538 5.7.11 Encryption required", "fault NoMechanism"),
-        ("501 5.5.2 what?", "fault Bad"),
+        ("501 5.7.8 wrong", "fault Bad"),
+        ("503 5.5.1 already", "fault Bad"),
         ("250 ok", "fault ProtocolViolation"),
         ("2355 ok", "fault ProtocolViolation"),
         ("334 more", "fault ProtocolViolation"),
+        ("334 eyJzdGF0dXMiOiI0MDEifQ==", "fault ProtocolViolation"),
         ("235-ok\\r\\n250 ok", "fault ProtocolViolation"),
         ("23", "fault ProtocolViolation"),
     ] {

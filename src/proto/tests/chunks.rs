@@ -308,6 +308,7 @@ proptest! {
                 untagged_limit,
                 forward: None,
                 host: HOST.into(),
+            initial_response: true,
             });
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()

@@ -15,6 +15,7 @@ struct Login {
     untagged_limit: usize,
     /// The client address, if it is forwarded.
     client: Option<&'static str>,
+    initial_response: bool,
 }
 
 const ALICE: Login = Login {
@@ -24,6 +25,7 @@ const ALICE: Login = Login {
     service: None,
     untagged_limit: 2000,
     client: None,
+    initial_response: true,
 };
 const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
 const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
@@ -38,6 +40,7 @@ impl Login {
             untagged_limit: self.untagged_limit,
             forward: self.client.map(calling),
             host: HOST.into(),
+            initial_response: self.initial_response,
         }
     }
 }
@@ -162,19 +165,129 @@ fn capabilities_are_requested_when_not_announced() {
         S: u1 OK done
         C: u2 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==
         S: u2 OK in
-        C: u3 CAPABILITY
-        S: * CAPABILITY IMAP4rev1 IDLE
-        S: * OK [ALERT] mind the gap
-        S: u3 OK done
-        => untagged * OK [ALERT] mind the gap\\r\\n
-        => ready [IMAP4rev1 IDLE] in
+        => ready [] in
         ",
     );
     script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 OK but nothing\n=> fault ProtocolViolation");
     script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 NO\n=> fault Bad");
     script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 BAD what?\n=> fault Bad");
-    logged_in("S: u1 OK in\nC: u2 CAPABILITY\nS: u2 OK but nothing\n=> ready [] in");
-    logged_in("S: u1 OK in\nC: u2 CAPABILITY\nS: u2 BAD\n=> fault Bad");
+}
+
+/// The capabilities of RFC 9051 section 6.2.3 are optional: their absence is no question.
+#[test]
+fn tagged_ok_is_success_whatever_follows() {
+    logged_in("S: u1 OK in\n=> ready [] in");
+    logged_in(
+        r"
+        S: u1 OK [ALERT] Enable IMAP first\r\n* BYE [ALERT] moved
+        => untagged * OK [ALERT] Enable IMAP first\r\n
+        => ready [] Enable IMAP first
+        => left * BYE [ALERT] moved\r\n
+        ",
+    );
+    logged_in(
+        r"
+        S: * OK [ALERT] mind the gap
+        S: u1 OK in\r\n* CAPABILITY IMAP4rev1\r\n
+        => untagged * OK [ALERT] mind the gap\r\n
+        => ready [] in
+        => left * CAPABILITY IMAP4rev1\r\n\r\n
+        ",
+    );
+    // Not before the backend has seen the login.
+    let early = "S: u1 OK in\n=> fault ProtocolViolation";
+    greeted(ALICE, "IMAP4rev1 AUTH=PLAIN", &format!("C: u1 AUTHENTICATE PLAIN\n{early}"));
+    greeted(Login { password: b"p\xc3\xa4ss", ..ALICE }, "IMAP4rev1", &format!("C: u1 LOGIN \"alice\" {{5}}\n{early}"));
+}
+
+#[test]
+fn message_is_sent_again_where_it_was_not_read_with_the_command() {
+    for challenge in ["+", "+\\x20", "+ \\x20"] {
+        logged_in(&format!(
+            "
+            S: {challenge}
+            C: AGFsaWNlAHNlY3JldA==
+            S: u1 OK [CAPABILITY IMAP4rev1] in
+            => ready [IMAP4rev1] in
+            "
+        ));
+    }
+    logged_in(
+        "S: +\nC: AGFsaWNlAHNlY3JldA==\nS: u1 NO [AUTHENTICATIONFAILED] no\n=> refused [AUTHENTICATIONFAILED] no",
+    );
+    // Once, and not after a challenge that says something.
+    logged_in("S: +\nC: AGFsaWNlAHNlY3JldA==\nS: +\n=> fault ProtocolViolation");
+    logged_in("S: + eyJzdGF0dXMiOiI0MDEifQ==\n=> fault ProtocolViolation");
+}
+
+#[test]
+fn bad_to_the_command_leads_to_the_next_way_once() {
+    let two_steps = "S: u1 BAD Too many arguments\nC: u2 AUTHENTICATE PLAIN\n";
+    let answered = format!("{two_steps}S: +\nC: AGFsaWNlAHNlY3JldA==\n");
+    logged_in(&format!("{answered}S: u2 OK [CAPABILITY IMAP4rev1] in\n=> ready [IMAP4rev1] in"));
+    logged_in(&format!("{answered}S: u2 NO no\n=> refused [] no"));
+    // The backend has requested the message and got it: LOGIN would be the same password again.
+    logged_in(&format!("{answered}S: u2 BAD what?\n=> fault Bad"));
+    let login = format!("{two_steps}S: u2 BAD what?\nC: u3 LOGIN \"alice\" \"secret\"\n");
+    logged_in(&format!("{login}S: u3 OK in\n=> ready [] in"));
+    logged_in(&format!("{login}S: u3 NO no\n=> refused [] no"));
+    logged_in(&format!("{login}S: u3 BAD what?\n=> fault Bad"));
+    // A code about the account is no question of form.
+    logged_in("S: u1 BAD [AUTHENTICATIONFAILED] no\n=> fault Bad");
+    logged_in("S: u1 NO [AUTHENTICATIONFAILED] no\n=> refused [AUTHENTICATIONFAILED] no");
+    // A service account has no LOGIN.
+    greeted(
+        PROXY,
+        "IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=LOGIN",
+        "
+        C: u1 AUTHENTICATE PLAIN YWxpY2UAcHJveHkAc2VjcmV0
+        S: u1 BAD what?
+        C: u2 AUTHENTICATE PLAIN
+        S: u2 BAD what?
+        => fault Bad
+        ",
+    );
+    greeted(Login { initial_response: false, ..ALICE }, "IMAP4rev1 SASL-IR AUTH=PLAIN", "C: u1 AUTHENTICATE PLAIN");
+}
+
+#[test]
+fn mechanism_login_is_the_last_way() {
+    let login = "
+        C: u1 AUTHENTICATE LOGIN
+        S: + VXNlcm5hbWU6
+        C: YWxpY2U=
+        S: + UGFzc3dvcmQ6
+        C: c2VjcmV0
+        S: u1 OK in
+        => ready [] in
+    ";
+    greeted(ALICE, "IMAP4rev1 LOGINDISABLED AUTH=LOGIN", login);
+    greeted(ALICE, "IMAP4rev1 SASL-IR LOGINDISABLED AUTH=GSSAPI AUTH=login", login);
+    greeted(ALICE, "IMAP4rev1 AUTH=LOGIN", "C: u1 LOGIN \"alice\" \"secret\"");
+    greeted(ALICE, "IMAP4rev1 AUTH=LOGIN AUTH=PLAIN", "C: u1 AUTHENTICATE PLAIN");
+    greeted(PROXY, "IMAP4rev1 AUTH=LOGIN", "=> fault NoMechanism");
+    greeted(
+        ALICE,
+        "IMAP4rev1 LOGINDISABLED AUTH=LOGIN",
+        "C: u1 AUTHENTICATE LOGIN\nS: +\nC: YWxpY2U=\nS: u1 OK early\n=> fault ProtocolViolation",
+    );
+}
+
+#[test]
+fn capabilities_in_several_lines_are_all_there() {
+    script(
+        ALICE,
+        "
+        S: * OK ready
+        C: u1 CAPABILITY
+        S: * CAPABILITY IMAP4rev1 LOGINDISABLED
+        S: * CAPABILITY AUTH=GSSAPI
+        S: * CAPABILITY SASL-IR AUTH=PLAIN
+        S: * CAPABILITY
+        S: u1 OK done
+        C: u2 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==
+        ",
+    );
 }
 
 #[test]
@@ -303,8 +416,8 @@ fn only_ok_with_the_sent_tag_is_success() {
     ] {
         logged_in(&format!("S: {}\n=> fault ProtocolViolation", garbage.replace("\\t", "\\x09")));
     }
-    logged_in("S: u1 OK\nC: u2 CAPABILITY\nS: * CAPABILITY IMAP4rev1\nS: u2 ok\n=> ready [IMAP4rev1]");
-    logged_in("S: * OK in\nS: * u1 OK in\nS: u1 BAD what?\n=> fault Bad");
+    logged_in("S: u1 ok\n=> ready []");
+    logged_in("S: * OK in\nS: * u1 OK in\nS: u1 BAD [X] what?\n=> fault Bad");
     logged_in("S: * PREAUTH in\n=> fault Preauth");
     logged_in("s: u1 OK in\\n\n=> fault ProtocolViolation");
     logged_in("s: u1 OK\\rin\n=> fault ProtocolViolation");

@@ -2,7 +2,7 @@
 
 use super::super::PROTOCOL;
 use crate::base::secret::Secret;
-use crate::proto::trial::{HOST, calling};
+use crate::proto::trial::{BackRun, HOST, calling};
 use crate::proto::{BackSettings, BackTls, script};
 
 /// The login of a script.
@@ -18,9 +18,8 @@ struct Login {
 const ALICE: Login = Login { tls: BackTls::Implicit, password: b"secret", service: None, client: None };
 const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
 
-#[track_caller]
-fn script(login: Login, text: &str) {
-    let settings = BackSettings {
+fn settings(login: Login) -> BackSettings {
+    BackSettings {
         tls: login.tls,
         login: b"alice".to_vec(),
         password: Secret::copy_of(login.password),
@@ -28,8 +27,13 @@ fn script(login: Login, text: &str) {
         untagged_limit: 2000,
         forward: login.client.map(calling),
         host: HOST.into(),
-    };
-    script::backend(&PROTOCOL, &settings, text);
+        initial_response: true,
+    }
+}
+
+#[track_caller]
+fn script(login: Login, text: &str) {
+    script::backend(&PROTOCOL, &settings(login), text);
 }
 
 /// A script after a greeting and the login that follows it.
@@ -132,9 +136,98 @@ fn capability_list_after_the_login_is_consumed() {
     // A server without NOOP.
     asked("S: OK \"In\"\nC: NOOP\nS: NO \"What?\"\n=> ready [] In");
     asked("S: OK \"In\"\nC: NOOP\nS: \"SIEVE\" \"\"\nS: NO \"What?\"\n=> fault ProtocolViolation");
-    asked("S: OK \"In\"\nC: NOOP\nS: BYE \"Too many\"\n=> fault Bye");
+    asked("S: OK \"In\"\nC: NOOP\nS: BYE \"Too many\"\n=> ready [] In\n=> left BYE \"Too many\"\\r\\n");
+    asked("S: OK \"In\"\nC: NOOP\nS: BYE (REFERRAL \"sieve://inside/\") \"there\"\n=> fault Referral");
     // Only one of the two lists may be sent, and not before the reply.
     asked("S: \"SIEVE\" \"\"\n=> fault ProtocolViolation");
+}
+
+const LIST: &str = "\"IMPLEMENTATION\" \"timsieved\"\r\n\"STARTTLS\"\r\n\"SASL\" \"PLAIN\"\r\nOK\r\n";
+
+/// The transcript after STARTTLS and a silence: what the backend sends then, whole and byte by byte.
+#[track_caller]
+fn silent_after_tls(sent: &str, expected: &[&str]) {
+    for size in [1, sent.len().max(1)] {
+        let mut run = BackRun::new(&PROTOCOL, settings(STARTTLS));
+        run.feed(LIST.as_bytes());
+        run.feed(b"OK\r\n");
+        run.stay_silent();
+        sent.as_bytes().chunks(size).for_each(|piece| run.feed(piece));
+        let transcript = run.finish();
+        let start = "STARTTLS\n=> tls\nCAPABILITY\nAUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\n";
+        assert_eq!(transcript, format!("{start}{}\n", expected.join("\n")));
+    }
+}
+
+#[test]
+fn silent_server_is_asked_after_starttls_and_may_list_twice() {
+    silent_after_tls(&format!("{LIST}OK \"In\"\r\nOK\r\n"), &["NOOP", "=> ready [] In"]);
+    // The list that was only slow, then the requested one.
+    silent_after_tls(&format!("{LIST}{LIST}OK \"In\"\r\nOK\r\n"), &["NOOP", "=> ready [] In"]);
+    silent_after_tls(&format!("{LIST}{LIST}NO \"No\"\r\n"), &["=> refused [] No"]);
+    silent_after_tls(&format!("{LIST}{LIST}{LIST}"), &["=> fault ProtocolViolation"]);
+    silent_after_tls(&format!("{LIST}\"IMPLEMENTATION\" \"x\"\r\nNO\r\n"), &["=> fault ProtocolViolation"]);
+}
+
+#[test]
+fn second_list_may_come_before_the_reply_to_xclient() {
+    let list = LIST.replace("OK", "\"XCLIENT\"\r\nOK");
+    let mut run = BackRun::new(&PROTOCOL, settings(Login { client: Some("198.51.100.7:4711"), ..STARTTLS }));
+    run.feed(format!("{list}OK\r\n").as_bytes());
+    run.stay_silent();
+    run.feed(format!("{list}{list}OK\r\nOK \"In\"\r\nOK\r\n").as_bytes());
+    let transcript = run.finish();
+    let expected = "CAPABILITY\nXCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X\nAUTHENTICATE \"PLAIN\" \
+                    \"AGFsaWNlAHNlY3JldA==\"\nNOOP\n=> ready [] In\n";
+    assert!(transcript.ends_with(expected), "{transcript}");
+}
+
+#[test]
+fn message_is_sent_again_where_it_was_not_read_with_the_command() {
+    for challenge in ["\"\"", "{0}\nS: "] {
+        let sent = format!("S: {challenge}\nC: \"AGFsaWNlAHNlY3JldA==\"\n");
+        asked(&format!("{sent}S: OK \"In\"\nC: NOOP\nS: OK\n=> ready [] In"));
+        asked(&format!("{sent}S: NO \"no\"\n=> refused [] no"));
+        asked(&format!("{sent}S: NO \"Expected a command.\"\n=> fault Bad"));
+        asked(&format!("{sent}S: \"\"\n=> fault ProtocolViolation"));
+    }
+    asked("S: \"eyJzdGF0dXMiOiI0MDEifQ==\"\n=> fault ProtocolViolation");
+}
+
+#[test]
+fn error_about_the_form_leads_to_the_next_way_once() {
+    let two_steps = "S: NO \"Expected a command. Got something else.\"\nC: AUTHENTICATE \"PLAIN\"\n";
+    let answered = format!("{two_steps}S: \"\"\nC: \"AGFsaWNlAHNlY3JldA==\"\n");
+    asked(&format!("{answered}S: OK\nC: NOOP\nS: OK\n=> ready []"));
+    asked(&format!("{answered}S: NO \"Authentication Error\"\n=> refused [] Authentication Error"));
+    asked(&format!("{two_steps}S: NO \"Expected EOL\"\n=> fault Bad"));
+    asked(&format!("{two_steps}S: OK\n=> fault ProtocolViolation"));
+    asked("S: NO (TRYLATER) \"syntax\"\n=> refused [TRYLATER] syntax");
+}
+
+#[test]
+fn mechanism_login_is_the_last_way() {
+    let login = r#"
+        C: AUTHENTICATE "LOGIN"
+        S: "VXNlcm5hbWU6"
+        C: "YWxpY2U="
+        S: {12}
+        S: UGFzc3dvcmQ6
+        C: "c2VjcmV0"
+        S: OK "In"
+        C: NOOP
+        S: OK
+        => ready [] In
+    "#;
+    script(ALICE, &format!("S: \"SASL\" \"LOGIN\"\nS: OK\n{login}"));
+    script(ALICE, &format!("S: \"SASL\" \"\"\nS: \"SASL\" \"GSSAPI login\"\nS: OK\n{login}"));
+    script(
+        ALICE,
+        "S: \"SASL\" \"LOGIN\"\nS: \"SASL\" \"PLAIN\"\nS: OK\nC: AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"",
+    );
+    let service = Login { service: Some(b"proxy"), ..ALICE };
+    script(service, "S: \"SASL\" \"LOGIN\"\nS: OK\n=> fault NoMechanism");
+    script(ALICE, "S: \"SASL\" \"LOGIN\"\nS: OK\nC: AUTHENTICATE \"LOGIN\"\nS: OK\n=> fault ProtocolViolation");
 }
 
 #[test]
