@@ -47,6 +47,8 @@ struct Explanation {
     query: String,
     /// The server that answered.
     server: Option<String>,
+    /// Its last result, if that is not success.
+    server_result: Option<String>,
     /// The attribute that names the mail server.
     attribute: String,
     servers: Vec<ServerLookup>,
@@ -146,6 +148,7 @@ impl Explanation {
             directory.find(login, NameKind::Login).await
         };
         let (found, trace) = found;
+        self.server_result = trace.result().filter(|result| result.code != 0).map(|result| result.to_string());
         self.server = trace.server.map(|server| server.to_string());
         self.judged(config, Verdict::of(config, found, login))
     }
@@ -188,6 +191,7 @@ impl Explanation {
         }
         line("query", &self.query);
         line("answered by", self.server.as_deref().unwrap_or_default());
+        line("answer", self.server_result.as_deref().unwrap_or_default());
         line("entry", self.dn.as_deref().unwrap_or_default());
         line(attribute, &self.mail_host.join(", "));
         line("may use", &self.may_use.join(", "));
@@ -215,14 +219,17 @@ impl Explanation {
 fn code(refusal: &Refusal) -> u8 {
     match refusal {
         Refusal::UnknownUser => NO_USER,
-        Refusal::WrongPassword | Refusal::EmptyPassword | Refusal::InvalidPassword | Refusal::Account { .. } => {
-            NO_PERMISSION
-        }
+        Refusal::WrongPassword
+        | Refusal::EmptyPassword
+        | Refusal::InvalidPassword
+        | Refusal::NoPassword
+        | Refusal::Account { .. } => NO_PERMISSION,
         Refusal::DirectoryUnavailable => UNAVAILABLE,
         Refusal::InvalidUsername
         | Refusal::AuthzidNotAllowed
         | Refusal::NotAllowed
-        | Refusal::SeveralEntries
+        | Refusal::SeveralEntries(_)
+        | Refusal::UnusableEntry(_)
         | Refusal::NoMailHost
         | Refusal::SeveralMailHosts
         | Refusal::UnknownMailHost

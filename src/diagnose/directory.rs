@@ -1,13 +1,17 @@
 //! What an examination of a directory server means.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Finding, State, Subject, certificates};
 use crate::base::credential::Login;
 use crate::config::{Config, LdapScheme, WatchMode};
 use crate::diagnose::table::{Shown, thousands};
-use crate::directory::{ConnectionFault, LockoutPolicy, SampleLookup, ServerDiagnosis, UnavailableCause, UserCount};
-use crate::login::explain::Verdict;
+use crate::directory::{
+    ConnectionFault, LockoutPolicy, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause, UserCount,
+};
+use crate::login::explain::{Verdict, tls_advice};
+use crate::proto::ldap::result::{NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS};
 use crate::tls::HandshakeFailure;
 
 /// The longest window that `throttle.forget_every` can be.
@@ -26,7 +30,7 @@ pub(super) fn subject(config: &Config, examined: &ServerDiagnosis, sample: Optio
         findings.push(Finding::new("base", State::Note, words).advised(advice));
     }
     let found = examined.sample.as_ref().is_some_and(|sample| sample.as_ref().is_ok_and(|one| one.entries > 0));
-    findings.extend(examined.base.as_ref().map(|base| read_base(&examined.users_base, base, found)));
+    findings.extend(examined.base.as_ref().map(|base| read_base(config, &examined.users_base, base, found)));
     let chosen = sample.map(Login::as_str).or(config.directory.canary.as_ref().map(|canary| canary.login.as_str()));
     findings.extend(examined.sample.as_ref().map(|one| search(config, one, chosen)));
     findings.extend(examined.with_mail_host.as_ref().map(|with| mail_host(config, with.as_ref())));
@@ -62,8 +66,8 @@ fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
 fn words(trouble: &UnavailableCause) -> String {
     match trouble {
         UnavailableCause::Connection { fault, .. } => fault.to_string(),
-        UnavailableCause::ServiceBind { code, .. } => format!("refused with result {code}"),
-        UnavailableCause::Result { operation, code, .. } => format!("{} failed with result {code}", operation.label()),
+        UnavailableCause::ServiceBind { result, .. } => format!("refused with {result}"),
+        UnavailableCause::Result { operation, result, .. } => format!("{} failed with {result}", operation.label()),
         UnavailableCause::Malformed { .. } => "malformed reply".to_owned(),
         UnavailableCause::Canary { .. } => "not shown".to_owned(),
         UnavailableCause::Behind { .. } => "has not caught up with the last change".to_owned(),
@@ -137,6 +141,9 @@ fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
             found,
             format!("the password in {file} is not that of this DN, or there is no such entry"),
         ),
+        Some(code) if tls_advice(config, code).is_some() => {
+            Finding::problem("service bind", found, tls_advice(config, code).unwrap_or_default())
+        }
         Some(53 | 19 | 50) => Finding::problem(
             "service bind",
             found,
@@ -147,22 +154,23 @@ fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
     }
 }
 
-fn read_base(dn: &str, base: &Result<(u32, bool), UnavailableCause>, found: bool) -> Finding {
+fn read_base(config: &Config, dn: &str, base: &Result<(ServerResult, bool), UnavailableCause>, found: bool) -> Finding {
     match base {
-        Ok((0, true)) => Finding::ok("base", dn),
+        Ok((ServerResult { code: SUCCESS, .. }, true)) => Finding::ok("base", dn),
         Ok(_) if found => Finding::new(
             "base",
             State::Note,
             format!("{dn} itself is not returned; the entries below it are, which is sufficient"),
         ),
-        Ok((32, _)) => {
+        Ok((result @ ServerResult { code: NO_SUCH_OBJECT, .. }, _)) => {
             let advice = "there is no such entry, or the service account may not see it: is the data loaded, is \
                           directory.base spelt right, do the access rules let the account read?";
-            Finding::problem("base", format!("{dn}: no such entry (result 32)"), advice)
+            Finding::problem("base", format!("{dn}: no such entry ({result})"), advice)
         }
-        Ok((code, _)) => {
+        Ok((result, _)) => {
             let advice = "the access rules must let the service account read this entry and what is below it";
-            Finding::problem("base", format!("{dn} is not shown (result {code})"), advice)
+            let advice = tls_advice(config, result.code).unwrap_or(advice);
+            Finding::problem("base", format!("{dn} is not shown ({result})"), advice)
         }
         Err(trouble) => Finding::problem("base", format!("{dn}: {}", words(trouble)), advice(trouble)),
     }
@@ -175,11 +183,23 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
     };
     let filter = Shown(&sample.filter).to_string();
     // Of all users the first will do; of one login there may be no second.
-    let several = chosen.is_some() && (sample.entries > 1 || sample.code == 4);
+    let own = sample.login.as_deref();
+    let several = chosen.or(own).is_some() && (sample.entries > 1 || sample.result.code == SIZE_LIMIT);
     match (&sample.first, chosen) {
         _ if several => {
-            let advice = "a login by this name is refused: make the filter or the names unique";
-            Finding::problem("filter", format!("{filter} finds several entries"), advice)
+            let dns: Vec<_> = sample.first.iter().map(|entry| &entry.dn).chain(&sample.second).collect();
+            let is_compat = |dn: &&Arc<str>| dn.to_ascii_lowercase().contains("cn=compat,");
+            let advice = if dns.iter().any(is_compat) {
+                "a login by this name is refused: FreeIPA shows each user once more below cn=compat; set \
+                 directory.base to cn=accounts,... "
+            } else {
+                "a login by this name is refused: make the filter or the names unique"
+            };
+            let dns: Vec<_> = dns.into_iter().map(|dn| Shown(dn).to_string()).collect();
+            let found = format!("{filter} finds several entries: {}", dns.join(" and "));
+            // Of a user that nobody has named it is not known whether it matters.
+            let state = if chosen.is_some() { State::Problem } else { State::Warning };
+            Finding::new("filter", state, found).advised(advice.trim_end())
         }
         (Some(entry), _) => {
             let dn = Shown(&entry.dn).to_string();
@@ -195,17 +215,18 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
             }
         }
         (None, Some(name)) => {
-            let advice = format!(
+            let advice = tls_advice(config, sample.result.code).map_or_else(|| format!(
                 "is there an entry for {}? Is it below the base, may the service account search the attributes of \
                  the filter?",
                 Shown(name)
-            );
-            Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
+            ), str::to_owned);
+            Finding::problem("filter", format!("{filter} finds no entry ({})", sample.result), advice)
         }
         (None, None) => {
             let advice = "no user could log in: check directory.base, directory.filter and the access rules for \
                           the service account";
-            Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
+            let advice = tls_advice(config, sample.result.code).unwrap_or(advice);
+            Finding::problem("filter", format!("{filter} finds no entry ({})", sample.result), advice)
         }
     }
 }
@@ -250,23 +271,26 @@ fn canary(shown: &Result<(), UnavailableCause>) -> Finding {
     }
 }
 
-fn synchronization(config: &Config, sync: &Result<(bool, Option<u32>), UnavailableCause>) -> Finding {
+fn synchronization(config: &Config, sync: &Result<(bool, Option<ServerResult>), UnavailableCause>) -> Finding {
     let watch = &config.directory.watch;
+    let code = sync.as_ref().ok().and_then(|(_, result)| Some(result.as_ref()?.code));
     let (found, advice) = match sync {
-        Ok((true, Some(0 | 4))) if watch.mode == WatchMode::Poll => {
+        Ok((true, _)) if matches!(code, Some(SUCCESS | SIZE_LIMIT)) && watch.mode == WatchMode::Poll => {
             return Finding::new(
                 "live changes",
                 State::Note,
                 "content synchronization is available; `watch: poll` does not use it",
             );
         }
-        Ok((true, Some(0 | 4))) => return Finding::ok("live changes", "content synchronization"),
-        Ok((true, Some(12))) => (
-            "content synchronization is refused for this database (result 12)".to_owned(),
+        Ok((true, _)) if matches!(code, Some(SUCCESS | SIZE_LIMIT)) => {
+            return Finding::ok("live changes", "content synchronization");
+        }
+        Ok((true, Some(result @ ServerResult { code: 12, .. }))) => (
+            format!("content synchronization is refused for this database ({result})"),
             "add `overlay syncprov` to the database",
         ),
-        Ok((true, code)) => (
-            format!("content synchronization is refused (result {})", code.unwrap_or_default()),
+        Ok((true, result)) => (
+            format!("content synchronization is refused ({})", result.clone().unwrap_or_default()),
             "the service account must be allowed to synchronize: check its limits and access rules",
         ),
         Ok((false, _)) => {
@@ -317,13 +341,13 @@ fn in_words(duration: Duration) -> String {
 }
 
 fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding {
-    let UserCount { users, code, more, paged } = match users {
-        Ok(counted) => *counted,
+    let UserCount { users, result, more, paged } = match users {
+        Ok(counted) => counted.clone(),
         Err(trouble) => return Finding::problem("size limit", words(trouble), advice(trouble)),
     };
     let (number, way) = (thousands(users), if paged { ", page by page" } else { "" });
-    if LIMITS.contains(&code) {
-        let found = format!("the server returns only the first {number} users (result {code})");
+    if LIMITS.contains(&result.code) {
+        let found = format!("the server returns only the first {number} users ({result})");
         let advice = "raise the limits of the service account (in slapd.conf: `limits dn.exact=\"BIND_DN\" \
                       size=unlimited time=unlimited`), or changes of users are missed; logins are not affected";
         return match config.directory.watch.mode {
@@ -331,12 +355,8 @@ fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding
             WatchMode::Auto | WatchMode::Sync | WatchMode::Poll => Finding::problem("size limit", found, advice),
         };
     }
-    if code != 0 {
-        return Finding::problem(
-            "size limit",
-            format!("result {code} after {number} users"),
-            "check the server's own log",
-        );
+    if result.code != SUCCESS {
+        return Finding::problem("size limit", format!("{result} after {number} users"), "check the server's own log");
     }
     let least = if more { "at least " } else { "" };
     Finding::ok("size limit", format!("{least}{number} users are shown{way}"))

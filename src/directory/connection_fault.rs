@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
+use super::result::ServerResult;
 use crate::tls::HandshakeError;
 
 /// Bytes of a text from the system, or from a library.
@@ -30,11 +31,11 @@ pub enum ConnectionFault {
     #[error("TLS required but not configured")]
     NoTls,
     /// The server refused StartTLS with this result.
-    #[error("StartTLS refused with result {0}")]
-    StartTls(u32),
+    #[error("StartTLS refused with {0}")]
+    StartTls(ServerResult),
     /// The server closed the connection with this result.
-    #[error("server closed the connection with result {0}")]
-    Notice(u32),
+    #[error("server closed the connection with {0}")]
+    Notice(ServerResult),
     /// The server closed the connection.
     #[error("connection closed by the server")]
     Closed,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::BoxFuture;
 use super::entry::Entry;
 use super::error::UnavailableCause;
+use super::result::ServerResult;
 use crate::base::credential::Login;
 
 /// A lockout policy.
@@ -30,15 +31,15 @@ pub struct ServerDiagnosis {
     pub connection: Result<Option<Vec<u8>>, UnavailableCause>,
     /// The service account's bind, or an anonymous session if there is no account.
     pub service: Option<Result<(), UnavailableCause>>,
-    /// The result code of a read of the base, and whether the entry was returned.
-    pub base: Option<Result<(u32, bool), UnavailableCause>>,
+    /// The result of a read of the base, and whether the entry was returned.
+    pub base: Option<Result<(ServerResult, bool), UnavailableCause>>,
     /// The lookup of the sample login.
     pub sample: Option<Result<SampleLookup, UnavailableCause>>,
     /// A user with a mail host, if there is any.
     pub with_mail_host: Option<Result<Option<Entry>, UnavailableCause>>,
-    /// Content synchronization: whether it is advertised, and the result code of trying it.
-    pub sync: Option<Result<(bool, Option<u32>), UnavailableCause>>,
-    /// How many users the server returns, and the result code: if it is not 0, it returns no more than these.
+    /// Content synchronization: whether it is advertised, and the result of trying it.
+    pub sync: Option<Result<(bool, Option<ServerResult>), UnavailableCause>>,
+    /// How many users the server returns, and the result: if it is not success, it returns no more than these.
     pub users: Option<Result<UserCount, UnavailableCause>>,
     /// The strictest lockout policy, if one is readable.
     pub lockout: Option<Result<Option<LockoutPolicy>, UnavailableCause>>,
@@ -51,21 +52,25 @@ pub struct ServerDiagnosis {
 pub struct SampleLookup {
     /// The filter.
     pub filter: String,
-    /// The result code.
-    pub code: u32,
+    /// The login name, if the first user found was looked up by one of its own names.
+    pub login: Option<String>,
+    /// The result.
+    pub result: ServerResult,
     /// The number of entries: two stand for any larger number.
     pub entries: usize,
     /// The first of them.
     pub first: Option<Entry>,
+    /// The DN of the second.
+    pub second: Option<Arc<str>>,
 }
 
 /// The number of users that a server returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserCount {
     /// The number of entries received.
     pub users: usize,
-    /// The result code; 0 also if counting stopped early.
-    pub code: u32,
+    /// The result; success also if counting stopped early.
+    pub result: ServerResult,
     /// Whether there are more, which were not counted.
     pub more: bool,
     /// Whether they were read page by page.

@@ -3,7 +3,33 @@
 use std::sync::Arc;
 
 use super::key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
+use super::result::ServerResult;
 use crate::outcome::AccountState;
+
+/// Values of one attribute that are read; an entry with more is not used.
+pub(super) const MAX_VALUES: usize = 64;
+/// Bytes of one value: longer than any host or login name.
+pub(super) const MAX_VALUE: usize = 1_024;
+/// Bytes of a DN.
+pub(super) const MAX_DN: usize = 8 * 1_024;
+
+/// Why an entry cannot be used although a server has returned it. It concerns this entry alone, and is no verdict on a
+/// password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryFault {
+    /// An attribute with too many values: those that are left out could be the ones that count.
+    #[error("{0} has more than {MAX_VALUES} values")]
+    TooManyValues(Box<str>),
+    /// An attribute with a long value: cut short it would be another one.
+    #[error("{0} has a value of more than {MAX_VALUE} bytes")]
+    LongValue(Box<str>),
+    /// The DN is too long to be kept, and is cut: it must not be bound.
+    #[error("its DN has more than {MAX_DN} bytes")]
+    LongDn,
+    /// The read of this one entry ended with this result.
+    #[error("the read of the entry ended with {0}")]
+    Ended(ServerResult),
+}
 
 /// The part of an entry that usher reads. It says nothing about a password: see [`Identity`](super::Identity).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +44,8 @@ pub struct Entry {
     pub allowed: Vec<String>,
     /// Whether it matches `allow_filter`; true when none is configured.
     pub in_group: bool,
+    /// Why it leads nowhere, whatever it says.
+    pub fault: Option<Box<EntryFault>>,
     /// The version, compared to detect changes.
     pub version: EntryVersion,
 }
@@ -46,6 +74,7 @@ impl Entry {
         Self {
             mail_hosts: other.mail_hosts.clone(),
             logins: other.logins.clone(),
+            fault: other.fault.clone(),
             version: EntryVersion {
                 disabled: other.version.disabled,
                 expires: other.version.expires,
@@ -58,7 +87,7 @@ impl Entry {
     /// An entry of which only the DN is known.
     pub(crate) fn unread(dn: Arc<str>) -> Self {
         let (mail_hosts, logins, allowed) = Default::default();
-        Self { dn, mail_hosts, logins, allowed, in_group: true, version: EntryVersion::default() }
+        Self { dn, mail_hosts, logins, allowed, in_group: true, fault: None, version: EntryVersion::default() }
     }
 
     /// An entry for tests.

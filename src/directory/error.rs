@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::connection_fault::ConnectionFault;
-use super::entry::EntryVersion;
-use crate::outcome::AccountState;
+use super::entry::{EntryFault, EntryVersion};
+use super::result::ServerResult;
+use crate::outcome::{AccountState, Proof};
 use crate::telemetry::labels::DirectoryOperation;
 
 /// Why the directory did not authenticate a user.
@@ -45,9 +46,30 @@ pub enum DirectoryError {
     /// No entry matches.
     #[error("no entry matches")]
     NoEntry,
+    /// The entry has no password that a bind could be compared with (results 16 and 48).
+    #[error("the entry has no password to compare with")]
+    NoPassword {
+        /// The DN that was bound.
+        dn: Arc<str>,
+    },
     /// More than one entry matches.
-    #[error("several entries match")]
-    SeveralEntries,
+    #[error("several entries match{}", listed(.dns))]
+    SeveralEntries {
+        /// The DNs that the server returned: one or two, though there may be more.
+        dns: Vec<Arc<str>>,
+        /// Whether the password was accepted before.
+        proof: Proof,
+    },
+    /// The entry cannot be used, and was not bound, or not read after the bind.
+    #[error("the entry cannot be used: {fault}")]
+    UnusableEntry {
+        /// The entry's DN.
+        dn: Arc<str>,
+        /// Why.
+        fault: Box<EntryFault>,
+        /// Whether the password was accepted before.
+        proof: Proof,
+    },
     /// The directory gave no verdict.
     #[error("directory lookup failed: {0}")]
     Unavailable(UnavailableCause),
@@ -71,22 +93,22 @@ pub enum UnavailableCause {
     #[error("all connections are busy")]
     Busy,
     /// The service account's bind was refused.
-    #[error("{server}: service account refused with result {code}")]
+    #[error("{server}: service account refused with {result}")]
     ServiceBind {
         /// The server's URL.
         server: Arc<str>,
-        /// The result code.
-        code: u32,
+        /// The result.
+        result: ServerResult,
     },
     /// A result code that is neither success nor invalidCredentials.
-    #[error("{server}: {} failed with result {code}", .operation.label())]
+    #[error("{server}: {} failed with {result}", .operation.label())]
     Result {
         /// The server's URL.
         server: Arc<str>,
         /// The operation.
         operation: DirectoryOperation,
-        /// The result code.
-        code: u32,
+        /// The result.
+        result: ServerResult,
     },
     /// The reply is not LDAP, does not match the request, or exceeds a limit.
     #[error("{server}: malformed reply")]
@@ -120,9 +142,15 @@ pub enum UnavailableCause {
 impl UnavailableCause {
     /// The LDAP result code that caused the failure, if any.
     #[must_use]
-    pub const fn code(&self) -> Option<u32> {
+    pub fn code(&self) -> Option<u32> {
+        self.result().map(|result| result.code)
+    }
+
+    /// The result that caused the failure, if any.
+    #[must_use]
+    pub const fn result(&self) -> Option<&ServerResult> {
         match self {
-            Self::ServiceBind { code, .. } | Self::Result { code, .. } => Some(*code),
+            Self::ServiceBind { result, .. } | Self::Result { result, .. } => Some(result),
             Self::Connection { .. }
             | Self::Timeout
             | Self::Busy
@@ -133,4 +161,9 @@ impl UnavailableCause {
             | Self::NoServiceAccount => None,
         }
     }
+}
+
+/// `: DN and DN`, for a message.
+fn listed(dns: &[Arc<str>]) -> String {
+    if dns.is_empty() { String::new() } else { format!(": {}", dns.join(" and ")) }
 }

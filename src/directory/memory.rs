@@ -14,7 +14,7 @@ use super::{
     UserListing,
 };
 use crate::base::credential::{Credential, CredentialSecret, Login};
-use crate::outcome::AccountState;
+use crate::outcome::{AccountState, Proof};
 
 /// The URL of its only server.
 pub(crate) const URL: &str = "memory:";
@@ -163,7 +163,10 @@ impl Memory {
         match (found.next(), found.next()) {
             (None, _) => Err(DirectoryError::NoEntry),
             (Some(user), None) => Ok(user.clone()),
-            (Some(_), Some(_)) => Err(DirectoryError::SeveralEntries),
+            (Some(one), Some(other)) => {
+                let dns = [one, other].map(|user| Arc::clone(&user.entry.dn)).to_vec();
+                Err(DirectoryError::SeveralEntries { dns, proof: Proof::Missing })
+            }
         }
     }
 
@@ -281,7 +284,7 @@ impl UserListing for Memory {
         Box::pin(async move {
             let users = self.inner().users.clone();
             for User { login, entry, .. } in users {
-                let listed = ListedUser { dn: entry.dn.to_string(), entry: Some(entry), names: vec![login] };
+                let listed = ListedUser { dn: entry.dn.to_string(), entry, names: vec![login] };
                 if receiver.send(listed).await.is_err() {
                     break;
                 }

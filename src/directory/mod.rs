@@ -17,6 +17,7 @@ mod key;
 pub(crate) mod ldap;
 #[cfg(test)]
 pub(crate) mod memory;
+mod result;
 mod users;
 
 use std::fmt;
@@ -35,11 +36,12 @@ pub(crate) use changes::{Change, ChangeHandler, ChangeSource, Refresh, ReportedE
 pub(crate) use connection_fault::ConnectionFault;
 pub(crate) use diagnosis::{Diagnosis, LockoutPolicy, SampleLookup, ServerDiagnosis, UserCount};
 pub(crate) use diagnostic::BindDiagnostic;
-pub(crate) use entry::{Entry, EntryVersion};
+pub(crate) use entry::{Entry, EntryFault, EntryVersion};
 pub(crate) use error::{DirectoryError, UnavailableCause};
 pub(crate) use floor::{Floor, Freshness, NoFloor};
 pub(crate) use identity::Identity;
 pub(crate) use key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
+pub(crate) use result::ServerResult;
 pub(crate) use users::{ListedUser, UserListing};
 
 /// The directory of these settings. `tls` is the client configuration for its servers: roots, client certificate,
@@ -56,6 +58,10 @@ pub struct Trace {
     pub server: Option<Arc<str>>,
     /// The LDAP result code of its answer; `None` if it did not answer.
     pub code: Option<u32>,
+    /// The server's text beside another result than success.
+    pub message: Option<Arc<str>>,
+    /// The DN of the entry that was found, or is bound.
+    pub dn: Option<Arc<str>>,
     /// The diagnostic that accompanied a bind result.
     pub diagnostic: Option<BindDiagnostic>,
     /// Time spent searching or reading.
@@ -65,6 +71,20 @@ pub struct Trace {
     /// The server that answered had not caught up with a known change of the entry: its verdict on the password
     /// is not cached.
     pub behind: bool,
+}
+
+impl Trace {
+    /// Records the result of the last operation; `None`: there was no answer.
+    pub(crate) fn record(&mut self, result: Option<&ServerResult>) {
+        self.code = result.map(|result| result.code);
+        self.message = result.and_then(|result| result.message.clone());
+    }
+
+    /// The last result, if there was an answer.
+    #[must_use]
+    pub fn result(&self) -> Option<ServerResult> {
+        self.code.map(|code| ServerResult { code, message: self.message.clone() })
+    }
 }
 
 /// Whether the directory can be asked.

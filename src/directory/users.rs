@@ -11,8 +11,8 @@ use super::error::UnavailableCause;
 pub struct ListedUser {
     /// Its DN.
     pub dn: String,
-    /// The entry; `None` if it has more or longer values than usher reads.
-    pub entry: Option<Entry>,
+    /// The entry.
+    pub entry: Entry,
     /// The login names in its attributes, the preferred one first.
     pub names: Vec<String>,
 }

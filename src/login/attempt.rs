@@ -259,10 +259,17 @@ impl LoginAttempt<'_> {
         }
         let outcome = match (&decision.result, decision.by) {
             (Ok(proven), _) => AttemptOutcome::Right(proven.identity.entry().key()),
-            // An account state that is reported as a wrong password costs as much, or the delay of the next
-            // guess would reveal that this one was correct.
+            // What is reported as a wrong password costs as much, or the delay of the next guess would reveal that
+            // the name exists, or that this guess was correct.
             (
-                Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::Account { .. }),
+                Err(
+                    Refusal::WrongPassword
+                    | Refusal::UnknownUser
+                    | Refusal::NoPassword
+                    | Refusal::SeveralEntries(_)
+                    | Refusal::UnusableEntry(_)
+                    | Refusal::Account { .. },
+                ),
                 DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
             ) => AttemptOutcome::Wrong,
             // Undecided: the charge is refunded.
@@ -310,6 +317,7 @@ impl LoginAttempt<'_> {
     /// Why no backend was found.
     pub(crate) fn target(&self, entry: &Entry, typed: &Login) -> Result<Target, Refusal> {
         let config = &self.core.config;
+        routing::usable(entry)?;
         routing::allowed(&config.directory.allow, entry, self.protocol)?;
         let route = routing::route(&config.routing, entry)?;
         let login = routing::backend_login(config.directory.login_attribute.as_deref(), entry, typed)?;

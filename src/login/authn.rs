@@ -14,7 +14,9 @@ use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::labels;
 use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
-use crate::directory::{Availability, Directory, DirectoryError, Entry, EntryKey, Identity, NameKind, Trace};
+use crate::directory::{
+    Availability, Directory, DirectoryError, Entry, EntryFault, EntryKey, Identity, NameKind, Trace,
+};
 use crate::limits::BindGate;
 use crate::outcome::{AccountState, Refusal};
 use crate::telemetry::labels::DecisionBasis;
@@ -78,6 +80,10 @@ pub struct AuthDecision {
     pub by: DecidedBy,
     /// The entry's DN if known, refused or not.
     pub dn: Option<Arc<str>>,
+    /// The DN of another entry that matches.
+    pub other_dn: Option<Arc<str>>,
+    /// Why the entry cannot be used.
+    pub fault: Option<Box<EntryFault>>,
     /// Details of the directory request.
     pub trace: Trace,
     /// The entry for which the password was not sent, because too many were tried.
@@ -87,11 +93,15 @@ pub struct AuthDecision {
 impl AuthDecision {
     fn remembered(identity: Arc<Identity>, since: CacheStamp, by: DecidedBy) -> Self {
         let dn = Some(Arc::clone(&identity.entry().dn));
-        Self { result: Ok(Proven { identity, since }), by, dn, trace: Trace::default(), withheld: None }
+        Self { dn, ..Self::new(Ok(Proven { identity, since }), by) }
     }
 
     fn refused(refusal: Refusal, by: DecidedBy) -> Self {
-        Self { result: Err(refusal), by, dn: None, trace: Trace::default(), withheld: None }
+        Self::new(Err(refusal), by)
+    }
+
+    fn new(result: Result<Proven, Refusal>, by: DecidedBy) -> Self {
+        Self { result, by, dn: None, other_dn: None, fault: None, trace: Trace::default(), withheld: None }
     }
 }
 
@@ -241,8 +251,14 @@ impl Authenticator {
     /// password is wrong by now, or the entry is deleted, the cache forgets it.
     pub async fn decide_again(&self, credential: &Credential, cached: &Entry) -> AuthDecision {
         let decision = self.decide(credential, LookupMode::Directory).await;
-        if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries | Refusal::Account { .. }) =
-            &decision.result
+        if let Err(
+            Refusal::WrongPassword
+            | Refusal::UnknownUser
+            | Refusal::NoPassword
+            | Refusal::SeveralEntries(_)
+            | Refusal::UnusableEntry(_)
+            | Refusal::Account { .. },
+        ) = &decision.result
         {
             self.cache.forget(cached);
         }
@@ -317,6 +333,9 @@ impl Authenticator {
             let answer = answer.and_then(|identity| newest(identity, &entries)).and_then(require_usable).map(Arc::new);
             let locked = check.locked_by_guesses(&answer);
             match &answer {
+                // What is wrong with an entry may be mended without a change of what is tracked of it: it is looked
+                // up again, and no earlier version of it comes back as stale.
+                Ok(identity) if identity.entry().fault.is_some() => cache.forget_password(&credential),
                 // A hold is short: a held user is looked up again.
                 Ok(identity) if identity.entry().version.held => {
                     entries.record_login(&identity.shared_entry());
@@ -328,7 +347,11 @@ impl Authenticator {
                     }
                 }
                 // A lagging server may not know of a change yet: perhaps of this very password.
-                Err(DirectoryError::InvalidCredentials { .. }) if trace.behind => {}
+                Err(
+                    DirectoryError::InvalidCredentials { .. }
+                    | DirectoryError::NoEntry
+                    | DirectoryError::NoPassword { .. },
+                ) if trace.behind => {}
                 Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
                     cache.wrong(&credential, dn, seen, since);
                 }
@@ -341,7 +364,9 @@ impl Authenticator {
                     | DirectoryError::Account { .. }
                     | DirectoryError::Held { .. }
                     | DirectoryError::NoEntry
-                    | DirectoryError::SeveralEntries,
+                    | DirectoryError::NoPassword { .. }
+                    | DirectoryError::SeveralEntries { .. }
+                    | DirectoryError::UnusableEntry { .. },
                 ) => cache.forget_password(&credential),
                 Err(DirectoryError::RefusedBefore { .. } | DirectoryError::Unavailable(_)) => {}
             }
@@ -358,6 +383,13 @@ impl Authenticator {
             Err(DirectoryError::NoEntry) if trace.server.is_none() => DecidedBy::Usher,
             Ok(_) | Err(_) => DecidedBy::Directory,
         };
+        let (mut other_dn, mut fault) = (None, None);
+        match answer {
+            Ok(identity) => fault.clone_from(&identity.entry().fault),
+            Err(DirectoryError::SeveralEntries { dns, .. }) => other_dn = dns.get(1).cloned(),
+            Err(DirectoryError::UnusableEntry { fault: why, .. }) => fault = Some(why.clone()),
+            Err(_) => {}
+        }
         let (result, dn) = match answer {
             Ok(identity) => {
                 let proven = Proven { identity: Arc::clone(identity), since: *since };
@@ -371,16 +403,23 @@ impl Authenticator {
             }
             Err(DirectoryError::Held { dn }) => (Err(Refusal::Hold), Some(Arc::clone(dn))),
             Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
-            Err(DirectoryError::SeveralEntries) => (Err(Refusal::SeveralEntries), None),
+            Err(DirectoryError::NoPassword { dn }) => (Err(Refusal::NoPassword), Some(Arc::clone(dn))),
+            Err(DirectoryError::SeveralEntries { dns, proof }) => {
+                (Err(Refusal::SeveralEntries(*proof)), dns.first().cloned())
+            }
+            Err(DirectoryError::UnusableEntry { dn, proof, .. }) => {
+                (Err(Refusal::UnusableEntry(*proof)), Some(Arc::clone(dn)))
+            }
             Err(DirectoryError::Unavailable(cause)) => {
                 let server = trace.server.as_deref().unwrap_or("-");
                 if let Some(suppressed) = self.repeats.allow("directory", server) {
                     warn!(reason = %cause, server, suppressed, "directory lookup failed");
                 }
-                (Err(Refusal::DirectoryUnavailable), None)
+                (Err(Refusal::DirectoryUnavailable), trace.dn.clone())
             }
         };
-        AuthDecision { result, by, dn, trace: trace.clone(), withheld: check.withheld.clone() }
+        let (trace, withheld) = (trace.clone(), check.withheld.clone());
+        AuthDecision { result, by, dn, other_dn, fault, trace, withheld }
     }
 }
 

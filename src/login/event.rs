@@ -43,6 +43,10 @@ pub(crate) struct LoginEvent {
     pub backend_login: Option<String>,
     /// The entry's DN.
     pub dn: Option<Arc<str>>,
+    /// The DN of another entry that matches the name.
+    pub other_dn: Option<Arc<str>>,
+    /// Why the entry cannot be used.
+    pub entry_fault: Option<String>,
     /// The entry's mailHost values.
     pub mail_host: Vec<String>,
     /// The backend's name.
@@ -77,6 +81,8 @@ impl LoginEvent {
         self.by = Some(decision.by);
         self.trace.clone_from(&decision.trace);
         self.dn.clone_from(&decision.dn);
+        self.other_dn.clone_from(&decision.other_dn);
+        self.entry_fault = decision.fault.as_ref().map(ToString::to_string);
         if let Ok(proven) = &decision.result {
             self.mail_host.clone_from(&proven.identity.entry().mail_hosts);
         }
@@ -144,6 +150,11 @@ impl LoginEvent {
         let (client_name, client_version) =
             client_id.map(|id| (id.name.as_str(), id.version.as_str())).unwrap_or_default();
         let mail_host = self.mail_host.join(",");
+        let directory_result = self.trace.result().filter(|result| result.code != 0).and_then(|result| result.name());
+        // What usher reads in the answer to a bind, and the server's own text.
+        let parts =
+            [self.trace.diagnostic.map(|said| said.to_string()), self.trace.message.as_deref().map(str::to_owned)];
+        let directory_message = parts.into_iter().flatten().reduce(|said, text| format!("{said}: {text}"));
         // One list of fields at three levels: a level is part of the event's static description.
         macro_rules! event {
             ($level:ident) => {
@@ -156,13 +167,16 @@ impl LoginEvent {
                     login = %Bounded(&self.typed),
                     login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Bounded(name.as_bytes()))),
                     dn = self.dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),
+                    other_dn = self.other_dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),
+                    entry_fault = self.entry_fault.as_deref().map(|fault| tracing::field::display(Bounded(fault.as_bytes()))),
                     mail_host = (!mail_host.is_empty()).then(|| tracing::field::display(Bounded(mail_host.as_bytes()))),
                     backend = self.backend.as_deref(),
                     by = self.by.map(DecidedBy::label),
                     by_default = self.by_default.then_some(true),
                     directory_server = self.trace.server.as_deref(),
                     directory_code = self.trace.code,
-                    directory_message = self.trace.diagnostic.map(tracing::field::display),
+                    directory_result,
+                    directory_message = directory_message.as_deref().map(|text| tracing::field::display(Bounded(text.as_bytes()))),
                     limited_by = self.limited_by.map(LimitRule::label),
                     delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
                     backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Bounded(words.as_bytes()))),

@@ -3,10 +3,11 @@
 //! Asks [`route`], as a session does: what is said here is what `run` does.
 
 use crate::base::credential::Login;
-use crate::config::Config;
-use crate::directory::{DirectoryError, Entry, UnavailableCause};
-use crate::outcome::Refusal;
+use crate::config::{Config, DirectoryServer, LdapScheme};
+use crate::directory::{DirectoryError, Entry, EntryFault, UnavailableCause};
+use crate::outcome::{Proof, Refusal};
 use crate::proto::PROTOCOLS;
+use crate::proto::ldap::result::{CONFIDENTIALITY_REQUIRED, STRONGER_AUTH_REQUIRED};
 use crate::routing;
 
 /// The result of a lookup.
@@ -56,8 +57,15 @@ impl Verdict {
     pub(crate) fn of(config: &Config, answer: Result<Entry, DirectoryError>, login: &Login) -> Self {
         match answer {
             Ok(entry) => Self::of_entry(config, &entry, login),
-            Err(error) => Self::of_error(&error),
+            Err(error) => Self::of_error(config, &error),
         }
+    }
+
+    /// Of an entry that cannot be used, whatever its login names.
+    #[must_use]
+    pub(crate) fn of_unusable(entry: &Entry) -> Self {
+        let words = entry.fault.as_ref().map_or_else(String::new, |fault| unusable(fault));
+        Self::refused(Refusal::UnusableEntry(Proof::Given), words)
     }
 
     /// Of an entry.
@@ -66,7 +74,9 @@ impl Verdict {
         let directory = &config.directory;
         let allowed = PROTOCOLS.iter().filter(|protocol| routing::allowed(&directory.allow, entry, protocol).is_ok());
         let may_use: Vec<_> = allowed.map(|protocol| protocol.name).collect();
-        let (goal, words) = if may_use.is_empty() {
+        let (goal, words) = if let Some(fault) = &entry.fault {
+            (Err(Refusal::UnusableEntry(Proof::Given)), unusable(fault))
+        } else if may_use.is_empty() {
             let words = match &directory.allow.attribute {
                 _ if !entry.in_group => "the entry does not match allow_filter".to_owned(),
                 Some(attribute) => format!("no value of {attribute} allows any protocol"),
@@ -80,11 +90,19 @@ impl Verdict {
         Self { dn, mail_hosts, held: entry.version.held, may_use, goal, words }
     }
 
-    fn of_error(error: &DirectoryError) -> Self {
+    fn of_error(config: &Config, error: &DirectoryError) -> Self {
         match error {
             DirectoryError::NoEntry => Self::refused(Refusal::UnknownUser, "the directory has no such entry"),
-            DirectoryError::SeveralEntries => {
-                Self::refused(Refusal::SeveralEntries, "several entries match; make the filter or the names unique")
+            DirectoryError::NoPassword { dn } => Self {
+                dn: Some(dn.to_string()),
+                ..Self::refused(Refusal::NoPassword, "the entry has no password that a bind could be compared with")
+            },
+            DirectoryError::SeveralEntries { proof, .. } => {
+                Self::refused(Refusal::SeveralEntries(*proof), format!("{error}; make the filter or the names unique"))
+            }
+            DirectoryError::UnusableEntry { dn, fault, proof } => {
+                let words = unusable(fault);
+                Self { dn: Some(dn.to_string()), ..Self::refused(Refusal::UnusableEntry(*proof), words) }
             }
             DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn } => Self {
                 dn: (!dn.is_empty()).then(|| dn.to_string()),
@@ -105,11 +123,15 @@ impl Verdict {
                         "; with user_dn only the user may read the entry: give bind_dn a service account, or use \
                          --password-stdin"
                     }
+                    UnavailableCause::ServiceBind { result, .. } | UnavailableCause::Result { result, .. } => {
+                        match tls_advice(config, result.code) {
+                            Some(advice) => &format!("; {advice}"),
+                            None => "",
+                        }
+                    }
                     UnavailableCause::Connection { .. }
                     | UnavailableCause::Timeout
                     | UnavailableCause::Busy
-                    | UnavailableCause::ServiceBind { .. }
-                    | UnavailableCause::Result { .. }
                     | UnavailableCause::Malformed { .. }
                     | UnavailableCause::Canary { .. }
                     | UnavailableCause::Behind { .. }
@@ -130,6 +152,35 @@ impl Verdict {
     #[must_use]
     pub(crate) fn backend(&self) -> Option<&str> {
         self.goal.as_ref().ok().map(|goal| goal.backend.as_str())
+    }
+}
+
+/// Why an entry cannot be used, and what can be done.
+fn unusable(fault: &EntryFault) -> String {
+    let advice = match fault {
+        EntryFault::TooManyValues(_) | EntryFault::LongValue(_) => {
+            "; usher reads no more of an attribute: remove values from the entry, or name an attribute with fewer"
+        }
+        EntryFault::LongDn | EntryFault::Ended(_) => "",
+    };
+    format!("the entry cannot be used: {fault}{advice}")
+}
+
+/// What to do about a server that wants a protected connection; `None` if the result does not say so.
+#[must_use]
+pub(crate) fn tls_advice(config: &Config, code: u32) -> Option<&'static str> {
+    let directory = &config.directory;
+    let in_clear = |server: &DirectoryServer| server.scheme == LdapScheme::Ldap && !directory.starttls;
+    match code {
+        STRONGER_AUTH_REQUIRED | CONFIDENTIALITY_REQUIRED if directory.servers.iter().any(in_clear) => Some(
+            "the server accepts passwords only over TLS: write ldaps:// into directory.servers, or set \
+             directory.starttls to true",
+        ),
+        STRONGER_AUTH_REQUIRED | CONFIDENTIALITY_REQUIRED => Some(
+            "the server accepts no simple bind although the connection has TLS: check what its settings demand \
+             (signing, channel binding, SASL, a minimum strength of the cipher)",
+        ),
+        _ => None,
     }
 }
 

@@ -190,15 +190,13 @@ impl Run<'_, '_> {
         let ListedUser { dn, entry, names } = listed;
         let login = names.first().cloned().unwrap_or_default();
         let verdict = match (Login::parse(login.as_bytes()), entry) {
-            (_, None) => {
-                Verdict::refused(Refusal::DirectoryUnavailable, "the entry has more or longer values than usher reads")
-            }
-            (None, Some(_)) if login.is_empty() => Verdict::refused(
+            (None, entry) if entry.fault.is_some() => Verdict::of_unusable(&entry),
+            (None, _) if login.is_empty() => Verdict::refused(
                 Refusal::InvalidUsername,
                 "no attribute that the filter compares with a login has a value",
             ),
-            (None, Some(_)) => Verdict::no_login(),
-            (Some(login), Some(entry)) => Verdict::of_entry(self.all_users.config, &entry, &login),
+            (None, _) => Verdict::no_login(),
+            (Some(login), entry) => Verdict::of_entry(self.all_users.config, &entry, &login),
         };
         let verdict = Verdict { dn: Some(dn), ..verdict };
         self.tell(login, &names, verdict)

@@ -217,8 +217,12 @@ impl Import {
             let remark = match answer {
                 None => Remark::NoLogin(text, line),
                 Some(Err(DirectoryError::NoEntry)) => Remark::Unknown(text, line),
-                Some(Err(DirectoryError::SeveralEntries)) => Remark::Several(text, line),
-                Some(Err(DirectoryError::Unavailable(UnavailableCause::Malformed { .. }))) => Remark::Unreadable(text),
+                Some(Err(DirectoryError::SeveralEntries { .. })) => Remark::Several(text, line),
+                Some(Err(
+                    DirectoryError::UnusableEntry { .. }
+                    | DirectoryError::Unavailable(UnavailableCause::Malformed { .. }),
+                )) => Remark::Unreadable(text),
+                Some(Ok(entry)) if entry.fault.is_some() => Remark::Unreadable(text),
                 Some(Err(error)) => return Err(error),
                 Some(Ok(entry)) => match named.get(&entry.dn.to_lowercase()) {
                     Some(earlier) => Remark::SameEntry(text, line, *earlier),
@@ -265,10 +269,10 @@ impl Import {
                         break;
                     }
                 }
-                let Some(entry) = entry else {
+                if entry.fault.is_some() {
                     self.remarks.push(Remark::Unreadable(dn));
                     continue;
-                };
+                }
                 if entry.mail_hosts.is_empty() {
                     match default {
                         Some(default) if write_default => {

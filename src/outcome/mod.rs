@@ -8,6 +8,6 @@ mod refusal;
 mod reply;
 
 pub(crate) use account_state::AccountState;
-pub(crate) use refusal::{Refusal, Side};
+pub(crate) use refusal::{Proof, Refusal, Side};
 pub(crate) use reply::BackendReply;
 pub use reply::Reply;

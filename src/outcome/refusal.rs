@@ -20,12 +20,21 @@ pub enum Side {
     Usher,
 }
 
+/// Whether the client has proven the password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Not yet: it must not learn that the name exists.
+    Missing,
+    /// The directory has accepted it.
+    Given,
+}
+
 /// How a refusal counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// A server behind usher was unavailable: the same attempt may succeed later.
     Outage,
-    /// The password was right, and the user may not log in or leads to no backend.
+    /// The user may not log in, or leads to no backend, whatever the password: the same attempt fails again.
     NoRoute,
     /// Neither.
     Other,
@@ -103,8 +112,12 @@ refusals! {
     /// The directory did not decide: unreachable, timed out, busy, or a result other than success and
     /// invalidCredentials.
     DirectoryUnavailable = "directory_unavailable", Directory, Outage, Unavailable;
+    /// The entry has no password that a bind could be compared with.
+    NoPassword = "no_password", Client, Other, AuthenticationFailed;
     /// More than one entry matches the name.
-    SeveralEntries = "several_entries", Directory, Other, Unavailable;
+    SeveralEntries(Proof) = "several_entries", Directory, NoRoute, NoMailbox;
+    /// The entry has more values, or longer ones, than are read.
+    UnusableEntry(Proof) = "unusable_entry", Directory, NoRoute, NoMailbox;
     /// The entry has no mailHost and no default is configured.
     NoMailHost = "no_mail_host", Directory, NoRoute, NoMailbox;
     /// The entry has several mailHost values that name different backends.
@@ -163,6 +176,9 @@ impl Refusal {
         {
             return state.reply();
         }
+        if let Self::SeveralEntries(Proof::Missing) | Self::UnusableEntry(Proof::Missing) = self {
+            return Reply::AuthenticationFailed;
+        }
         if let Self::BackendRejected(Some(reply)) = self {
             return Reply::of_backend(reply);
         }
@@ -175,8 +191,8 @@ impl Refusal {
         self.facts().side
     }
 
-    /// Whether the password was right and the user may not log in, or leads to no backend. It counts as a
-    /// failed login of the connection: a client that repeats it costs a decision each time.
+    /// Whether the user may not log in, or leads to no backend, whatever the password. It counts as a failed login
+    /// of the connection: a client that repeats it costs a decision each time.
     #[must_use]
     pub fn is_without_route(&self) -> bool {
         self.facts().kind == Kind::NoRoute

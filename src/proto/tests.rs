@@ -6,7 +6,7 @@ mod chunks;
 use super::trial::{HOST, SESSION};
 use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, Step, capabilities};
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, BackendReply, Refusal, Reply};
+use crate::outcome::{AccountState, BackendReply, Proof, Refusal, Reply};
 
 /// The documentation that holds the table.
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
@@ -62,7 +62,9 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::AuthzidNotAllowed,
         Refusal::NotAllowed,
         Refusal::DirectoryUnavailable,
-        Refusal::SeveralEntries,
+        Refusal::SeveralEntries(Proof::Missing),
+        Refusal::NoPassword,
+        Refusal::UnusableEntry(Proof::Missing),
         Refusal::NoMailHost,
         Refusal::SeveralMailHosts,
         Refusal::UnknownMailHost,
@@ -117,7 +119,13 @@ fn protocols_reply_to_each_refusal_as_tabulated() {
     let table = table();
     let backend = BackendReply { code: String::new(), text: "Try again".to_owned(), unavailable: false };
     let mut left: Vec<_> = table.iter().flat_map(|row| row.refusals.iter().map(|label| (row.reply, *label))).collect();
-    for refusal in every_refusal().into_iter().chain([Refusal::BackendRejected(Some(backend))]) {
+    // Those that have another reply after the password.
+    let others = [
+        Refusal::BackendRejected(Some(backend)),
+        Refusal::SeveralEntries(Proof::Given),
+        Refusal::UnusableEntry(Proof::Given),
+    ];
+    for refusal in every_refusal().into_iter().chain(others) {
         let reply = refusal.reply(true);
         let name = format!("{reply:?}");
         let name = name.split('(').next().unwrap_or_default();

@@ -6,7 +6,7 @@
 use crate::base::credential::Login;
 use crate::config::{Allow, Routing, host_key};
 use crate::directory::Entry;
-use crate::outcome::Refusal;
+use crate::outcome::{Proof, Refusal};
 use crate::proto::Protocol;
 
 /// The backend of an entry.
@@ -16,6 +16,15 @@ pub(crate) struct Route<'a> {
     pub backend: &'a str,
     /// Whether it was chosen by `routing.default`.
     pub by_default: bool,
+}
+
+/// Whether an entry can be used at all.
+///
+/// # Errors
+/// [`Refusal::UnusableEntry`]: some of its values were not read, and they could be the ones that count.
+pub(crate) fn usable(entry: &Entry) -> Result<(), Refusal> {
+    // Only entries of authenticated users are routed.
+    if entry.fault.is_none() { Ok(()) } else { Err(Refusal::UnusableEntry(Proof::Given)) }
 }
 
 /// Whether an entry may use a protocol.

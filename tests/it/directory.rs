@@ -218,13 +218,20 @@ fn continuation_references_beside_the_entry_are_ignored() {
 #[test]
 fn only_success_accepts_and_only_invalid_credentials_refuses() {
     let backend = Scripted::accepting();
-    for code in [1, 2, 3, 7, 8, 10, 11, 12, 14, 16, 19, 21, 32, 34, 36, 48, 50, 51, 52, 53, 54, 64, 71, 80, 118] {
+    for code in [1, 2, 3, 7, 8, 10, 11, 12, 14, 17, 19, 21, 32, 34, 36, 50, 51, 52, 53, 54, 64, 71, 80, 118] {
         let ldap = answers_binds(move |id| Some(ldap_result(id, 0x61, code)));
         let usher = Usher::start(Config::with_url(&ldap.url()).scripted(&backend));
         alice(&usher).is("NO [UNAVAILABLE]");
         let event = usher.login("alice");
         assert_eq!(event["result"], "directory_unavailable", "{event}");
         assert_eq!(event["directory_code"].to_string().trim_matches('"'), code.to_string(), "{event}");
+    }
+    // About this entry: it has no password.
+    for code in [16, 48] {
+        let ldap = answers_binds(move |id| Some(ldap_result(id, 0x61, code)));
+        let usher = Usher::start(Config::with_url(&ldap.url()).scripted(&backend));
+        alice(&usher).is("NO [AUTHENTICATIONFAILED]");
+        assert_eq!(usher.login("alice")["result"], "no_password");
     }
     let ldap = answers_binds(|id| Some(ldap_result(id, 0x61, 49)));
     alice(&Usher::start(Config::with_url(&ldap.url()).scripted(&backend))).is("NO [AUTHENTICATIONFAILED]");

@@ -43,6 +43,7 @@ mod memory;
 mod metrics;
 mod migrate;
 mod monitoring;
+mod one_entry;
 mod policy;
 mod pop3;
 mod prelogin_limits;

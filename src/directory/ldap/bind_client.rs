@@ -16,7 +16,6 @@ use rustls::pki_types::ServerName;
 
 use crate::base::secret::SecretBuf;
 use crate::config::LdapScheme;
-use crate::directory::ConnectionFault;
 use crate::directory::ldap::dial::{Dial, LdapSocket};
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::frames::{self, BEFORE_TLS, Frames, LdapMessage, Violation};
@@ -24,6 +23,8 @@ use crate::directory::ldap::policy::BindResponse;
 use crate::directory::ldap::query::{MAX_MESSAGES, SearchRequest, SearchResult};
 use crate::directory::ldap::request;
 use crate::directory::ldap::schema::read_message;
+use crate::directory::{ConnectionFault, ServerResult};
+use crate::proto::ldap::result::SUCCESS;
 use crate::tls::HandshakeError;
 use crate::tls::stream::Stream;
 
@@ -92,10 +93,11 @@ impl BindClient {
         let mut request = request::bind(id, dn, password);
         self.send(&mut request).await?;
         let answer = |message: &LdapMessage<'_>| {
-            let bound = (message.tag == frames::BIND_RESPONSE).then(|| BindResponse::read(message))?;
+            let bound = (message.tag == frames::BIND_RESPONSE).then(|| BindResponse::read(message, password))?;
             Some(bound.ok_or(Violation::Outcome))
         };
-        Ok(self.answer(id, answer).await??)
+        let bound = self.answer(id, answer).await.map_err(|error| error.answering(password))?;
+        Ok(bound?)
     }
 
     /// A search as the bound identity.
@@ -108,11 +110,12 @@ impl BindClient {
         let request = request::search(id, query, time_limit);
         let mut request = request.ok_or(ConnectionFault::InvalidFilter)?;
         self.send(&mut request).await?;
-        let mut found = SearchResult::default();
+        let mut found = SearchResult::of(query);
         for _ in 0..=MAX_MESSAGES {
             let take = |message: &LdapMessage<'_>| match message.tag {
                 frames::SEARCH_DONE => {
-                    Some(message.outcome().map(|outcome| Some(outcome.code)).ok_or(ConnectionError::Malformed))
+                    let result = message.outcome().map(|outcome| Some(ServerResult::from(outcome)));
+                    Some(result.ok_or(ConnectionError::Malformed))
                 }
                 frames::SEARCH_ENTRY => {
                     Some(found.count(|| read_message(message.body, &query.attributes)).map(|()| None))
@@ -122,8 +125,8 @@ impl BindClient {
                 _ => None,
             };
             // Success only if a final result says so.
-            if let Some(code) = self.answer(id, take).await?? {
-                found.code = code;
+            if let Some(result) = self.answer(id, take).await?? {
+                found.end(result);
                 return Ok(found);
             }
         }
@@ -184,11 +187,11 @@ async fn start_tls(socket: LdapSocket) -> Result<LdapSocket, ConnectionError> {
     clear.send(&mut request::start_tls(id)).await?;
     let answer = |message: &LdapMessage<'_>| {
         let outcome = (message.tag == frames::EXTENDED_RESPONSE).then(|| message.outcome())?;
-        Some(outcome.map(|outcome| outcome.code).ok_or(Violation::Outcome))
+        Some(outcome.map(ServerResult::from).ok_or(Violation::Outcome))
     };
-    let code = clear.answer(id, answer).await??;
-    if code != 0 {
-        return Err(ConnectionFault::StartTls(code).into());
+    let result = clear.answer(id, answer).await??;
+    if result.code != SUCCESS {
+        return Err(ConnectionFault::StartTls(result).into());
     }
     // Cleartext injected before the handshake must not be taken for server data.
     if !clear.frames.is_empty() {

@@ -74,7 +74,9 @@ impl BindPool {
         let mut asked = Instant::now();
         let mut answer = self
             .endpoint
-            .timed(DirectoryOperation::Bind, deadline, trace, lease.connection.bind(dn, password), |bound| bound.code)
+            .timed(DirectoryOperation::Bind, deadline, trace, lease.connection.bind(dn, password), |bound| {
+                bound.result.clone()
+            })
             .await;
         if reused && matches!(answer, Err(ConnectionError::Broken(_) | ConnectionError::Malformed)) {
             // Not answered, so not yet a counted guess: retried once on a fresh connection.
@@ -84,14 +86,14 @@ impl BindPool {
             answer = self
                 .endpoint
                 .timed(DirectoryOperation::Bind, deadline, trace, lease.connection.bind(dn, password), |bound| {
-                    bound.code
+                    bound.result.clone()
                 })
                 .await;
         }
         let bound = answer.map_err(|error| {
             RequestError::Indeterminate(self.endpoint.note_error(DirectoryOperation::Bind, origin, &error))
         })?;
-        self.endpoint.note_result(DirectoryOperation::Bind, origin, bound.code, asked)?;
+        self.endpoint.note_result(DirectoryOperation::Bind, origin, &bound.result, asked)?;
         Ok((bound, lease))
     }
 
@@ -105,9 +107,9 @@ impl BindPool {
     ) -> Result<SearchResult, UnavailableCause> {
         let (asked, origin) = (Instant::now(), query.origin());
         let answer = lease.connection.search(query, self.endpoint.patience);
-        let answer = self.endpoint.timed(query.operation, deadline, trace, answer, |found| found.code).await;
+        let answer = self.endpoint.timed(query.operation, deadline, trace, answer, SearchResult::result).await;
         let found = answer.map_err(|error| self.endpoint.note_error(query.operation, origin, &error))?;
-        self.endpoint.note_result(query.operation, origin, found.code, asked).map_err(RequestError::cause)?;
+        self.endpoint.note_result(query.operation, origin, &found.result(), asked).map_err(RequestError::cause)?;
         Ok(found)
     }
 

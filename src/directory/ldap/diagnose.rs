@@ -18,12 +18,17 @@ use crate::directory::ldap::Ldap;
 use crate::directory::ldap::changes::RootDse;
 use crate::directory::ldap::connection::Connection;
 use crate::directory::ldap::error::{ConnectionError, RequestError};
+use crate::directory::ldap::listing;
 use crate::directory::ldap::lockout;
 use crate::directory::ldap::lookup::{self, read, request_by_name, search};
 use crate::directory::ldap::query::{Scope, SearchRequest, SearchResult};
+use crate::directory::ldap::schema;
 use crate::directory::ldap::search::{self, Query, QueryOptions, Search};
 use crate::directory::ldap::server::Server;
-use crate::directory::{BoxFuture, Diagnosis, SampleLookup, ServerDiagnosis, Trace, UnavailableCause, UserCount};
+use crate::directory::{
+    BoxFuture, Diagnosis, SampleLookup, ServerDiagnosis, ServerResult, Trace, UnavailableCause, UserCount,
+};
+use crate::proto::ldap::result::{SIZE_LIMIT, SUCCESS};
 use crate::proto::ldap::template;
 
 /// How long counting the users may take, and how many are counted.
@@ -108,7 +113,7 @@ impl Ldap {
         // The root has no readable entry.
         if !base.is_empty() {
             let found = ask(read(base.clone(), attributes)).await;
-            examined.base = Some(found.map(|found| (found.code, found.entries > 0)));
+            examined.base = Some(found.map(|found| (found.result(), found.entries > 0)));
         }
         let canary = settings.canary.as_ref().and_then(|canary| Login::parse(canary.login.as_bytes()));
         let query = match (sample.or(canary.as_ref()), &settings.find) {
@@ -121,8 +126,17 @@ impl Ldap {
         if let Some(query) = query {
             let filter = if query.scope == Scope::Base { query.base.clone() } else { query.filter.clone() };
             let found = ask(query).await;
-            examined.sample =
-                Some(found.map(|SearchResult { code, entries, first }| SampleLookup { filter, code, entries, first }));
+            examined.sample = Some(found.map(|found| SampleLookup::of(filter, None, found)));
+        }
+        // The first of all users stands for them: is it the only one by its name?
+        if let (None, None, Find::Search { base, filter, .. }) = (sample, &canary, &settings.find)
+            && let Some(Ok(SampleLookup { first: Some(first), .. })) = &examined.sample
+            && let Ok(Some(login)) = own_login(&connection, &first.dn, &settings.find, deadline()).await
+            && let Some(filter) = template::filter(filter, &login)
+            && let Ok(found) = ask(search(base, filter.clone(), attributes)).await
+            && found.entries > 1
+        {
+            examined.sample = Some(Ok(SampleLookup::of(filter, Some(login.as_str().to_owned()), found)));
         }
         let with = format!("(&{users}({}=*))", settings.mail_host_attribute);
         let found = ask(search(&base, with, attributes)).await;
@@ -133,7 +147,8 @@ impl Ldap {
         }
         let policies = lockout::strictest(&connection, &base).await;
         examined.lockout = Some(policies.map_err(|error| error.unavailable(&server.url)));
-        let by_sync = matches!(examined.sync, Some(Ok((true, Some(0 | 4)))));
+        let by_sync = examined.sync.as_ref().and_then(|sync| sync.as_ref().ok()?.1.as_ref());
+        let by_sync = by_sync.is_some_and(|result| matches!(result.code, SUCCESS | SIZE_LIMIT));
         let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
         let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), count(&connection, &base, &users, paged));
         let counted = counted.await.unwrap_or(Err(ConnectionError::Timeout));
@@ -142,9 +157,40 @@ impl Ldap {
     }
 }
 
-/// Whether the server advertises content synchronization, and the result code of requesting it: one entry is
+/// The name by which an entry's user would log in.
+async fn own_login(
+    connection: &Connection,
+    dn: &str,
+    find: &Find,
+    deadline: Instant,
+) -> Result<Option<Login>, ConnectionError> {
+    let (naming, mut names) = (lookup::naming(find), Vec::new());
+    let attributes = naming.iter().map(|naming| naming.attribute.as_str()).collect();
+    let options = QueryOptions { ends: Some(deadline), ..QueryOptions::default() };
+    search::each(connection, Query { options, ..Query::read(dn, attributes) }, |entry| {
+        let (_, values) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
+        names = listing::names(&values, &naming);
+        Ok(())
+    })
+    .await?;
+    Ok(names.first().and_then(|name| Login::parse(name.as_bytes())))
+}
+
+impl SampleLookup {
+    fn of(filter: String, login: Option<String>, found: SearchResult) -> Self {
+        let result = found.result();
+        let SearchResult { entries, first, second, .. } = found;
+        Self { filter, login, result, entries, first, second }
+    }
+}
+
+/// Whether the server advertises content synchronization, and the result of requesting it: one entry is
 /// enough. The advertisement says nothing about this database.
-async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(bool, Option<u32>), ConnectionError> {
+async fn try_sync(
+    connection: &Connection,
+    base: &str,
+    filter: &str,
+) -> Result<(bool, Option<ServerResult>), ConnectionError> {
     let until = Instant::now() + COUNTING;
     let root = timeout_at(until, RootDse::read(connection)).await.map_err(|_| ConnectionError::Timeout)??;
     if !root.syncs {
@@ -154,8 +200,8 @@ async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(
     let request = RawControl { crit: true, ..request.into() };
     let options = QueryOptions { size_limit: 1, control: Some(request), ends: Some(until), ..QueryOptions::default() };
     let query = Query::below(base, filter, vec!["1.1"], options);
-    let code = search::each(connection, query, |_| Ok(())).await?;
-    Ok((true, Some(code)))
+    let result = search::each(connection, query, |_| Ok(())).await?;
+    Ok((true, Some(result)))
 }
 
 /// Counts the users as the watch would read them.
@@ -166,14 +212,16 @@ async fn count(connection: &Connection, base: &str, filter: &str, paged: bool) -
     let mut users = 0;
     loop {
         if users >= MOST || Instant::now() >= until {
-            return Ok(UserCount { users, code: 0, more: true, paged });
+            return Ok(UserCount { users, result: SUCCESS.into(), more: true, paged });
         }
         match search.next().await {
             Ok(Some(_)) => users += 1,
             Ok(None) => break,
-            Err(ConnectionError::Timeout) if users > 0 => return Ok(UserCount { users, code: 0, more: true, paged }),
+            Err(ConnectionError::Timeout) if users > 0 => {
+                return Ok(UserCount { users, result: SUCCESS.into(), more: true, paged });
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok(UserCount { users, code: search.code().await, more: false, paged })
+    Ok(UserCount { users, result: search.result().await, more: false, paged })
 }

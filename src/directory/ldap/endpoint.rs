@@ -15,15 +15,11 @@ use crate::directory::ldap::error::{ConnectionError, RequestError};
 use crate::directory::ldap::health::{OperationOrigin, ServerHealth};
 use crate::directory::ldap::idle::IdleConnections;
 use crate::directory::ldap::tuning::{Tuning, jittered};
-use crate::directory::{Trace, UnavailableCause};
+use crate::directory::{ServerResult, Trace, UnavailableCause};
+use crate::proto::ldap::result::{self, BindMeaning, OTHER, SUCCESS};
 use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
-
-/// Results that concern the server and not the request: busy, unavailable, other.
-const fn is_server_error(code: u32) -> bool {
-    matches!(code, 51 | 52 | 80)
-}
 
 /// One directory server.
 #[derive(Debug)]
@@ -88,8 +84,10 @@ impl Endpoint {
     }
 
     pub(crate) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<BindClient, RequestError> {
-        let made = self.timed(DirectoryOperation::Connect, deadline, trace, BindClient::open(&self.dial), |_| 0).await;
-        trace.code = None;
+        let made = self
+            .timed(DirectoryOperation::Connect, deadline, trace, BindClient::open(&self.dial), |_| SUCCESS.into())
+            .await;
+        trace.record(None);
         made.map_err(|error| {
             RequestError::NotSent(self.note_error(DirectoryOperation::Connect, OperationOrigin::Probe, &error))
         })
@@ -102,7 +100,7 @@ impl Endpoint {
         deadline: Instant,
         trace: &mut Trace,
         asked: impl Future<Output = Result<T, ConnectionError>>,
-        code: impl Fn(&T) -> u32,
+        result: impl Fn(&T) -> ServerResult,
     ) -> Result<T, ConnectionError> {
         let began = Instant::now();
         let until = deadline.min(began + self.patience);
@@ -115,11 +113,12 @@ impl Endpoint {
         let seconds = self.metrics.directory_seconds.with_label_values(&[&*self.url, operation.label()]);
         seconds.observe(began.elapsed().as_secs_f64());
         trace.server = Some(self.url.clone());
-        trace.code = answer.as_ref().ok().map(&code);
+        let result = answer.as_ref().ok().map(&result);
+        trace.record(result.as_ref());
         let count =
             |word| self.metrics.directory_operations.with_label_values(&[&*self.url, operation.label(), word]).inc();
         match &answer {
-            Ok(answer) => self.metrics.directory_operation(&self.url, operation, code(answer)),
+            Ok(_) => self.metrics.directory_operation(&self.url, operation, result.unwrap_or_default().code),
             Err(ConnectionError::Timeout | ConnectionError::CutShort) => count("timeout"),
             Err(ConnectionError::Broken(_)) => count("connection"),
             Err(ConnectionError::Malformed | ConnectionError::Violation(_)) => count("malformed"),
@@ -132,21 +131,23 @@ impl Endpoint {
         &self,
         operation: DirectoryOperation,
         origin: OperationOrigin,
-        code: u32,
+        result: &ServerResult,
         asked: Instant,
     ) -> Result<(), RequestError> {
-        if !is_server_error(code) {
+        // A code that concerns the server does so whatever the operation.
+        if result::of(result.code).bind != BindMeaning::ServerFailed {
             if origin != OperationOrigin::Probe && self.health.request_answered(operation, asked) {
                 info!(server = %self.url, operation = operation.label(), "directory server up again");
             }
             return Ok(());
         }
         if let Some(suppressed) = self.repeats.allow(operation.label(), "unsure") {
-            warn!(server = %self.url, operation = operation.label(), code, suppressed, "directory server gave an inconclusive result");
+            let (operation, code) = (operation.label(), result.code);
+            warn!(server = %self.url, operation, code, %result, suppressed, "directory server gave an inconclusive result");
         }
-        let cause = UnavailableCause::Result { server: self.url.clone(), operation, code };
-        // 80 (other) may concern one entry; busy and unavailable concern the server.
-        if code == 80 {
+        let cause = UnavailableCause::Result { server: self.url.clone(), operation, result: result.clone() };
+        // Other (80) may concern one entry; busy and unavailable concern the server.
+        if result.code == OTHER {
             self.request_failed(origin, &cause);
         } else {
             self.server_failed(origin, &cause);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ldap3::LdapError;
 
 use crate::directory::ldap::frames::{StreamEnd, Violation};
-use crate::directory::{ConnectionFault, UnavailableCause};
+use crate::directory::{ConnectionFault, ServerResult, UnavailableCause};
 
 /// An error of a connection. Each one ends its use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +39,15 @@ impl ConnectionError {
         Self::Broken(ConnectionFault::Closed)
     }
 
+    /// The same as the answer to a bind with this password, whose text must not repeat it.
+    pub(crate) fn answering(self, password: &str) -> Self {
+        if let Self::Broken(ConnectionFault::Notice(ServerResult { code, message })) = self {
+            let text = message.as_deref().unwrap_or_default();
+            return Self::Broken(ConnectionFault::Notice(ServerResult::answering(password, code, text)));
+        }
+        self
+    }
+
     /// The reason why this server's reply is missing.
     pub(crate) fn unavailable(&self, server: &Arc<str>) -> UnavailableCause {
         let server = Arc::clone(server);
@@ -55,7 +64,7 @@ impl From<StreamEnd> for ConnectionError {
     fn from(end: StreamEnd) -> Self {
         match end {
             StreamEnd::Violation(violation) => violation.into(),
-            StreamEnd::Notice(code) => Self::Broken(ConnectionFault::Notice(code)),
+            StreamEnd::Notice(result) => Self::Broken(ConnectionFault::Notice(result)),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! elements, contradictory lengths and malformed result codes are refused too: a parser that trusts its input
 //! can process the rest. The first violation is final: nothing after it is read.
 
+use crate::directory::ServerResult;
 use crate::proto::ldap::ber::{self, ElementHeaderError, number, tagged};
 
 /// Bytes of a message before TLS: the answer to StartTLS takes a few dozen.
@@ -79,6 +80,12 @@ pub(crate) struct LdapResult<'a> {
     pub(crate) text: &'a str,
 }
 
+impl From<LdapResult<'_>> for ServerResult {
+    fn from(result: LdapResult<'_>) -> Self {
+        Self::new(result.code, result.text)
+    }
+}
+
 /// The message reader of one connection.
 #[derive(Debug)]
 pub(crate) struct Frames {
@@ -95,12 +102,12 @@ pub(crate) struct Frames {
 }
 
 /// Why no more messages follow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StreamEnd {
     /// The server violated the protocol.
     Violation(Violation),
-    /// A notice of disconnection (RFC 4511 section 4.4.1), and its result code.
-    Notice(u32),
+    /// A notice of disconnection (RFC 4511 section 4.4.1), and its result.
+    Notice(ServerResult),
 }
 
 impl Frames {
@@ -192,8 +199,8 @@ impl Frames {
     }
 
     /// Why no more messages follow [`Self::whole`].
-    pub(crate) const fn end(&self) -> Option<StreamEnd> {
-        self.end
+    pub(crate) fn end(&self) -> Option<StreamEnd> {
+        self.end.clone()
     }
 
     #[cfg(test)]
@@ -316,10 +323,10 @@ impl<'a> LdapMessage<'a> {
     }
 }
 
-/// The result code of an unsolicited notification. The only defined one announces the end of the connection.
-fn notice(message: &LdapMessage<'_>) -> Option<u32> {
+/// The result of an unsolicited notification. The only defined one announces the end of the connection.
+fn notice(message: &LdapMessage<'_>) -> Option<ServerResult> {
     let outcome = message.outcome().filter(|_| message.tag == EXTENDED_RESPONSE)?;
-    Some(outcome.code)
+    Some(outcome.into())
 }
 
 /// The invariants of any input: two bytes of a limit, eight that choose the split, and the data. The split

@@ -12,12 +12,13 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use crate::directory::ldap::Ldap;
-use crate::directory::ldap::query::{NO_SUCH_OBJECT, SearchRequest, SearchResult};
+use crate::directory::ldap::query::{SearchRequest, SearchResult};
 use crate::directory::ldap::selection::{DecisionTime, probe_if_due};
 use crate::directory::ldap::server::Server;
 use crate::directory::ldap::verdict;
 use crate::directory::{DirectoryError, Entry, Floor, Freshness, Trace, UnavailableCause};
-use crate::outcome::AccountState;
+use crate::outcome::{AccountState, Proof};
+use crate::proto::ldap::result::{NO_SUCH_OBJECT, SUCCESS};
 
 /// Before the servers are asked again; doubled each time.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -43,11 +44,11 @@ impl Ldap {
         let started = Instant::now();
         let (found, server) = self.ask(check.query, time, trace).await?;
         let shown = match found {
-            SearchResult { code: 0, entries: 1, first: Some(entry) } => {
-                Some((verdict::require_dn(entry, trace)?, server))
+            SearchResult { code: SUCCESS, entries: 1, first: Some(entry), .. } => {
+                Some((verdict::require_dn(entry, Proof::Missing, trace)?, server))
             }
             // A replica may lack an entry that is new, or was just renamed.
-            SearchResult { code: 0 | NO_SUCH_OBJECT, entries: 0, .. } => {
+            SearchResult { code: SUCCESS | NO_SUCH_OBJECT, entries: 0, .. } => {
                 self.shown_elsewhere(check, &server, time.deadline, trace).await
             }
             SearchResult { .. } => None,

@@ -16,8 +16,9 @@ use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::lookup;
 use crate::directory::ldap::schema::{self, Attributes, Values};
 use crate::directory::ldap::search::{Query, QueryOptions, Search};
-use crate::directory::{BoxFuture, ListedUser, UnavailableCause, UserListing};
+use crate::directory::{BoxFuture, ListedUser, ServerResult, UnavailableCause, UserListing};
 use crate::proto::ldap::naming::Naming;
+use crate::proto::ldap::result::SUCCESS;
 use crate::telemetry::labels::DirectoryOperation;
 
 /// How long a server may take for the next message.
@@ -71,9 +72,11 @@ impl Ldap {
             let sent = pages.send_all(settings.allow.filter.as_deref(), &wanted, &naming, &receiver).await;
             return sent.map_err(|end| match end {
                 ListingError::Connection(error) => error.unavailable(&server.url),
-                ListingError::Refused(code) => {
-                    UnavailableCause::Result { server: server.url.clone(), operation: DirectoryOperation::Search, code }
-                }
+                ListingError::Refused(result) => UnavailableCause::Result {
+                    server: server.url.clone(),
+                    operation: DirectoryOperation::Search,
+                    result,
+                },
             });
         }
         Err(cause)
@@ -83,7 +86,7 @@ impl Ldap {
 /// Why a listing failed.
 enum ListingError {
     Connection(ConnectionError),
-    Refused(u32),
+    Refused(ServerResult),
 }
 
 impl From<ConnectionError> for ListingError {
@@ -122,10 +125,8 @@ impl Pages {
         let mut search = self.search(&self.filter, attributes).await?;
         while let Some(entry) = search.next().await? {
             let (dn, values) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
-            let mut entry = schema::shown(&dn, &values, wanted).map(|shown| shown.entry);
-            if let Some(entry) = &mut entry {
-                entry.in_group = allow.is_none() || members.contains(&digest(&dn));
-            }
+            let mut entry = schema::shown(&dn, &values, wanted).entry;
+            entry.in_group = allow.is_none() || members.contains(&digest(&dn));
             if receiver.send(ListedUser { dn, entry, names: names(&values, naming) }).await.is_err() {
                 return Ok(());
             }
@@ -142,14 +143,12 @@ impl Pages {
 
 /// Whether the result says that all entries have been sent.
 async fn complete(search: Search<'_>) -> Result<(), ListingError> {
-    match search.code().await {
-        0 => Ok(()),
-        code => Err(ListingError::Refused(code)),
-    }
+    let result = search.result().await;
+    if result.code == SUCCESS { Ok(()) } else { Err(ListingError::Refused(result)) }
 }
 
 /// The login names in these attributes, each once.
-fn names(values: &[Values], naming: &[Naming]) -> Vec<String> {
+pub(super) fn names(values: &[Values], naming: &[Naming]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for naming in naming {
         for value in schema::names_of(values, &naming.attribute) {

@@ -3,7 +3,8 @@
 //! There are two ways: a search as the service account followed by a bind as the DN found, or a bind as a DN
 //! (or an Active Directory principal name) built from the name, followed by a read of that entry as the user.
 //! Either has one deadline for all attempts. Only result 0 of a bind authenticates and only 49 is a wrong
-//! password; an account state that accompanies either takes precedence. An answered bind is never repeated on
+//! password; an account state that accompanies either takes precedence, and a name that a server does not know is
+//! no wrong password but sounds like one. An answered bind is never repeated on
 //! another server (promise 6), referrals are never followed (promise 9), and nothing is ever bound with an
 //! empty DN or password (promise 2). RFC 4511, 4513.
 
@@ -51,12 +52,12 @@ use self::error::RequestError;
 use self::fresh::{FreshnessCheck, not_caught_up};
 use self::lag::ReplicationLag;
 use self::probe::ServerProbe;
-use self::query::{INVALID_CREDENTIALS, NO_SUCH_OBJECT, SearchRequest, SearchResult};
+use self::query::{SearchRequest, SearchResult};
 use self::schema::Attributes;
 use self::selection::{DecisionTime, ServerPool};
 use self::server::Server;
 use self::tuning::Tuning;
-use self::verdict::BindVerdicts;
+use self::verdict::{BindVerdicts, DnOrigin};
 use super::identity::AcceptedBind;
 use super::{
     Availability, BoxFuture, ChangeSource, ConnectionFault, Diagnosis, Directory, DirectoryError, DirectoryFuture,
@@ -66,6 +67,7 @@ use super::{
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
 use crate::config::{self, Find};
+use crate::proto::ldap::result::{self, INVALID_CREDENTIALS, SearchMeaning};
 use crate::proto::ldap::template;
 use crate::telemetry::metrics::Metrics;
 
@@ -73,6 +75,8 @@ use crate::telemetry::metrics::Metrics;
 #[derive(Clone, Copy)]
 struct BindTarget<'a> {
     name: &'a str,
+    /// Where the name is from.
+    origin: DnOrigin,
     /// The entry's version at lookup.
     seen: &'a EntryVersion,
     password: &'a str,
@@ -154,6 +158,7 @@ impl Ldap {
                 let found = self.ask(&query, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;
+                trace.dn = found.first.as_ref().map(|entry| Arc::clone(&entry.dn));
                 let (check, shown) = (FreshnessCheck { query: &query, floor }, verdict::single_entry(found, trace)?);
                 let found = self.caught_up(check, (shown, server), &time, trace).await;
                 trace.search = Some(started.elapsed());
@@ -164,7 +169,14 @@ impl Ldap {
 
                 let started = Instant::now();
                 let check = floor.concerns(&entry.dn).then_some(check);
-                let whom = BindTarget { name: &entry.dn, seen: &entry.version, password, first: Some(&server), check };
+                let whom = BindTarget {
+                    name: &entry.dn,
+                    origin: DnOrigin::Directory,
+                    seen: &entry.version,
+                    password,
+                    first: Some(&server),
+                    check,
+                };
                 let bound = self.bind(whom, &mut time, trace).await;
                 trace.bind = Some(started.elapsed());
                 // The watch may have reported another change meanwhile.
@@ -189,6 +201,7 @@ impl Ldap {
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (name, query) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
                 let named = Entry::unread(name.as_str().into());
+                trace.dn = Some(Arc::clone(&named.dn));
                 if refused_before(&named) {
                     return Err(DirectoryError::RefusedBefore { dn: named.dn });
                 }
@@ -203,9 +216,9 @@ impl Ldap {
                 let check = check.filter(|_| found.is_some());
                 let started = Instant::now();
                 let (version, first) = (EntryVersion::default(), found.as_ref().map(|(_, server)| server));
-                let bound = self
-                    .bind(BindTarget { name: &name, seen: &version, password, first, check }, &mut time, trace)
-                    .await;
+                let origin = DnOrigin::Template;
+                let whom = BindTarget { name: &name, origin, seen: &version, password, first, check };
+                let bound = self.bind(whom, &mut time, trace).await;
                 trace.bind = Some(started.elapsed());
                 let answered = trace.server.clone().unwrap_or_default();
                 trace.behind = match &found {
@@ -264,10 +277,12 @@ impl Ldap {
                 let found = self.ask(&query, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, _) = found?;
-                if found.code == NO_SUCH_OBJECT {
+                // The DN was made of the name.
+                if found.is_read && result::of(found.code).search == SearchMeaning::NoSuchName {
                     return Err(DirectoryError::NoEntry);
                 }
-                verdict::read_entry(found, trace)?
+                trace.dn = found.first.as_ref().map(|entry| Arc::clone(&entry.dn));
+                verdict::read_as_service(found, trace)?
             }
         };
         if let Some(query) = self.group_request(&entry.dn) {
@@ -304,7 +319,7 @@ impl Ldap {
     /// Binds on the first server that gives a verdict; returns its bound connection on success.
     async fn bind(
         &self,
-        BindTarget { name: dn, seen, password, first, check }: BindTarget<'_>,
+        BindTarget { name: dn, origin, seen, password, first, check }: BindTarget<'_>,
         time: &mut DecisionTime,
         trace: &mut Trace,
     ) -> Result<(Arc<Server>, BindLease, AcceptedBind), DirectoryError> {
@@ -321,15 +336,21 @@ impl Ldap {
             }
             match server.binds.bind(dn, password, time.deadline, trace).await {
                 Ok((bound, lease)) => {
-                    let judged = self.verdicts.judge(bound, dn, seen, trace);
+                    let judged = self.verdicts.judge(&bound, (dn, origin), seen, trace);
                     let refused = match judged {
                         Ok(accepted) => return Ok((server, lease, accepted)),
                         Err(refused) => refused,
                     };
                     server.binds.give_back(lease);
-                    // An empty server refuses every password. Its answer was one guess: no other server gets
-                    // it.
-                    if bound.code == INVALID_CREDENTIALS {
+                    // An empty server refuses every password, or knows no name. Its answer was one guess: no
+                    // other server gets it.
+                    let is_about_user = matches!(
+                        refused,
+                        DirectoryError::InvalidCredentials { .. }
+                            | DirectoryError::NoEntry
+                            | DirectoryError::NoPassword { .. }
+                    );
+                    if is_about_user || bound.result.code == INVALID_CREDENTIALS {
                         server.service.confirm_canary(time.deadline).await.map_err(DirectoryError::Unavailable)?;
                     }
                     return Err(refused);

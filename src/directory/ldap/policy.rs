@@ -5,10 +5,11 @@
 //! and the sub-codes in Active Directory's diagnostic text. What cannot be parsed is ignored, and the result
 //! code stands alone. Parsing never panics, whatever bytes a server sends.
 
-use crate::directory::BindDiagnostic;
 use crate::directory::ldap::frames::LdapMessage;
+use crate::directory::{BindDiagnostic, ServerResult};
 use crate::outcome::AccountState;
 use crate::proto::ldap::ber::{number as whole_number, tagged};
+use crate::proto::ldap::result::{INVALID_CREDENTIALS, SUCCESS, UNWILLING_TO_PERFORM};
 
 /// The password-policy control, in request and response.
 pub(crate) const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
@@ -19,25 +20,18 @@ const NETSCAPE_EXPIRING: &str = "2.16.840.1.113730.3.4.5";
 /// The text that precedes a sub-code in Active Directory (and Samba).
 const SUB_CODE: &str = "AcceptSecurityContext error, data ";
 
-/// Success.
-const SUCCESS: u32 = 0;
-/// unwillingToPerform.
-const UNWILLING_TO_PERFORM: u32 = 53;
-/// invalidCredentials.
-const INVALID_CREDENTIALS: u32 = 49;
-
 /// The result of a bind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BindResponse {
-    /// The result code.
-    pub(crate) code: u32,
+    /// The result.
+    pub(crate) result: ServerResult,
     /// The diagnostic beside it.
     pub(crate) diagnostic: Option<BindDiagnostic>,
 }
 
 impl BindResponse {
-    /// Parses a reply; `None` if it has no result.
-    pub(crate) fn read(message: &LdapMessage<'_>) -> Option<Self> {
+    /// Parses the reply to a bind with this password; `None` if it has no result.
+    pub(crate) fn read(message: &LdapMessage<'_>, password: &str) -> Option<Self> {
         let outcome = message.outcome()?;
         let (code, value) = (outcome.code, |oid: &str| message.control(oid));
         // A server that sends both says more in the newer control: a grace login, where the Netscape control
@@ -45,7 +39,8 @@ impl BindResponse {
         let said = value(PASSWORD_POLICY).and_then(|value| password_policy(code, value));
         let said = said.or_else(|| value(NETSCAPE_EXPIRED).map(|_| netscape_expired(code)));
         let said = said.or_else(|| value(NETSCAPE_EXPIRING).and_then(|value| netscape_expiring(code, value)));
-        Some(Self { code, diagnostic: said.or_else(|| (code == INVALID_CREDENTIALS).then(|| sub_code(outcome.text))?) })
+        let diagnostic = said.or_else(|| (code == INVALID_CREDENTIALS).then(|| sub_code(outcome.text))?);
+        Some(Self { result: ServerResult::answering(password, code, outcome.text), diagnostic })
     }
 }
 
@@ -140,13 +135,13 @@ pub(crate) fn invariants(code: u32, control: &[u8], text: &str) {
         let mut frames = Frames::new(1 << 20);
         frames.push(bytes);
         let (message, _) = frames.message().filter(|(message, _)| message.tag == BIND_RESPONSE)?;
-        BindResponse::read(&message)
+        BindResponse::read(&message, "")
     };
     let by_policy = said.first().copied().flatten();
     let by_text = said.last().copied().flatten();
     assert_eq!(
         bound(&wrapped(0x30, &[&parts])),
-        Some(BindResponse { code, diagnostic: by_policy.or(by_text) }),
+        Some(BindResponse { result: ServerResult::new(code, text), diagnostic: by_policy.or(by_text) }),
         "{parts:x?}"
     );
     let _ = (bound(&control), bound(text.as_bytes()));
@@ -177,7 +172,7 @@ mod tests {
         let parts = [wrapped(0x02, &[&[1]]), wrapped(0x61, &[&result]), wrapped(0xa0, &[&controls])].concat();
         let mut frames = Frames::new(10_000);
         frames.push(&wrapped(0x30, &[&parts]));
-        BindResponse::read(&frames.message().unwrap().0).unwrap()
+        BindResponse::read(&frames.message().unwrap().0, "").unwrap()
     }
 
     #[test]
@@ -199,7 +194,12 @@ mod tests {
         ];
         for (code, value, said) in cases {
             let bound = bound(code, "", &[(PASSWORD_POLICY, Some(value))]);
-            assert_eq!(bound, BindResponse { code, diagnostic: said }, "{code} {}", value.escape_ascii());
+            assert_eq!(
+                bound,
+                BindResponse { result: code.into(), diagnostic: said },
+                "{code} {}",
+                value.escape_ascii()
+            );
         }
         // The longer forms of the same lengths; the second is what 389-DS sends.
         assert_eq!(password_policy(49, b"\x30\x84\x00\x00\x00\x03\x81\x01\x01"), LOCKED);

@@ -69,7 +69,8 @@ impl ServerProbe {
     ) -> Result<(), UnavailableCause> {
         let query = &self.request;
         let asked = connection.search(query, endpoint.patience);
-        let answer = endpoint.timed(query.operation, deadline, &mut Trace::default(), asked, |found| found.code).await;
+        let answer =
+            endpoint.timed(query.operation, deadline, &mut Trace::default(), asked, SearchResult::result).await;
         let found = answer.map_err(|error| endpoint.note_error(query.operation, OperationOrigin::Probe, &error))?;
         self.check(endpoint, &found)
     }
@@ -78,7 +79,7 @@ impl ServerProbe {
     pub(crate) fn check(&self, endpoint: &Endpoint, found: &SearchResult) -> Result<(), UnavailableCause> {
         let operation = self.request.operation;
         endpoint
-            .note_result(operation, OperationOrigin::Probe, found.code, Instant::now())
+            .note_result(operation, OperationOrigin::Probe, &found.result(), Instant::now())
             .map_err(RequestError::cause)?;
         let shown = self.shows_canary(found);
         let mut canary = locked(&self.canary);

@@ -9,17 +9,12 @@ pub(crate) use ldap3::Scope;
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::health::OperationOrigin;
 use crate::directory::ldap::schema::{self, Attributes};
-use crate::directory::{Entry, ReportedEntry};
+use crate::directory::{Entry, ReportedEntry, ServerResult};
+use crate::proto::ldap::result::{NO_SUCH_OBJECT, SUCCESS};
 use crate::telemetry::labels::DirectoryOperation;
 
 /// Messages that one search may bring: two entries and the references beside them.
 pub(crate) const MAX_MESSAGES: usize = 1_000;
-
-/// Result codes (RFC 4511 appendix A).
-pub(crate) const SUCCESS: u32 = 0;
-pub(crate) const SIZE_LIMIT: u32 = 4;
-pub(crate) const NO_SUCH_OBJECT: u32 = 32;
-pub(crate) const INVALID_CREDENTIALS: u32 = 49;
 
 /// A search request.
 #[derive(Debug)]
@@ -57,27 +52,50 @@ pub(crate) fn login_origin(operation: DirectoryOperation, subject: &[&str]) -> O
 }
 
 /// The result of a [`SearchRequest`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SearchResult {
     /// The result code.
     pub(crate) code: u32,
+    /// The server's text beside another code than success.
+    pub(crate) message: Option<Arc<str>>,
+    /// Whether it was a read of one DN.
+    pub(crate) is_read: bool,
     /// The number of entries.
     pub(crate) entries: usize,
-    /// The first of them; `None` also if it exceeds a limit.
+    /// The first of them.
     pub(crate) first: Option<Entry>,
+    /// The DN of the second.
+    pub(crate) second: Option<Arc<str>>,
 }
 
 impl SearchResult {
-    /// Counts an entry; parses it if it is the first.
-    pub(crate) fn count(
-        &mut self,
-        parse: impl FnOnce() -> Option<Option<ReportedEntry>>,
-    ) -> Result<(), ConnectionError> {
+    /// The result of a request, so far without entries.
+    pub(crate) fn of(request: &SearchRequest) -> Self {
+        let is_read = request.scope == Scope::Base;
+        Self { code: SUCCESS, message: None, is_read, entries: 0, first: None, second: None }
+    }
+
+    /// Counts an entry; parses the first two.
+    pub(crate) fn count(&mut self, parse: impl FnOnce() -> Option<ReportedEntry>) -> Result<(), ConnectionError> {
         self.entries += 1;
-        if self.entries == 1 {
-            self.first = parse().ok_or(ConnectionError::Malformed)?.map(|reported| reported.entry);
+        if self.entries <= 2 {
+            let entry = parse().ok_or(ConnectionError::Malformed)?.entry;
+            match self.entries {
+                1 => self.first = Some(entry),
+                _ => self.second = Some(entry.dn),
+            }
         }
         Ok(())
+    }
+
+    /// Takes over the final result.
+    pub(crate) fn end(&mut self, result: ServerResult) {
+        (self.code, self.message) = (result.code, result.message);
+    }
+
+    /// The final result.
+    pub(crate) fn result(&self) -> ServerResult {
+        ServerResult { code: self.code, message: self.message.clone() }
     }
 
     /// Whether there is no such entry, or it has no mail host.

@@ -6,16 +6,11 @@ use std::sync::LazyLock;
 
 use ldap3::asn1::StructureTag;
 
-use crate::directory::{Entry, EntryId, ReportedEntry};
+use crate::directory::entry::{MAX_DN, MAX_VALUE, MAX_VALUES};
+use crate::directory::{Entry, EntryFault, EntryId, ReportedEntry};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::proto::ldap::ber::tagged;
 
-/// Values of one attribute that are read; an entry with more is not used.
-const MAX_VALUES: usize = 64;
-/// Bytes of one value: longer than any host or login name.
-const MAX_VALUE: usize = 1_024;
-/// Bytes of a DN.
-const MAX_DN: usize = 8 * 1_024;
 /// An administrator's lock, which does not expire (draft-behera-ldap-password-policy-10 section 5.3.3).
 const LOCKED_FOR_EVER: &[u8] = b"000001010000Z";
 /// ADS_UF_ACCOUNTDISABLE of userAccountControl.
@@ -86,44 +81,40 @@ fn parts_of(content: &[u8]) -> Option<(&str, Vec<Values>)> {
 }
 
 /// As [`read_entry`], for the raw content of a message.
-#[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
-pub(crate) fn read_message(content: &[u8], wanted: &Attributes) -> Option<Option<ReportedEntry>> {
+pub(crate) fn read_message(content: &[u8], wanted: &Attributes) -> Option<ReportedEntry> {
     let (dn, attributes) = parts_of(content)?;
     Some(shown(dn, &attributes, wanted))
 }
 
 /// Parses an entry; `None` if it is malformed. One that exceeds a limit may have been filled by its owner: it
-/// is ignored (`Some(None)`), and does not count as a server failure.
-#[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
-pub(crate) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<ReportedEntry>> {
+/// has a fault, and does not count as a server failure.
+pub(crate) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<ReportedEntry> {
     let (dn, attributes) = parts(message)?;
     Some(shown(&dn, &attributes, wanted))
 }
 
-/// What is wanted of an entry's attributes; `None` if one of them is out of bounds.
-pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Option<ReportedEntry> {
-    if dn.len() > MAX_DN {
-        return None;
-    }
-    let mut entry = Entry::unread(dn.into());
+/// What is wanted of an entry's attributes, with a fault if one of them is out of bounds.
+pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> ReportedEntry {
+    let kept = (0..=MAX_DN.min(dn.len())).rev().find_map(|end| dn.get(..end)).unwrap_or_default();
+    let mut entry = Entry::unread(kept.into());
+    entry.fault = (kept.len() < dn.len()).then(|| Box::new(EntryFault::LongDn));
     entry.version.named_by_dn = wanted.named_by_dn;
     let mut shown = ReportedEntry { entry, modified: None, modified_by: None };
     for (description, values) in attributes {
         let name = base_name(description);
-        for (_, role) in wanted.roles.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
-            if !shown.take(*role, name, values) {
-                return None;
-            }
+        for (name, role) in wanted.roles.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
+            shown.take(*role, name, values);
         }
     }
-    Some(shown)
+    shown
 }
 
 /// The values of one attribute as names; none if they are out of bounds.
 pub(crate) fn names_of(attributes: &[Values], attribute: &str) -> Vec<String> {
     let mut list = Vec::new();
     for (description, values) in attributes {
-        if base_name(description).eq_ignore_ascii_case(attribute.as_bytes()) && !names(values, &mut list) {
+        let is_named = base_name(description).eq_ignore_ascii_case(attribute.as_bytes());
+        if is_named && names(attribute, values, &mut list).is_err() {
             return Vec::new();
         }
     }
@@ -131,18 +122,24 @@ pub(crate) fn names_of(attributes: &[Values], attribute: &str) -> Vec<String> {
 }
 
 impl ReportedEntry {
-    /// Takes over an attribute; `false` if it is out of bounds.
-    fn take(&mut self, role: AttributeRole, name: &[u8], values: &[Vec<u8>]) -> bool {
+    /// Takes over an attribute.
+    fn take(&mut self, role: AttributeRole, attribute: &str, values: &[Vec<u8>]) {
         let Self { entry, modified, modified_by } = self;
         let version = &mut entry.version;
+        let name = attribute.as_bytes();
+        let mut list = |list: &mut Vec<String>| {
+            if let Err(fault) = names(attribute, values, list) {
+                entry.fault.get_or_insert_with(|| Box::new(fault));
+            }
+        };
         let first = values.first().map(Vec::as_slice).unwrap_or_default();
         let text = || (first.len() <= MAX_VALUE).then(|| String::from_utf8_lossy(first).into_owned());
         match role {
-            AttributeRole::MailHost => return names(values, &mut entry.mail_hosts),
-            AttributeRole::Login => return names(values, &mut entry.logins),
+            AttributeRole::MailHost => list(&mut entry.mail_hosts),
+            AttributeRole::Login => list(&mut entry.logins),
             AttributeRole::Allow => {
                 version.policy_digest ^= digest(name, values);
-                return names(values, &mut entry.allowed);
+                list(&mut entry.allowed);
             }
             AttributeRole::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
             AttributeRole::Password => {
@@ -189,21 +186,28 @@ impl ReportedEntry {
             }
             AttributeRole::Modifier => *modified_by = text(),
         }
-        true
     }
 }
 
-/// Appends values as names; `false` if there are too many, or one is too long.
-fn names(values: &[Vec<u8>], list: &mut Vec<String>) -> bool {
+/// Appends values as names.
+///
+/// # Errors
+/// There are too many, or one is too long: cutting a name short, or a list, would make another name or a unique one
+/// of it.
+fn names(attribute: &str, values: &[Vec<u8>], list: &mut Vec<String>) -> Result<(), EntryFault> {
     for value in values {
-        // Cutting a name short, or a list, would make another name or a unique one of it.
-        if value.len() > MAX_VALUE || list.len() >= MAX_VALUES {
-            return false;
+        if list.len() >= MAX_VALUES {
+            return Err(EntryFault::TooManyValues(attribute.into()));
+        }
+        if value.len() > MAX_VALUE {
+            // An attribute with a value is not one without, which could be taken for hidden.
+            list.push(String::new());
+            return Err(EntryFault::LongValue(attribute.into()));
         }
         // What is not UTF-8 keeps its replacement characters and so matches no name.
         list.push(String::from_utf8_lossy(value).into_owned());
     }
-    true
+    Ok(())
 }
 
 impl crate::directory::EntryVersion {

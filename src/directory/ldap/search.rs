@@ -12,6 +12,7 @@ use ldap3::controls::RawControl;
 use ldap3::{ResultEntry, SearchOptions, SearchStream};
 use tokio::time::{Instant, timeout_at};
 
+use crate::directory::ServerResult;
 use crate::directory::ldap::connection::Connection;
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::query::{MAX_MESSAGES, Scope, SearchRequest, SearchResult};
@@ -102,9 +103,10 @@ impl<'a> Search<'a> {
         Ok(None)
     }
 
-    /// The result code, after the end. Without a final result it is 88.
-    pub(crate) async fn code(mut self) -> u32 {
-        self.replies.finish().await.rc
+    /// The result, after the end. Without a final result its code is 88.
+    pub(crate) async fn result(mut self) -> ServerResult {
+        let result = self.replies.finish().await;
+        ServerResult::new(result.rc, &result.text)
     }
 }
 
@@ -135,7 +137,7 @@ pub(crate) async fn one(
     connection.count_operation();
     let query = Query { base: &request.base, scope: request.scope, filter: &request.filter, names, options };
     let mut search = Search::start(connection, query).await?;
-    let mut found = SearchResult::default();
+    let mut found = SearchResult::of(request);
     let mut messages = 0;
     while let Some(message) = search.next_message().await? {
         messages += 1;
@@ -146,19 +148,19 @@ pub(crate) async fn one(
             found.count(|| read_entry(message.0, wanted))?;
         }
     }
-    found.code = search.code().await;
+    found.end(search.result().await);
     Ok(found)
 }
 
-/// All entries of a search, each given to `take`; the result code.
+/// All entries of a search, each given to `take`; the result.
 pub(crate) async fn each(
     connection: &Connection,
     query: Query<'_>,
     mut take: impl FnMut(StructureTag) -> Result<(), ConnectionError>,
-) -> Result<u32, ConnectionError> {
+) -> Result<ServerResult, ConnectionError> {
     let mut search = Search::start(connection, query).await?;
     while let Some(entry) = search.next().await? {
         take(entry)?;
     }
-    Ok(search.code().await)
+    Ok(search.result().await)
 }

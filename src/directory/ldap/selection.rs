@@ -227,7 +227,8 @@ impl ServerCandidates<'_> {
             next = self.pool.wait_for(&left, self.until).await;
             if let (None, None, Some(server)) = (&next, &self.last, left.first()) {
                 let cause = server.health().last_cause();
-                (trace.server, trace.code) = (Some(server.url.clone()), cause.code());
+                trace.server = Some(server.url.clone());
+                trace.record(cause.result());
                 self.last = Some(cause);
             }
         }

@@ -30,7 +30,8 @@ use crate::directory::ldap::probe::ServerProbe;
 use crate::directory::ldap::query::{SearchRequest, SearchResult};
 use crate::directory::ldap::search;
 use crate::directory::ldap::tuning::locked;
-use crate::directory::{BindDiagnostic, ConnectionFault, Trace, UnavailableCause};
+use crate::directory::{BindDiagnostic, ConnectionFault, ServerResult, Trace, UnavailableCause};
+use crate::proto::ldap::result::SUCCESS;
 use crate::telemetry::labels::DirectoryOperation;
 
 /// How much of a password file is read. A longer one was refused when the configuration was read.
@@ -77,8 +78,8 @@ pub(crate) struct ServiceAccount {
     pub(crate) is_needed: bool,
     probe: Arc<ServerProbe>,
     search: Mutex<Option<Opening>>,
-    /// When the account may be tried again, and the result code of its refusal.
-    refused: Mutex<Option<(Instant, u32)>>,
+    /// When the account may be tried again, and the result of its refusal.
+    refused: Mutex<Option<(Instant, ServerResult)>>,
     /// Held while the password is read.
     reading: Arc<Semaphore>,
     sweeper: Sweeper,
@@ -176,7 +177,7 @@ impl ServiceAccount {
         let origin = query.origin();
         let found = answer
             .map_err(|error| RequestError::Indeterminate(self.endpoint.note_error(query.operation, origin, &error)))?;
-        self.endpoint.note_result(query.operation, origin, found.code, asked)?;
+        self.endpoint.note_result(query.operation, origin, &found.result(), asked)?;
         Ok(found)
     }
 
@@ -189,7 +190,7 @@ impl ServiceAccount {
     ) -> Result<SearchResult, ConnectionError> {
         shared.mark_used();
         let asked = search::one(&shared.connection, query, self.endpoint.patience);
-        let answer = self.endpoint.timed(query.operation, deadline, trace, asked, |found| found.code).await;
+        let answer = self.endpoint.timed(query.operation, deadline, trace, asked, SearchResult::result).await;
         if answer.is_err() {
             // Requests that still wait on it keep it open; no new request gets it.
             let mut slot = locked(&self.search);
@@ -230,7 +231,7 @@ impl ServiceAccount {
         match timeout_at(deadline, opening).await {
             Ok(Ok(shared)) => Ok(shared),
             Ok(Err(cause)) => {
-                trace.code = cause.code();
+                trace.record(cause.result());
                 Err(RequestError::NotSent(cause))
             }
             Err(_elapsed) => Err(RequestError::NotSent(UnavailableCause::Timeout)),
@@ -285,14 +286,14 @@ impl ServiceAccount {
             let bound = self
                 .endpoint
                 .timed(DirectoryOperation::ServiceBind, began + self.endpoint.patience, &mut trace, asked, |bound| {
-                    bound.code
+                    bound.result.clone()
                 })
                 .await;
             let bound = bound.map_err(|error| {
                 self.endpoint.note_error(DirectoryOperation::ServiceBind, OperationOrigin::Probe, &error)
             })?;
             self.endpoint
-                .note_result(DirectoryOperation::ServiceBind, OperationOrigin::Probe, bound.code, began)
+                .note_result(DirectoryOperation::ServiceBind, OperationOrigin::Probe, &bound.result, began)
                 .map_err(RequestError::cause)?;
             self.service_answer(account, bound)?;
         }
@@ -301,10 +302,11 @@ impl ServiceAccount {
 
     /// The service account's password, unless the account was refused recently.
     async fn service_password(&self, account: &config::ServiceAccount) -> Result<Secret, UnavailableCause> {
-        if let Some((until, code)) = *locked(&self.refused)
+        let refused = locked(&self.refused).clone();
+        if let Some((until, result)) = refused
             && Instant::now() < until
         {
-            let cause = UnavailableCause::ServiceBind { server: self.endpoint.url.clone(), code };
+            let cause = UnavailableCause::ServiceBind { server: self.endpoint.url.clone(), result };
             self.out_of_use(&cause);
             return Err(cause);
         }
@@ -338,21 +340,28 @@ impl ServiceAccount {
 
     /// Records the result of the service account's bind.
     fn service_answer(&self, account: &config::ServiceAccount, bound: BindResponse) -> Result<(), UnavailableCause> {
-        let code = bound.code;
+        let BindResponse { result, diagnostic } = bound;
         let gauge = self.endpoint.metrics.directory_service_bind_ok.with_label_values(&[&self.endpoint.url]);
         // A bound account that must change its password first is refused every search.
-        let said = bound.diagnostic.filter(|said| matches!(said, BindDiagnostic::State { .. }));
-        if code == 0 && said.is_none() {
+        let said = diagnostic.filter(|said| matches!(said, BindDiagnostic::State { .. }));
+        if result.code == SUCCESS && said.is_none() {
             gauge.set(1);
             *locked(&self.refused) = None;
             return Ok(());
         }
         gauge.set(0);
         // Delayed: each attempt is one more wrong password towards a lockout.
-        *locked(&self.refused) = Some((Instant::now() + self.endpoint.tuning.service_retry, code));
-        let said = said.map(tracing::field::display);
-        error!(server = %self.endpoint.url, bind_dn = %account.dn, code, said, "directory refused the service account");
-        let cause = UnavailableCause::ServiceBind { server: self.endpoint.url.clone(), code };
+        *locked(&self.refused) = Some((Instant::now() + self.endpoint.tuning.service_retry, result.clone()));
+        let (said, code) = (said.map(tracing::field::display), result.code);
+        error!(
+            server = %self.endpoint.url,
+            bind_dn = %account.dn,
+            code,
+            %result,
+            said,
+            "directory refused the service account"
+        );
+        let cause = UnavailableCause::ServiceBind { server: self.endpoint.url.clone(), result };
         self.out_of_use(&cause);
         Err(cause)
     }

@@ -35,10 +35,10 @@ use crate::directory::ldap::scripted::{
 };
 use crate::directory::ldap::tuning::Tuning;
 use crate::directory::{
-    Availability, BindDiagnostic, Diagnosis as _, Directory, DirectoryError, Entry, EntryVersion, Identity, NameKind,
-    NoFloor, Probes as _, Trace, UnavailableCause,
+    Availability, BindDiagnostic, Diagnosis as _, Directory, DirectoryError, Entry, EntryFault, EntryVersion, Identity,
+    NameKind, NoFloor, Probes as _, ServerResult, Trace, UnavailableCause,
 };
-use crate::outcome::AccountState;
+use crate::outcome::{AccountState, Proof};
 use crate::proto::ldap::template::{Template, TemplatePart};
 use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::metrics::Metrics;
@@ -150,7 +150,7 @@ fn cause(result: Result<impl std::fmt::Debug, DirectoryError>) -> UnavailableCau
 
 fn code(result: Result<impl std::fmt::Debug, DirectoryError>) -> (DirectoryOperation, u32) {
     match cause(result) {
-        UnavailableCause::Result { operation, code, .. } => (operation, code),
+        UnavailableCause::Result { operation, result, .. } => (operation, result.code),
         other => panic!("{other:?}"),
     }
 }

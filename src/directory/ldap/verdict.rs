@@ -1,17 +1,20 @@
 //! What the replies of a server mean for a login: the result of a bind, and of a search for one entry.
 //!
 //! Only result 0 of a bind authenticates and only 49 is a wrong password; an account state that accompanies either takes
-//! precedence.
+//! precedence. What the other codes mean is one table, `proto/ldap/result.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use super::policy::BindResponse;
-use super::query::{INVALID_CREDENTIALS, SIZE_LIMIT, SUCCESS, SearchResult};
+use super::query::SearchResult;
 use super::tuning::locked;
 use crate::directory::identity::AcceptedBind;
-use crate::directory::{BindDiagnostic, DirectoryError, Entry, EntryVersion, Trace, UnavailableCause};
-use crate::outcome::AccountState;
+use crate::directory::{
+    BindDiagnostic, DirectoryError, Entry, EntryFault, EntryVersion, ServerResult, Trace, UnavailableCause,
+};
+use crate::outcome::{AccountState, Proof};
+use crate::proto::ldap::result::{self, BindMeaning, SUCCESS, SearchMeaning};
 use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::metrics::Metrics;
 
@@ -34,14 +37,15 @@ impl BindVerdicts {
     /// Evaluates an answered bind.
     pub(super) fn judge(
         &self,
-        bound: BindResponse,
-        dn: &str,
+        bound: &BindResponse,
+        (dn, origin): (&str, DnOrigin),
         seen: &EntryVersion,
         trace: &mut Trace,
     ) -> Result<AcceptedBind, DirectoryError> {
         trace.diagnostic = bound.diagnostic;
         let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
-        match (bound.code, bound.diagnostic) {
+        let code = bound.result.code;
+        match (result::of(code).bind, bound.diagnostic) {
             // Also beside success: a server that requires a password change first allows this user nothing
             // else, and a password set by an administrator must not open a mailbox indefinitely.
             (_, Some(BindDiagnostic::State { state, proven })) => {
@@ -50,28 +54,29 @@ impl BindVerdicts {
                 }
                 Err(account(state, proven))
             }
-            (SUCCESS, said) => {
+            (BindMeaning::Accepted, said) => {
                 if let Some(warning) = said.and_then(BindDiagnostic::warning) {
                     self.metrics.directory_password_warnings.of(warning).inc();
                 }
                 Ok(AcceptedBind::new())
             }
-            (INVALID_CREDENTIALS, Some(BindDiagnostic::NoAccount)) => Err(DirectoryError::NoEntry),
-            (INVALID_CREDENTIALS, said) => {
+            (BindMeaning::WrongPassword, Some(BindDiagnostic::NoAccount)) => Err(DirectoryError::NoEntry),
+            (BindMeaning::WrongPassword, said) => {
                 // A lock that is not reported may hide that the password is right.
                 let is_looked_at = !seen.locked || self.server_reports_locks(trace.server.as_ref());
                 let seen = (said.is_none() && is_looked_at).then(|| Box::new(seen.clone()));
                 Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
             }
-            (code, _) => Err(match self.results.get(&code) {
-                // It is unknown whether the server checked the password.
-                Some(state) => account(*state, false),
-                None => unavailable(trace, |server| UnavailableCause::Result {
-                    server,
-                    operation: DirectoryOperation::Bind,
-                    code,
-                }),
-            }),
+            // A server that answers unknown names so must not be told apart from one that answers 49.
+            (BindMeaning::NoSuchName, _) if origin == DnOrigin::Template => Err(DirectoryError::NoEntry),
+            (BindMeaning::NoPassword, _) => Err(DirectoryError::NoPassword { dn: dn.into() }),
+            (BindMeaning::NoSuchName | BindMeaning::ServerFailed | BindMeaning::Undecided, _) => {
+                Err(match self.results.get(&code) {
+                    // It is unknown whether the server checked the password.
+                    Some(state) => account(*state, false),
+                    None => undecided(DirectoryOperation::Bind, bound.result.clone(), trace),
+                })
+            }
         }
     }
 
@@ -82,62 +87,92 @@ impl BindVerdicts {
     }
 }
 
-/// The only entry of a search.
+/// Where the DN of a bind is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DnOrigin {
+    /// The directory has returned it.
+    Directory,
+    /// It was made of the login name.
+    Template,
+}
+
+/// The only entry of a search, before the bind.
 pub(super) fn single_entry(found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
-    match found {
-        SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
-            Err(DirectoryError::SeveralEntries)
-        }
-        SearchResult { code: 0, first: Some(entry), .. } => require_dn(entry, trace),
-        SearchResult { code: 0, entries: 0, .. } => Err(DirectoryError::NoEntry),
-        SearchResult { code: 0, first: None, .. } => {
-            Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
-        }
-        SearchResult { code, .. } => Err(unavailable(trace, |server| UnavailableCause::Result {
-            server,
-            operation: DirectoryOperation::Search,
-            code,
-        })),
-    }
+    only_entry(found, Proof::Missing, trace).and_then(|entry| entry.ok_or(DirectoryError::NoEntry))
 }
 
-/// The entry of a read.
+/// The entry of a read as the user, after the bind.
 pub(super) fn read_entry(found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
-    match found {
-        SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
-            Err(DirectoryError::SeveralEntries)
+    // Success without an entry: access rules hide it, and its mail host is unknown.
+    let hidden = || undecided(DirectoryOperation::Read, SUCCESS.into(), trace);
+    only_entry(found, Proof::Given, trace).and_then(|entry| entry.ok_or_else(hidden))
+}
+
+/// The entry of a read as the service account, without a bind.
+pub(super) fn read_as_service(found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
+    let hidden = || undecided(DirectoryOperation::Read, SUCCESS.into(), trace);
+    only_entry(found, Proof::Missing, trace).and_then(|entry| entry.ok_or_else(hidden))
+}
+
+/// The only entry that was found, if there is one.
+fn only_entry(found: SearchResult, proof: Proof, trace: &Trace) -> Result<Option<Entry>, DirectoryError> {
+    let result = found.result();
+    let SearchResult { is_read, entries, first, second, .. } = found;
+    let several = |first: Option<Entry>| {
+        let dns = first.map(|entry| entry.dn).into_iter().chain(second.clone()).collect();
+        Err(DirectoryError::SeveralEntries { dns, proof })
+    };
+    let operation = match proof {
+        Proof::Missing => DirectoryOperation::Search,
+        Proof::Given => DirectoryOperation::Read,
+    };
+    match (result::of(result.code).search, entries) {
+        (_, 2..) => several(first),
+        (SearchMeaning::Complete, _) => first.map(|entry| require_dn(entry, proof, trace)).transpose(),
+        // A DN names one entry: there cannot be more.
+        (SearchMeaning::More, _) if is_read => {
+            let dn = first.map(|entry| entry.dn).or_else(|| trace.dn.clone()).unwrap_or_default();
+            Err(DirectoryError::UnusableEntry { dn, fault: Box::new(EntryFault::Ended(result)), proof })
         }
-        SearchResult { code: 0, entries: 1, first: Some(entry) } => require_dn(entry, trace),
-        SearchResult { code: 0, entries: 1, first: None } => {
-            Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
-        }
-        // Success without an entry: access rules hide it, and its mail host is unknown.
-        SearchResult { code, .. } => Err(unavailable(trace, |server| UnavailableCause::Result {
-            server,
-            operation: DirectoryOperation::Read,
-            code,
-        })),
+        (SearchMeaning::More, 1) => several(first),
+        // Without an entry the limit says nothing about how many match.
+        (
+            SearchMeaning::More | SearchMeaning::NoSuchName | SearchMeaning::ServerFailed | SearchMeaning::Undecided,
+            _,
+        ) => Err(undecided(operation, result, trace)),
     }
 }
 
-/// Refuses an entry without a DN: a bind as it would be anonymous.
-pub(super) fn require_dn(entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
+/// Refuses an entry without a DN, as a bind as it would be anonymous, and one with a DN that was cut.
+pub(super) fn require_dn(entry: Entry, proof: Proof, trace: &Trace) -> Result<Entry, DirectoryError> {
     if entry.dn.is_empty() {
         return Err(unavailable(trace, |server| UnavailableCause::Malformed { server }));
     }
-    Ok(entry)
+    match entry.fault {
+        Some(fault) if *fault == EntryFault::LongDn => {
+            Err(DirectoryError::UnusableEntry { dn: entry.dn, fault, proof })
+        }
+        fault => Ok(Entry { fault, ..entry }),
+    }
 }
 
 /// Whether a search for one entry found it.
 pub(super) fn matches(found: &SearchResult, trace: &Trace) -> Result<bool, DirectoryError> {
-    match found.code {
-        SUCCESS => Ok(found.entries > 0),
-        code => Err(unavailable(trace, |server| UnavailableCause::Result {
-            server,
-            operation: DirectoryOperation::Read,
-            code,
-        })),
+    match result::of(found.code).search {
+        SearchMeaning::Complete => Ok(found.entries > 0),
+        SearchMeaning::More if found.is_read => {
+            let (dn, fault) = (trace.dn.clone().unwrap_or_default(), Box::new(EntryFault::Ended(found.result())));
+            Err(DirectoryError::UnusableEntry { dn, fault, proof: Proof::Given })
+        }
+        SearchMeaning::More | SearchMeaning::NoSuchName | SearchMeaning::ServerFailed | SearchMeaning::Undecided => {
+            Err(undecided(DirectoryOperation::Read, found.result(), trace))
+        }
     }
+}
+
+/// A result that decides nothing.
+fn undecided(operation: DirectoryOperation, result: ServerResult, trace: &Trace) -> DirectoryError {
+    unavailable(trace, |server| UnavailableCause::Result { server, operation, result })
 }
 
 /// A lookup failure of the server that answered last.

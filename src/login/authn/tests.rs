@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::config;
+use crate::directory::EntryFault;
 use crate::directory::memory::Memory;
 use crate::directory::{EntryId, EntryVersion, NameKind};
-use crate::outcome::AccountState;
+use crate::outcome::{AccountState, Proof};
 use crate::sessions::closer::Closer;
 use crate::sessions::registry::Registry;
 use crate::telemetry::metrics::Metrics;
@@ -299,8 +300,32 @@ async fn mail_address_is_no_login_name() {
 async fn two_entries_with_one_login_name_are_refused_without_a_bind() {
     let setup = setup();
     setup.directory.add("alice", "sesame", Entry::for_tests("uid=alice,ou=former", &["server4"]));
-    assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::SeveralEntries));
+    assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::SeveralEntries(Proof::Missing)));
     assert_eq!(setup.binds(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entry_that_cannot_be_used_is_not_cached() {
+    let setup = setup();
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    setup.directory.modify("alice", |entry| {
+        entry.fault = Some(Box::new(EntryFault::TooManyValues("memberOf".into())));
+    });
+    setup.authn.cache().drop_all();
+    for binds in 2..4 {
+        // The password is right: routing refuses the entry.
+        let decision = setup.authn.decide(&Credential::for_tests("alice", "sesame"), LookupMode::Cached).await;
+        assert_eq!((decision.by, decision.result.is_ok()), (DecidedBy::Directory, true));
+        assert_eq!(decision.fault.unwrap().to_string(), "memberOf has more than 64 values");
+        assert_eq!(setup.binds(), binds, "it is looked up each time");
+    }
+    assert_eq!(setup.decide("alice", b"guess").await.0, Some(Refusal::WrongPassword));
+    // Mended: nothing of the fault is remembered, and neither is a wrong password.
+    setup.directory.modify("alice", |entry| entry.fault = None);
+    assert_eq!(setup.decide("alice", b"sesame").await.0, None);
+    setup.directory.set_outage(true);
+    setup.directory.set_availability(Availability::Unreachable);
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache));
 }
 
 /// Applies what the directory reports to the tracked entries of the decision.

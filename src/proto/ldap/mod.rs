@@ -1,4 +1,5 @@
-//! The pure syntax of LDAP: BER, DNs, filters, templates of both, and the attributes that usher reads.
+//! The pure syntax of LDAP: BER, DNs, filters, templates of both, the attributes that usher reads, and what result
+//! codes mean.
 //!
 //! The configuration checks its values by it, so that a wrong one is reported with its line; the directory builds its
 //! requests with it. Parses and writes text and bytes, and knows no connection.
@@ -8,6 +9,7 @@ pub(crate) mod ber;
 pub(crate) mod dn;
 pub(crate) mod filter;
 pub(crate) mod naming;
+pub(crate) mod result;
 pub(crate) mod template;
 
 /// Why a text is no DN, no filter, or no template of one.

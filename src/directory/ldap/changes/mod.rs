@@ -28,7 +28,7 @@ use crate::directory::ldap::schema::{self, Attributes};
 use crate::directory::ldap::search::{self, Query, QueryOptions};
 use crate::directory::ldap::server::Server;
 use crate::directory::ldap::tuning::jittered;
-use crate::directory::{BoxFuture, Change, ChangeHandler, ChangeSource};
+use crate::directory::{BoxFuture, Change, ChangeHandler, ChangeSource, ServerResult};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::telemetry::log::Repeats;
 
@@ -59,8 +59,8 @@ enum WatchEnd {
     #[error("{0}")]
     Connection(#[from] ConnectionError),
     /// The server ended or refused the search.
-    #[error("result {0}{hint}", hint = hint(*.0))]
-    Refused(u32),
+    #[error("{0}{hint}", hint = hint(.0.code))]
+    Refused(ServerResult),
     /// The server requires a full refresh (RFC 4533 section 3.3.2).
     #[error("server requires a full refresh")]
     RefreshRequired,
@@ -183,8 +183,8 @@ async fn watch_by_sync(
         WatchEnd::RefreshRequired => {}
         // As with a provider restored from a backup: the cookie is newer than its data. Everything is reported
         // again.
-        WatchEnd::Refused(code) if resumed => {
-            info!(server = %url, code, "server refused the sync cookie; reading all entries again");
+        WatchEnd::Refused(result) if resumed => {
+            info!(server = %url, code = result.code, %result, "server refused the sync cookie; reading all entries again");
             return WatchEnd::RefreshRequired;
         }
         WatchEnd::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),

@@ -17,6 +17,7 @@ use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::schema;
 use crate::directory::ldap::search::{self, Query, QueryOptions};
 use crate::directory::{Change, ChangeHandler, Refresh};
+use crate::proto::ldap::result::SUCCESS;
 
 /// Every this many rounds all users are read.
 const ROUNDS: u32 = 10;
@@ -93,8 +94,9 @@ async fn search(link: &WatchLink<'_>, filter: &str, report: ChangeHandler<'_>) -
         QueryOptions { paged: true, silence: Some(SILENCE), ends: Some(round_ends()), ..QueryOptions::default() };
     let query = Query::below(&link.base, filter, link.attributes.names(), options);
     let mut latest: Option<String> = None;
-    let code = search::each(&link.connection, query, |entry| {
-        if let Some(shown) = schema::read_entry(entry, &link.attributes).ok_or(ConnectionError::Malformed)? {
+    let result = search::each(&link.connection, query, |entry| {
+        let shown = schema::read_entry(entry, &link.attributes).ok_or(ConnectionError::Malformed)?;
+        if shown.entry.fault.is_none() {
             latest = latest.take().max(shown.modified.clone());
             report(Change::Entry(Box::new(shown)));
         }
@@ -102,8 +104,5 @@ async fn search(link: &WatchLink<'_>, filter: &str, report: ChangeHandler<'_>) -
     })
     .await?;
     // An incomplete result says nothing about missing entries.
-    match code {
-        0 => Ok(latest),
-        code => Err(WatchEnd::Refused(code)),
-    }
+    if result.code == SUCCESS { Ok(latest) } else { Err(WatchEnd::Refused(result)) }
 }

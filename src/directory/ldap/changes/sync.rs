@@ -65,10 +65,9 @@ async fn run(
             }
         };
         let Some(message) = message else {
-            return Ok(match search.code().await {
-                SYNC_REFRESH_REQUIRED => WatchEnd::RefreshRequired,
-                code => WatchEnd::Refused(code),
-            });
+            let result = search.result().await;
+            let is_refresh = result.code == SYNC_REFRESH_REQUIRED;
+            return Ok(if is_refresh { WatchEnd::RefreshRequired } else { WatchEnd::Refused(result) });
         };
         if progress.refresh_ends.is_some_and(|end| end < Instant::now()) {
             return Err(ConnectionError::Timeout);
@@ -113,13 +112,13 @@ impl SyncProgress {
         match state {
             EntryState::Present => report(Change::Present(vec![id])),
             EntryState::Changed => {
-                match schema::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)? {
-                    Some(mut shown) => {
-                        shown.entry.version.id = Some(id);
-                        report(Change::Entry(Box::new(shown)));
-                    }
+                let mut shown = schema::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)?;
+                if shown.entry.fault.is_some() {
                     // Exceeds a limit: what is known of the entry stays until the next lookup.
-                    None => report(Change::Present(vec![id])),
+                    report(Change::Present(vec![id]));
+                } else {
+                    shown.entry.version.id = Some(id);
+                    report(Change::Entry(Box::new(shown)));
                 }
             }
             EntryState::Deleted => {

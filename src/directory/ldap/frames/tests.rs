@@ -28,7 +28,7 @@ fn end_of(bytes: &[u8], most: usize) -> Option<StreamEnd> {
 fn violation(bytes: &[u8]) -> Option<Violation> {
     match end_of(bytes, 1 << 20)? {
         StreamEnd::Violation(violation) => Some(violation),
-        StreamEnd::Notice(code) => panic!("a notice with {code}"),
+        StreamEnd::Notice(result) => panic!("a notice with {result}"),
     }
 }
 
@@ -135,7 +135,7 @@ fn notice_of_disconnection_ends_the_stream() {
     let mut frames = Frames::new(BEFORE_TLS);
     frames.push(&[done(1, b"\x00", b""), notice, done(2, b"\x00", b"")].concat());
     assert_eq!(frames.whole(), done(1, b"\x00", b""));
-    assert_eq!(frames.end(), Some(StreamEnd::Notice(52)));
+    assert_eq!(frames.end(), Some(StreamEnd::Notice(52.into())));
     assert_eq!(end_of(&done(0, b"\x00", b""), BEFORE_TLS), Some(StreamEnd::Violation(Violation::Foreign)));
 }
 

@@ -143,9 +143,11 @@ async fn principal_name_is_bound_and_its_single_entry_read() {
 #[tokio::test]
 async fn principal_name_without_exactly_one_entry_is_an_unknown_user_and_no_wrong_password() {
     let none = Scripted::start(|seen| active_directory(seen, &[])).await;
-    assert!(matches!(cause(Under::new(&[&none], principal()).alice().await), UnavailableCause::Result { code: 0, .. }));
+    assert_eq!(code(Under::new(&[&none], principal()).alice().await), (DirectoryOperation::Read, 0));
     let two = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad", "CN=Alice,DC=other"])).await;
-    assert_eq!(Under::new(&[&two], principal()).alice().await, Err(DirectoryError::SeveralEntries));
+    let dns = vec!["CN=Alice,DC=ad".into(), "CN=Alice,DC=other".into()];
+    let several = Err(DirectoryError::SeveralEntries { dns, proof: Proof::Given });
+    assert_eq!(Under::new(&[&two], principal()).alice().await, several);
 }
 
 #[tokio::test]

@@ -79,13 +79,19 @@ async fn bind_on_one_server_decides() {
 #[tokio::test]
 async fn entry_count_decides() {
     let one = || entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])]);
+    let two = || entry("uid=alice,cn=compat,dc=x", &[]);
+    let several = |dns: &[&str]| {
+        let dns = dns.iter().map(|dn| (*dn).into()).collect();
+        Some(DirectoryError::SeveralEntries { dns, proof: Proof::Missing })
+    };
+    let both = &["uid=alice,dc=x", "uid=alice,cn=compat,dc=x"][..];
     let cases: Vec<(Vec<ScriptedReply>, Option<DirectoryError>)> = vec![
         (vec![done(Code::Success)], Some(DirectoryError::NoEntry)),
         (vec![reference(), done(Code::Success)], Some(DirectoryError::NoEntry)),
-        (vec![one(), one(), done(Code::Success)], Some(DirectoryError::SeveralEntries)),
-        (vec![one(), one(), one(), done(Code::Success)], Some(DirectoryError::SeveralEntries)),
-        (vec![one(), one(), done(Code::SizeLimitExceeded)], Some(DirectoryError::SeveralEntries)),
-        (vec![one(), done(Code::SizeLimitExceeded)], Some(DirectoryError::SeveralEntries)),
+        (vec![one(), two(), done(Code::Success)], several(both)),
+        (vec![one(), two(), one(), done(Code::Success)], several(both)),
+        (vec![one(), two(), done(Code::SizeLimitExceeded)], several(both)),
+        (vec![one(), done(Code::SizeLimitExceeded)], several(&both[..1])),
         // Active Directory sends references with every reply under the root.
         (vec![reference(), one(), reference(), done(Code::Success)], None),
     ];
@@ -242,10 +248,14 @@ async fn attributes_are_matched_in_any_case_and_bounded() {
     assert_eq!(read(&[]).await.unwrap().mail_hosts, Vec::<String>::new());
 
     let long = vec![b'x'; 1_025];
-    assert!(matches!(cause(read(&[("mailHost", &[&long])]).await), UnavailableCause::Malformed { .. }));
+    let found = read(&[("MAILHOST", &[&long])]).await.unwrap();
+    assert_eq!(found.fault, Some(Box::new(EntryFault::LongValue("mailHost".into()))));
+    assert_eq!(found.mail_hosts, [""], "nothing that is cut, and not without the attribute");
     let many = vec![&b"x"[..]; 65];
-    assert!(matches!(cause(read(&[("uid", &many)]).await), UnavailableCause::Malformed { .. }));
-    assert_eq!(read(&[("uid", &many[..64]), ("sn", &many)]).await.unwrap().logins.len(), 64);
+    let found = read(&[("uid", &many)]).await.unwrap();
+    assert_eq!(found.fault, Some(Box::new(EntryFault::TooManyValues("uid".into()))));
+    let sound = read(&[("uid", &many[..64]), ("sn", &many)]).await.unwrap();
+    assert_eq!((sound.logins.len(), sound.fault), (64, None));
 }
 
 #[tokio::test]
@@ -371,8 +381,91 @@ async fn oversized_entry_is_no_fault_of_the_server() {
     let (server, standby) = (Scripted::start(odd).await, Scripted::start(alice).await);
     let under = Under::new(&[&server, &standby], searching(None));
     for _ in 0..3 {
-        assert!(matches!(cause(under.alice().await), UnavailableCause::Malformed { .. }));
+        let identity = under.alice().await.unwrap();
+        assert!(identity.entry().fault.is_some(), "the password is right, the entry leads nowhere");
     }
-    assert_eq!(under.count(&server, "connect", "0"), 1, "its connection is as good as before");
+    let wrong = under.login("alice", "wrong").await.0;
+    assert!(matches!(wrong, Err(DirectoryError::InvalidCredentials { .. })), "{wrong:?}");
+    assert_eq!(under.count(&server, "connect", "0"), 2, "its connections are as good as before");
     assert_eq!(standby.searches().len(), 0, "no other server is asked");
+}
+
+#[tokio::test]
+async fn entry_with_a_long_dn_is_never_bound() {
+    let dn = format!("uid={},dc=x", "a".repeat(9_000));
+    let answer = vec![entry(&dn, &[("mailHost", &[b"server3"])]), done(Code::Success)];
+    let server = Scripted::start(first(vec![answer], is_search)).await;
+    let result = Under::new(&[&server], searching(None)).alice().await;
+    let Err(DirectoryError::UnusableEntry { dn, fault, proof }) = result else { panic!("{result:?}") };
+    assert_eq!((dn.len(), *fault, proof), (8 * 1_024, EntryFault::LongDn, Proof::Missing));
+    assert_eq!(server.binds(), []);
+}
+
+/// The read of one DN cannot find several entries.
+#[tokio::test]
+async fn size_limit_of_a_read_concerns_that_entry() {
+    for found in [vec![], vec![entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])])]] {
+        let answer = [found, vec![done(Code::SizeLimitExceeded)]].concat();
+        let server = Scripted::start(first(vec![answer.clone(), answer], is_search)).await;
+        let under = Under::new(&[&server], templated(None));
+        for _ in 0..2 {
+            let (result, trace) = under.login("alice", "right").await;
+            let ended = EntryFault::Ended(ServerResult::new(4, "said the server"));
+            let fault = Box::new(ended);
+            let expected = DirectoryError::UnusableEntry { dn: "uid=alice,dc=x".into(), fault, proof: Proof::Given };
+            assert_eq!((result.err(), trace.code), (Some(expected), Some(4)));
+        }
+    }
+    // Without an entry the limit of a search is one of the server.
+    let server = Scripted::start(first(vec![vec![done(Code::SizeLimitExceeded)]], is_search)).await;
+    let result = Under::new(&[&server], searching(None)).alice().await;
+    assert_eq!(code(result), (DirectoryOperation::Search, 4));
+}
+
+/// What a bind with this result is, by a DN that was made of the name and by one that was found.
+#[tokio::test]
+async fn bind_result_means_what_the_table_says() {
+    let no_password = || DirectoryError::NoPassword { dn: "uid=alice,dc=x".into() };
+    for number in [
+        1_u8, 2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 16, 17, 18, 19, 21, 32, 33, 34, 36, 48, 50, 51, 52, 53, 54, 64, 80, 99,
+    ] {
+        for (find, by_name) in [(searching(None), false), (templated(None), true)] {
+            let server = Scripted::start(move |seen| match seen.bind() {
+                Some(_) => bound_with(seen, number, "NDS error: said", &[]),
+                None => alice(seen),
+            })
+            .await;
+            let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], find);
+            settings.results.clear();
+            let under = Under::test(&settings, Tuning::default());
+            let (result, trace) = under.login("alice", "right").await;
+            let error = result.unwrap_err();
+            assert_eq!((trace.code, trace.message.as_deref()), (Some(number.into()), Some("NDS error: said")));
+            match number {
+                16 | 48 => assert_eq!(error, no_password(), "{number}"),
+                17 | 32 | 33 | 34 | 36 if by_name => assert_eq!(error, DirectoryError::NoEntry, "{number}"),
+                _ => {
+                    assert_eq!(code(Err::<(), _>(error.clone())), (DirectoryOperation::Bind, number.into()));
+                    let text = error.to_string();
+                    assert!(text.contains(&format!("result {number}")) && text.contains("NDS error: said"), "{text}");
+                }
+            }
+            assert_eq!(server.binds().len(), 1, "one guess is one answered bind");
+        }
+    }
+}
+
+#[tokio::test]
+async fn text_that_repeats_the_password_is_in_no_error() {
+    let echo = |seen: &Recorded| match seen.bind() {
+        Some((_, password)) => bound_with(seen, 53, &format!("cannot bind with {password}"), &[]),
+        None => alice(seen),
+    };
+    let server = Scripted::start(echo).await;
+    let (folder, _file, account) = service(b"service-hunter2");
+    for find in [searching(None), templated(None), searching(account)] {
+        let reported = format!("{:?}", Under::new(&[&server], find).login("alice", "alice-hunter2").await);
+        assert!(reported.contains("text withheld") && !reported.contains("hunter2"), "{reported}");
+    }
+    drop(folder);
 }

@@ -300,6 +300,37 @@ async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
 }
 
 #[tokio::test]
+async fn unknown_name_is_believed_from_a_server_that_returns_the_canary() {
+    for unknown in [Code::NoSuchObject, Code::InvalidDNSyntax, Code::InappropriateAuthentication] {
+        let shown = switch(true);
+        let now = shown.clone();
+        let of_unknown = unknown.clone();
+        let script = move |seen: &Recorded| match (seen.bind(), seen.base()) {
+            (Some((dn, _)), _) if dn.starts_with("uid=bob,") => bound(of_unknown.clone()),
+            // The canary is read by its DN here.
+            (None, Some("uid=canary,dc=x")) if now.load(Ordering::SeqCst) => {
+                vec![entry("uid=canary,dc=x", &[("mailHost", &[b"Server3"])]), done(Code::Success)]
+            }
+            (None, Some("uid=canary,dc=x")) => vec![done(Code::NoSuchObject)],
+            _ => every_user(seen),
+        };
+        let server = Scripted::start(script).await;
+        let (_folder, _file, account) = service(b"service");
+        let mut settings = hurried(&[&server], templated(account));
+        settings.canary = canary();
+        let under = Under::test(&settings, Tuning { canary_valid: Duration::ZERO, ..Tuning::default() });
+        let is_about_bob = |error: &DirectoryError| match unknown {
+            Code::InappropriateAuthentication => matches!(error, DirectoryError::NoPassword { .. }),
+            _ => *error == DirectoryError::NoEntry,
+        };
+        let refused = under.login("bob", "x").await.0.unwrap_err();
+        assert!(is_about_bob(&refused), "{refused}");
+        shown.store(false, Ordering::SeqCst);
+        assert!(matches!(cause(under.login("bob", "x").await.0), UnavailableCause::Canary { .. }), "{unknown:?}");
+    }
+}
+
+#[tokio::test]
 async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_is_used() {
     let well = switch(true);
     let now = well.clone();

@@ -36,7 +36,8 @@ async fn refused_service_account_is_paused_and_its_file_read_again() {
     let settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(account));
     let under = Under::test(&settings, Tuning { service_retry: Duration::from_secs(1), ..Tuning::default() });
     assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&[&url]).get(), 1, "never asked");
-    let refused = UnavailableCause::ServiceBind { server: url.as_str().into(), code: 49 };
+    let refused =
+        UnavailableCause::ServiceBind { server: url.as_str().into(), result: ServerResult::new(49, "said the server") };
     for _ in 0..3 {
         let (result, trace) = under.login("alice", "right").await;
         assert_eq!(cause(result), refused);

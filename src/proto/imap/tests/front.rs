@@ -3,7 +3,7 @@
 use super::super::PROTOCOL;
 use super::super::front::Imap;
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, BackendReply, Refusal, Reply};
+use crate::outcome::{AccountState, BackendReply, Proof, Refusal, Reply};
 use crate::proto::engine::Engine;
 use crate::proto::trial::{FrontRun, HOST, SESSION, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
@@ -861,6 +861,7 @@ fn refusals_have_their_replies() {
     let cases = [
         (Refusal::WrongPassword, wrong),
         (Refusal::UnknownUser, wrong),
+        (Refusal::NoPassword, wrong),
         (Refusal::EmptyPassword, wrong),
         (Refusal::InvalidUsername, wrong),
         (Refusal::InvalidPassword, wrong),
@@ -883,7 +884,9 @@ fn refusals_have_their_replies() {
         (state(AccountState::OutsideLogonHours), "NO [AUTHORIZATIONFAILED] Login is not allowed at this time"),
         (state(AccountState::WrongWorkstation), "NO [AUTHORIZATIONFAILED] Login is not allowed from this host"),
         (Refusal::DirectoryUnavailable, unavailable),
-        (Refusal::SeveralEntries, unavailable),
+        (Refusal::SeveralEntries(Proof::Missing), wrong),
+        (Refusal::SeveralEntries(Proof::Given), contact),
+        (Refusal::UnusableEntry(Proof::Given), contact),
         (Refusal::NoMailHost, contact),
         (Refusal::SeveralMailHosts, contact),
         (Refusal::UnknownMailHost, contact),
