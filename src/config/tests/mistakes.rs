@@ -670,6 +670,9 @@ fn unreadable_files_are_reported() {
     assert!(reported(".").contains("cannot be read"));
     fs::write(directory.path().join("latin1.yaml"), b"a: gr\xfc\xdfe\n").unwrap();
     assert!(reported("latin1.yaml").contains("not UTF-8"));
+    let utf16: Vec<u8> = "a: 1\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(directory.path().join("utf16.yaml"), utf16).unwrap();
+    assert!(reported("utf16.yaml").contains("the file is UTF-16 text"));
     fs::write(directory.path().join("large.yaml"), vec![b'#'; 1_048_577]).unwrap();
     assert!(reported("large.yaml").contains("larger than 1 MiB"));
     fs::write(directory.path().join("empty.yaml"), b"").unwrap();
