@@ -185,9 +185,10 @@ async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sna
         Ok(connection) => (Some(connection), credential(&login, password)),
         Err(limited) => (None, Err(event.limited(limited))),
     };
+    let frontend = Nginx { typed: login.clone() };
     event.typed = login;
     let request = LoginRequest { info: &info, client_id: None, protocol, connection, credential, event };
-    let outcome = attempt::attempt(shared.login(), request, &Nginx).await;
+    let outcome = attempt::attempt(shared.login(), request, &frontend).await;
     match outcome {
         Ok(granted) => {
             count(shared, AuthHttpResult::Ok);
@@ -214,7 +215,10 @@ fn credential(typed: &[u8], password: Secret) -> Result<Credential, Refusal> {
 }
 
 /// nginx logs in to the backend itself: it gets an address and a name.
-struct Nginx;
+struct Nginx {
+    /// The name that it would use itself.
+    typed: Vec<u8>,
+}
 
 impl Frontend for Nginx {
     type Accepted = NginxTarget;
@@ -222,7 +226,7 @@ impl Frontend for Nginx {
     async fn complete(
         &self,
         attempt: &LoginAttempt<'_>,
-        credential: &Credential,
+        _: &Credential,
         RoutedLogin { proven, target, .. }: RoutedLogin,
         event: &mut LoginEvent,
     ) -> Result<Completion<NginxTarget>, Refusal> {
@@ -236,7 +240,7 @@ impl Frontend for Nginx {
         if !attempt.core.authn.is_current(&proven) {
             return Ok(Completion::Outdated);
         }
-        let other = (login != *credential.login()).then_some(login);
+        let other = (login.as_str().as_bytes() != self.typed).then_some(login);
         // Headers are trimmed: another user could be meant.
         let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
         if whole {
