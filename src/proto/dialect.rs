@@ -18,6 +18,8 @@ pub(super) trait Dialect: Send + Sync {
     /// Whether a line may announce a literal. If not, the closing line replaces the reply to the last bad command:
     /// a line besides would be taken for the reply to the next one.
     const LITERALS: bool = false;
+    /// Whether a client waits for a request before it sends a literal `{n}`. If not, the literal follows in any case.
+    const SYNCHRONIZING: bool = true;
     /// Whether a response is a string, so that an HTTP request is never one. Base64 alone may begin with a method.
     const STRING_RESPONSES: bool = false;
 

@@ -319,7 +319,7 @@ impl<D: Dialect> Engine<D> {
         if message.bytes().len().saturating_add(literal.size) > limit {
             return Err(message);
         }
-        if literal.synchronizing {
+        if waits::<D>(&literal) {
             D::request_literal(out);
         }
         self.buffer = message;
@@ -332,7 +332,7 @@ impl<D: Dialect> Engine<D> {
     /// Refuses a command at the end of `line`. A synchronizing literal is answered with the refusal; a
     /// non-synchronizing one has to be read first (RFC 7888 section 4).
     fn refuse(&mut self, answer: Answer, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
-        match Literal::announced_by(line).filter(|literal| D::LITERALS && !literal.synchronizing) {
+        match Literal::announced_by(line).filter(|literal| D::LITERALS && !waits::<D>(literal)) {
             Some(literal) => self.discard_literal(literal, MAX_DISCARDED, Some(answer), out),
             None => self.answer(answer, out),
         }
@@ -359,7 +359,7 @@ impl<D: Dialect> Engine<D> {
         let line = discarded.line.as_mut()?;
         let (passed, ended) = line.discard(input, discarded.budget);
         discarded.budget -= passed;
-        match line.announced().filter(|literal| D::LITERALS && !literal.synchronizing) {
+        match line.announced().filter(|literal| D::LITERALS && !waits::<D>(literal)) {
             _ if !ended && discarded.budget == 0 => {
                 Some(self.close(if D::LITERALS { Problem::CommandTooLong } else { Problem::TooMany }, out))
             }
@@ -415,4 +415,9 @@ impl<D: Dialect> Engine<D> {
         self.state = state;
         Some(step)
     }
+}
+
+/// Whether the client waits for a request before it sends this literal.
+fn waits<D: Dialect>(literal: &Literal) -> bool {
+    D::SYNCHRONIZING && literal.synchronizing
 }

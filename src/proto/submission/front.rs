@@ -145,7 +145,7 @@ impl Dialect for Submission {
             | Problem::LineEnd
             | Problem::Nul => b"500 5.5.2 ",
             Problem::ResponseTooLong => b"500 5.5.6 ",
-            Problem::Syntax | Problem::SynchronizingLiteral => b"501 5.5.4 ",
+            Problem::Syntax => b"501 5.5.4 ",
             Problem::Response(SaslError::Cancelled) => b"501 5.7.0 ",
             Problem::Response(SaslError::NotBase64 | SaslError::Malformed) | Problem::NoString => b"501 5.5.2 ",
             Problem::UserFirst | Problem::EhloFirst | Problem::NoTls => b"503 5.5.1 ",
