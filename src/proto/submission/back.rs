@@ -45,6 +45,10 @@ impl BackDialect for SubmissionBack {
         let mut lines = std::mem::take(&mut self.lines);
         let text = lines.first().map(Vec::as_slice).unwrap_or_default();
         match (phase, &code) {
+            // A limit of this user (X.7: security or policy, RFC 3463 section 3.8): the connection ends, the server does not.
+            (Phase::Login, b"421") if split_enhanced(text, b'4').is_some_and(|(code, _)| code.starts_with(b"4.7.")) => {
+                Ok(Transition::Refused(refusal(*b"454", text)))
+            }
             // It closes the connection, whatever the command (RFC 5321 section 3.8).
             (_, b"421") | (Phase::Greeting, [b'4' | b'5', ..]) => Err(BackFault::Bye),
             // EHLO is said after the greeting, and again after XCLIENT.

@@ -529,6 +529,11 @@ fn refusals_and_faults_of_a_login_are_distinguished() {
         ("550 Mailbox closed", "refused [550] Mailbox closed"),
         ("535-5.7.8 one\\r\\n535 5.7.8 two", "refused [535 5.7.8] one"),
         ("421 4.3.2 Shutting down", "fault Bye"),
+        ("421 Shutting down", "fault Bye"),
+        (
+            "421 4.7.0 Maximum number of connections exceeded",
+            "refused [454 4.7.0] Maximum number of connections exceeded",
+        ),
         ("530 5.7.0 Must issue a STARTTLS command first", "fault NoMechanism"),
         ("534 5.7.9 Too weak", "fault NoMechanism"),
         ("538 5.7.11 Encryption required", "fault NoMechanism"),
