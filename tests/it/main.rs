@@ -24,6 +24,7 @@ mod dialogue;
 mod directory;
 mod dirsrv;
 mod faults;
+mod field;
 mod flood;
 mod health;
 mod hostile_directory;
