@@ -145,8 +145,8 @@ fn enable_before_login_has_no_effect() {
 #[test]
 fn atoms_of_login_may_hold_what_dovecot_takes() {
     for name in ["o*neil", "alice%example.com", r"EXAMPLE\alice", "*", r"\"] {
-        let attempt = name.replace('\\', r"\\");
-        let accepted = format!("C: a LOGIN {attempt} {attempt}\n=> attempt \"{attempt}\" \"{attempt}\" \"\"");
+        let sent = name.replace('\\', r"\\");
+        let accepted = format!("C: a LOGIN {sent} {sent}\n=> attempt \"{name}\" \"{name}\" \"\"");
         script(TLS, &format!("{accepted}\n<= wrong\nS: a NO [AUTHENTICATIONFAILED] Name or password is wrong"));
     }
     for invalid in ["pa(ss", "pa)ss", "pa{ss", "pa\"ss", "p{3}x"] {
