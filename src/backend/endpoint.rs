@@ -26,9 +26,9 @@ use super::observed::Observations;
 use super::rejections::Rejections;
 use crate::base::sys;
 use crate::base::tasks::{self, Task};
-use crate::config::{AuthHttpTarget, Forward, Probe};
+use crate::config::{AuthHttpTarget, Ehlo, Forward, Probe};
 use crate::proto::proxy_header::{self, Header};
-use crate::proto::{BackFault, BackSettings, BackStep, BackTls, Origin, Protocol, capabilities};
+use crate::proto::{BackFault, BackSettings, BackStep, BackTls, ClientGreeting, Origin, Protocol, capabilities};
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
 use crate::tls::HandshakeError;
@@ -48,6 +48,7 @@ pub(super) struct Endpoint {
     pub(super) tls: BackTls,
     /// How the client's address is forwarded to it.
     pub(super) forward: Forward,
+    pub(super) ehlo: Ehlo,
     /// Where nginx connects, if `auth_http` may use this endpoint.
     pub(super) nginx: Option<AuthHttpTarget>,
     pub(super) server_name: ServerName<'static>,
@@ -316,6 +317,14 @@ impl Endpoint {
         match self.forward {
             Forward::Dialogue => Some(origin.clone()),
             Forward::Nothing | Forward::Header(_) => None,
+        }
+    }
+
+    /// The client's name, if usher is to send it in place of its own.
+    pub(super) fn client_ehlo(&self, origin: &Origin) -> Option<ClientGreeting> {
+        match self.ehlo {
+            Ehlo::Client => origin.greeting.clone(),
+            Ehlo::Own => None,
         }
     }
 

@@ -119,6 +119,7 @@ impl Backend {
                 protocol: endpoint.protocol,
                 tls: endpoint.tls,
                 forward: endpoint.forward,
+                ehlo: endpoint.ehlo,
                 nginx: endpoint.takes_nginx().then_some(endpoint.auth_http),
                 server_name,
                 tls_config,
@@ -173,9 +174,9 @@ impl Backend {
         let forward = endpoint.forwarded_client(origin);
         let header = endpoint.header(Some(origin));
         let initial_response = endpoint.pool.takes_initial_responses();
-        let tls = endpoint.tls;
+        let (tls, ehlo) = (endpoint.tls, endpoint.client_ehlo(origin));
         let mut settings =
-            BackSettings { tls, login, password, service, forward, untagged_limit, host, initial_response };
+            BackSettings { tls, login, password, service, forward, untagged_limit, host, initial_response, ehlo };
 
         let began = Instant::now();
         let approach = async {

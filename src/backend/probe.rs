@@ -88,8 +88,12 @@ impl Endpoint {
     ) -> Result<Evidence, BackendError> {
         let account = self.account.as_ref();
         // Forwards usher's own address, so that a backend that does not trust usher is detected.
-        let own =
-            tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE_SESSION.to_owned() });
+        let own = tcp.local_addr().ok().map(|own| Origin {
+            client: own,
+            local: own,
+            session: PROBE_SESSION.to_owned(),
+            greeting: None,
+        });
         // The probe account logs in as itself, not for another user.
         let service = service.filter(|_| account.is_none());
         let mut settings = self.trial(account, service, own.and_then(|own| self.forwarded_client(&own)));
@@ -136,6 +140,7 @@ impl Endpoint {
             untagged_limit: self.untagged_limit,
             host: Arc::clone(&self.host),
             initial_response: self.pool.takes_initial_responses(),
+            ehlo: None,
         }
     }
 }

@@ -37,9 +37,10 @@ use crate::proto::ldap::template::{self, Template, UserName};
 
 pub(crate) use model::{
     Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
-    Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Endpoint, FailedLogins, Find, Forward,
-    Group, Health, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode,
-    OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch, WatchMode,
+    Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find,
+    Forward, Group, Health, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
+    Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch,
+    WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

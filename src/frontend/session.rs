@@ -68,7 +68,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let Accepted { tcp, client, local, since, protocol, tls, mut permit } = accepted;
     let info =
         ConnectionInfo { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
-    let origin = Origin { client, local, session: info.session.to_string() };
+    let origin = Origin { client, local, session: info.session.to_string(), greeting: None };
     let snapshot = shared.snapshot.load_full();
     let crowded = shared.per_network_limit(&snapshot.config.limits);
     let Ok(mut connection) = shared.throttle.unauthenticated(client.ip(), crowded) else {
@@ -270,6 +270,7 @@ impl Conversation {
     /// One login attempt. A refusal is returned with the reply to the client.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, RefusedLogin> {
         self.snapshot = self.shared.snapshot.load_full();
+        self.origin.greeting = self.front.greeting().cloned();
         let Credentials { login, secret, authzid } = credentials;
         let parsed = Login::parse(&login).ok_or(Refusal::InvalidUsername);
         let own = authzid.is_empty() || authzid == login;

@@ -3,7 +3,7 @@
 use super::problem::Problem;
 use super::sasl::{self, Exchange, ExchangeStep, Mechanism};
 use super::wire::{LineBuffer, Literal, first_word};
-use super::{ClientId, Credentials, Welcome};
+use super::{ClientGreeting, ClientId, Credentials, Welcome};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::Reply;
 
@@ -80,6 +80,11 @@ pub(super) trait Dialect: Send + Sync {
 
     /// The client's identification, if it sent one.
     fn client_id(&self) -> Option<&ClientId> {
+        None
+    }
+
+    /// The name by which the client has introduced itself, if that can be repeated.
+    fn greeting(&self) -> Option<&ClientGreeting> {
         None
     }
 }

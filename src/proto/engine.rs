@@ -12,7 +12,7 @@ use super::dialect::{Action, Channel, Dialect, Response};
 use super::problem::Problem;
 use super::sasl::{Exchange, ExchangeStep, SaslError};
 use super::wire::{Discard, Invalid, LineBuffer, Literal, Scan, is_http};
-use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome};
+use super::{ClientGreeting, ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome};
 use crate::base::secret::SecretBuf;
 use crate::outcome::{Refusal, Reply};
 
@@ -160,6 +160,10 @@ impl<D: Dialect> Front for Engine<D> {
 
     fn client_id(&self) -> Option<&ClientId> {
         self.dialect.client_id()
+    }
+
+    fn greeting(&self) -> Option<&ClientGreeting> {
+        self.dialect.greeting()
     }
 
     fn take_local_refusal(&mut self) -> Option<Refusal> {

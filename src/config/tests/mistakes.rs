@@ -62,6 +62,11 @@ fn proxy_and_webmail_mistakes_are_reported() {
                  tls: starttls, forward: id, # HERE\n       server_name";
     let key_of_sieve = "routing.backends[0].managesieve.forward";
     mistake(endpoint, sieve, key_of_sieve, "managesieve has no such command: write `xclient`, `proxy_v1`");
+    let ehlo = "tls: implicit, ehlo: client, # HERE\n       server_name";
+    mistake(endpoint, ehlo, "routing.backends[0].imap.ehlo", "imap has no such command: remove it");
+    let ehlo = "tls: implicit, server_name: x.example.com}\n      submission: {address: \"x.example.com:587\", \
+                tls: starttls, ehlo: usher, # HERE\n       server_name";
+    mistake(endpoint, ehlo, "routing.backends[0].submission.ehlo", "write one of `own`, `client`");
     mistake(endpoint, &forward("proxy"), key, "write one of `none`, `proxy_v1`, `proxy_v2`, `id`, `xclient`");
 }
 

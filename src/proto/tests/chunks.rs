@@ -309,6 +309,7 @@ proptest! {
                 forward: None,
                 host: HOST.into(),
             initial_response: true,
+                ehlo: None,
             });
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()
