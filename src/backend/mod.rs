@@ -35,7 +35,7 @@ use crate::base::clock::wait_until;
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::Label as _;
 use crate::base::secret::Secret;
-use crate::config;
+use crate::config::{self, Forward};
 use crate::proto::{BackSettings, Origin, PROTOCOLS, Protocol};
 use crate::telemetry::metrics::Metrics;
 use addresses::{Evidence, Pool};
@@ -199,7 +199,13 @@ impl Backend {
         let answered = answered.map_err(|_| endpoint.late_login(address)).flatten();
         phases.login = Some(began.elapsed());
         match &answered {
-            Ok(_) => endpoint.pool.succeeded(address, Evidence::Login),
+            Ok(_) => {
+                endpoint.pool.succeeded(address, Evidence::Login);
+                // Which also ends the delay, where all logins come from one address.
+                if endpoint.forward == Forward::Nothing {
+                    self.rejections.forget(address.ip());
+                }
+            }
             Err(BackendError::Refused(reply)) if !reply.unavailable => self.rejections.record(address.ip()),
             Err(_) => {}
         }

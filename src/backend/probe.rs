@@ -17,7 +17,7 @@ use super::endpoint::{Endpoint, send_header};
 use super::error::BackendError;
 use super::observed::Observations;
 use crate::base::secret::Secret;
-use crate::config::{Forward, Probe};
+use crate::config::Probe;
 use crate::proto::{BackFault, BackSettings, Origin, software};
 use crate::telemetry::labels::ProbeResult;
 
@@ -100,7 +100,7 @@ impl Endpoint {
         let mut talk = self.begin(tcp, settings.clone(), deadline, observed.as_deref_mut()).await?;
         self.record_capabilities(address, &talk);
         self.pool.greeted(address, talk.greeted_after);
-        if let (Some(observed), Forward::Nothing) = (&mut observed, self.forward)
+        if let Some(observed) = &mut observed
             && let Some((question, end)) = software::question(self.protocol)
         {
             // A login does not ask this: a server that closes over it, or does not reply, has no fault.
