@@ -32,6 +32,7 @@ const LATER: &[&str] = &[
     "CREATE",
     "DELETE",
     "DELETEACL",
+    "ENABLE",
     "EXAMINE",
     "EXPUNGE",
     "FETCH",
@@ -92,8 +93,6 @@ pub(super) enum Verb {
     Login,
     Authenticate,
     Id,
-    /// ENABLE, which has no effect before login.
-    Enable,
     /// A command of a later state.
     Later,
     Unknown,
@@ -125,7 +124,6 @@ pub(super) fn verb<'a>(command: &'a [u8], tag: &[u8]) -> (Verb, ImapArguments<'a
         ("LOGIN", Verb::Login),
         ("AUTHENTICATE", Verb::Authenticate),
         ("ID", Verb::Id),
-        ("ENABLE", Verb::Enable),
     ];
     let later = LATER.iter().map(|name| (*name, Verb::Later));
     let found = known.into_iter().chain(later).find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(word));
@@ -147,22 +145,11 @@ impl<'a> ImapArguments<'a> {
     /// LOGIN: name and password.
     pub(super) fn login(mut self) -> Result<(Secret, Secret), CommandError> {
         self.blanks()?;
-        let login = self.login_argument()?;
+        let login = self.astring(ARGUMENT)?;
         self.blanks()?;
-        let password = self.login_argument()?;
+        let password = self.astring(ARGUMENT)?;
         self.end()?;
         Ok((login, password))
-    }
-
-    /// ENABLE: at least one capability.
-    pub(super) fn enable(mut self) -> Result<(), CommandError> {
-        loop {
-            self.blanks()?;
-            self.atom()?;
-            if self.end().is_ok() {
-                return Ok(());
-            }
-        }
     }
 
     /// AUTHENTICATE: the mechanism's name and, if there is one, the initial response.
@@ -245,14 +232,13 @@ impl<'a> ImapArguments<'a> {
         found
     }
 
-    /// An argument of LOGIN, in any of the three forms of a string. An atom may hold `%`, `*` and `\`, as for Dovecot:
-    /// Python's imaplib sends a name as typed, without quotes. None of them can end or begin anything here.
-    fn login_argument(&mut self) -> Result<Secret, CommandError> {
+    /// Any of the three forms of a string, up to `most` bytes.
+    fn astring(&mut self, most: usize) -> Result<Secret, CommandError> {
         if matches!(self.rest.first(), Some(b'"' | b'{')) {
-            return self.string(ARGUMENT);
+            return self.string(most);
         }
-        let atom = self.run_of(|byte| is_astring_char(byte) || matches!(byte, b'%' | b'*' | b'\\'))?;
-        if atom.len() > ARGUMENT { Err(TOO_BIG) } else { Ok(Secret::copy_of(atom)) }
+        let atom = self.run_of(is_astring_char)?;
+        if atom.len() > most { Err(TOO_BIG) } else { Ok(Secret::copy_of(atom)) }
     }
 
     fn string(&mut self, most: usize) -> Result<Secret, CommandError> {

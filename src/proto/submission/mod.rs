@@ -29,7 +29,6 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     // A close within a transaction leaves it open whether the message was sent, and the old server sends it
     // just as the new one does.
     follows_moves: false,
-    ehlo: true,
     usual: front::USUAL,
     advertised: extensions::is_for_clients,
     front,
@@ -48,7 +47,7 @@ fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
-    let dialect = back::SubmissionBack::new(&settings);
+    let dialect = back::SubmissionBack::new(std::sync::Arc::clone(&settings.host));
     Box::new(BackendLogin::new(dialect, settings))
 }
 

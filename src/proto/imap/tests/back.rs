@@ -41,7 +41,6 @@ impl Login {
             forward: self.client.map(calling),
             host: HOST.into(),
             initial_response: self.initial_response,
-            ehlo: None,
         }
     }
 }

@@ -28,7 +28,6 @@ fn settings(login: Login) -> BackSettings {
         forward: login.client.map(calling),
         host: HOST.into(),
         initial_response: true,
-        ehlo: None,
     }
 }
 
