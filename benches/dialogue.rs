@@ -87,6 +87,7 @@ fn back(protocol: &str, sent: &[u8], size: usize) -> bool {
         forward: None,
         host: "usher.example.com".into(),
         initial_response: true,
+        ehlo: None,
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     sent.chunks(size).any(|chunk| {

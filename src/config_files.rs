@@ -237,20 +237,8 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
 
 /// A password from a file, without the line end that an editor puts behind it.
 fn password(path: &Path) -> Result<Secret, String> {
-    let unreadable = |error: io::Error| {
-        let advice = match error.kind() {
-            io::ErrorKind::NotFound => "create it, readable for usher alone",
-            io::ErrorKind::PermissionDenied => {
-                "the user that usher runs as must be able to read it and to pass its folders: `chgrp usher` and \
-                 `chmod 640`"
-            }
-            io::ErrorKind::InvalidInput => {
-                "name the file itself; a container runtime makes a folder where the file to be mounted is missing"
-            }
-            _ => "create it again, readable for usher alone",
-        };
-        format!("{} cannot be read: {error}; {advice}", path.display())
-    };
+    let unreadable =
+        |error: io::Error| format!("{} cannot be read: {error}; {}", path.display(), sys::unreadable_advice(&error));
     let (file, metadata) = sys::open_regular(path).map_err(unreadable)?;
     if let Some(exposure) = exposure(path, &metadata).filter(|exposure| !exposure.is_harmless()) {
         return Err(exposure.to_string());
@@ -469,7 +457,10 @@ routing:
         }
         fs::remove_file(&path).unwrap();
         let missing = Files::read(&config).unwrap_err();
-        assert!(missing[0].message.ends_with("create it, readable for usher alone"), "{missing:?}");
+        assert!(
+            missing[0].message.ends_with("it must exist and be readable by the user that usher runs as"),
+            "{missing:?}"
+        );
         fs::create_dir(&path).unwrap();
         let problems = Files::read(&config).unwrap_err();
         assert!(

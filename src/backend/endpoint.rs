@@ -26,10 +26,9 @@ use super::observed::Observations;
 use super::rejections::Rejections;
 use crate::base::sys;
 use crate::base::tasks::{self, Task};
-use crate::config::{AuthHttpTarget, Forward, Probe};
+use crate::config::{AuthHttpTarget, Ehlo, Forward, Probe};
 use crate::proto::proxy_header::{self, Header};
-use crate::proto::transcript::{Leg, Transcript};
-use crate::proto::{BackFault, BackSettings, BackStep, BackTls, Origin, Protocol, capabilities};
+use crate::proto::{BackFault, BackSettings, BackStep, BackTls, ClientGreeting, Origin, Protocol, capabilities};
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
 use crate::tls::HandshakeError;
@@ -49,6 +48,7 @@ pub(super) struct Endpoint {
     pub(super) tls: BackTls,
     /// How the client's address is forwarded to it.
     pub(super) forward: Forward,
+    pub(super) ehlo: Ehlo,
     /// Where nginx connects, if `auth_http` may use this endpoint.
     pub(super) nginx: Option<AuthHttpTarget>,
     pub(super) server_name: ServerName<'static>,
@@ -133,16 +133,14 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
         header: &[u8],
-        transcript: &Transcript,
     ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
-        let tried = self.try_each(self.candidates().await?, deadline, settings, header, transcript).await;
+        let tried = self.try_each(self.candidates().await?, deadline, settings, header).await;
         let again = Instant::now() + RETRY;
         if again >= deadline || !matches!(tried, Err(BackendError::Connect { .. })) {
             return tried;
         }
         sleep_until(again).await;
-        transcript.note(Leg::Backend, || format!("connecting again after {RETRY:?}"));
-        self.try_each(self.candidates().await?, deadline, settings, header, transcript).await
+        self.try_each(self.candidates().await?, deadline, settings, header).await
     }
 
     /// Tries one address after the other until one is ready for the login; each fault is recorded. While others remain,
@@ -154,7 +152,6 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
         header: &[u8],
-        transcript: &Transcript,
     ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
         let mut error = self.late(Awaited::Connection);
         let mut greeting = FuturesUnordered::new();
@@ -174,10 +171,9 @@ impl Endpoint {
                 match tcp {
                     Ok(tcp) => {
                         pending.push(attempt);
-                        greeting.push(self.greet(attempt, tcp, deadline, settings, header, transcript));
+                        greeting.push(self.greet(attempt, tcp, deadline, settings, header));
                     }
                     Err(fault) => {
-                        transcript.note(Leg::Backend, || format!("no connection to {}: {fault}", attempt.address));
                         self.pool.failed(&attempt, &fault);
                         error = fault;
                     }
@@ -191,9 +187,7 @@ impl Endpoint {
                     Err(fault) => error = fault,
                 },
                 // It greets late or never: the next one is tried beside it.
-                Err(_) if Instant::now() < deadline => {
-                    transcript.note(Leg::Backend, || "not ready yet; the next address is tried beside it".to_owned());
-                }
+                Err(_) if Instant::now() < deadline => {}
                 Ok(None) if !candidates.is_empty() && Instant::now() < deadline => {}
                 Ok(None) | Err(_) => return Err(error),
             }
@@ -235,22 +229,12 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
         header: &[u8],
-        transcript: &Transcript,
     ) -> (ConnectAttempt, Result<BackendDialogue, BackendError>) {
-        let address = attempt.address;
         let greeted = async {
-            transcript.note(Leg::Backend, || format!("connected to {address}"));
-            if !header.is_empty() {
-                transcript.note(Leg::Backend, || format!("PROXY header of {} bytes sent", header.len()));
-            }
             send_header(&mut tcp, header).await?;
-            self.begin(tcp, settings.clone(), deadline, transcript, None).await
+            self.begin(tcp, settings.clone(), deadline, None).await
         };
-        let greeted = greeted.await;
-        if let Err(fault) = &greeted {
-            transcript.note(Leg::Backend, || format!("{address} fails: {fault}"));
-        }
-        (attempt, greeted)
+        (attempt, greeted.await)
     }
 
     /// Connects to the first address that answers, or gives the last one's error; those that were
@@ -336,6 +320,14 @@ impl Endpoint {
         }
     }
 
+    /// The client's name, if usher is to send it in place of its own.
+    pub(super) fn client_ehlo(&self, origin: &Origin) -> Option<ClientGreeting> {
+        match self.ehlo {
+            Ehlo::Client => origin.greeting.clone(),
+            Ehlo::Own => None,
+        }
+    }
+
     /// The PROXY header to send before TLS and the dialogue, for a client or for none (LOCAL): a server that
     /// requires a header requires it from every connection.
     pub(super) fn header(&self, origin: Option<&Origin>) -> Vec<u8> {
@@ -388,21 +380,14 @@ impl Endpoint {
         tcp: TcpStream,
         settings: BackSettings,
         deadline: Instant,
-        transcript: &Transcript,
         mut observed: Option<&mut Observations>,
     ) -> Result<BackendDialogue, BackendError> {
         let began = Instant::now();
-        let verified = |stream: &Stream| format!("{}; verified as {}", stream.describe(), self.server_name.to_str());
         let stream = match self.tls {
-            BackTls::Implicit => {
-                let stream = self.start_tls(tcp, deadline).await?;
-                transcript.note(Leg::Backend, || verified(&stream));
-                stream
-            }
+            BackTls::Implicit => self.start_tls(tcp, deadline).await?,
             BackTls::StartTls | BackTls::Plaintext => Stream::from(tcp),
         };
-        let mut dialogue = (self.protocol.back)(settings);
-        dialogue.transcribe(transcript.clone());
+        let dialogue = (self.protocol.back)(settings);
         let mut talk = BackendDialogue::new(stream, dialogue);
         let mut awaited = Awaited::Greeting;
         loop {
@@ -436,7 +421,6 @@ impl Endpoint {
                     }
                     let tcp = talk.stream.into_plain().ok_or(BackendError::Fault(BackFault::ProtocolViolation))?;
                     talk.stream = self.start_tls(tcp, deadline).await?;
-                    transcript.note(Leg::Backend, || verified(&talk.stream));
                     talk.dialogue.tls_started();
                 }
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),

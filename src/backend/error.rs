@@ -145,15 +145,15 @@ struct DelayHint(Option<Rejected>);
 impl fmt::Display for DelayHint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(Rejected { ago, forwarded }) = self.0 else { return Ok(()) };
-        let seconds = ago.as_secs();
+        let whose = match forwarded {
+            false => "usher's address, and with `forward: none` that is every user's",
+            true => "the client's address, or to usher's if usher is not in its trusted networks",
+        };
         write!(
             f,
-            "; the server rejected a login {seconds} s before and may delay its replies since (Dovecot's auth penalty): "
-        )?;
-        f.write_str(match forwarded {
-            false => "with `forward: none` it counts rejections against usher's address, for all users",
-            true => "is usher in its trusted networks? Otherwise it counts rejections against usher's address",
-        })
+            "; the server rejected a login {} s before, and may since delay its replies to {whose} (Dovecot's auth penalty)",
+            ago.as_secs()
+        )
     }
 }
 

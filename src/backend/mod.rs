@@ -35,8 +35,7 @@ use crate::base::clock::wait_until;
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::Label as _;
 use crate::base::secret::Secret;
-use crate::config;
-use crate::proto::transcript::Transcript;
+use crate::config::{self, Forward};
 use crate::proto::{BackSettings, Origin, PROTOCOLS, Protocol};
 use crate::telemetry::metrics::Metrics;
 use addresses::{Evidence, Pool};
@@ -120,6 +119,7 @@ impl Backend {
                 protocol: endpoint.protocol,
                 tls: endpoint.tls,
                 forward: endpoint.forward,
+                ehlo: endpoint.ehlo,
                 nginx: endpoint.takes_nginx().then_some(endpoint.auth_http),
                 server_name,
                 tls_config,
@@ -158,7 +158,6 @@ impl Backend {
         login: &Login,
         credential: &Credential,
         origin: &Origin,
-        transcript: &Transcript,
         phases: &mut Phases,
     ) -> Result<LoggedIn, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
@@ -175,16 +174,16 @@ impl Backend {
         let forward = endpoint.forwarded_client(origin);
         let header = endpoint.header(Some(origin));
         let initial_response = endpoint.pool.takes_initial_responses();
-        let tls = endpoint.tls;
+        let (tls, ehlo) = (endpoint.tls, endpoint.client_ehlo(origin));
         let mut settings =
-            BackSettings { tls, login, password, service, forward, untagged_limit, host, initial_response };
+            BackSettings { tls, login, password, service, forward, untagged_limit, host, initial_response, ehlo };
 
         let began = Instant::now();
         let approach = async {
             // A backend that is down is reported before waiting for a slot.
             endpoint.candidates().await?;
             let place = self.login_slot(endpoint).await?;
-            Ok((place, endpoint.approach(deadline, &settings, &header, transcript).await?))
+            Ok((place, endpoint.approach(deadline, &settings, &header).await?))
         };
         let approached = timeout_at(deadline, approach).await.map_err(|_| endpoint.late(Awaited::Connection)).flatten();
         phases.connect = Some(began.elapsed());
@@ -193,14 +192,20 @@ impl Backend {
         let began = Instant::now();
         let again = async |settings: &BackSettings| {
             let talk;
-            (address, talk) = endpoint.approach(deadline, settings, &header, transcript).await?;
+            (address, talk) = endpoint.approach(deadline, settings, &header).await?;
             Ok(talk)
         };
         let answered = timeout_at(deadline, endpoint.log_in(talk, &mut settings, again)).await;
         let answered = answered.map_err(|_| endpoint.late_login(address)).flatten();
         phases.login = Some(began.elapsed());
         match &answered {
-            Ok(_) => endpoint.pool.succeeded(address, Evidence::Login),
+            Ok(_) => {
+                endpoint.pool.succeeded(address, Evidence::Login);
+                // Which also ends the delay, where all logins come from one address.
+                if endpoint.forward == Forward::Nothing {
+                    self.rejections.forget(address.ip());
+                }
+            }
             Err(BackendError::Refused(reply)) if !reply.unavailable => self.rejections.record(address.ip()),
             Err(_) => {}
         }

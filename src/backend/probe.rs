@@ -17,8 +17,7 @@ use super::endpoint::{Endpoint, send_header};
 use super::error::BackendError;
 use super::observed::Observations;
 use crate::base::secret::Secret;
-use crate::config::{Forward, Probe};
-use crate::proto::transcript::Transcript;
+use crate::config::Probe;
 use crate::proto::{BackFault, BackSettings, Origin, software};
 use crate::telemetry::labels::ProbeResult;
 
@@ -89,16 +88,19 @@ impl Endpoint {
     ) -> Result<Evidence, BackendError> {
         let account = self.account.as_ref();
         // Forwards usher's own address, so that a backend that does not trust usher is detected.
-        let own =
-            tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE_SESSION.to_owned() });
+        let own = tcp.local_addr().ok().map(|own| Origin {
+            client: own,
+            local: own,
+            session: PROBE_SESSION.to_owned(),
+            greeting: None,
+        });
         // The probe account logs in as itself, not for another user.
         let service = service.filter(|_| account.is_none());
         let mut settings = self.trial(account, service, own.and_then(|own| self.forwarded_client(&own)));
-        let mut talk =
-            self.begin(tcp, settings.clone(), deadline, &Transcript::default(), observed.as_deref_mut()).await?;
+        let mut talk = self.begin(tcp, settings.clone(), deadline, observed.as_deref_mut()).await?;
         self.record_capabilities(address, &talk);
         self.pool.greeted(address, talk.greeted_after);
-        if let (Some(observed), Forward::Nothing) = (&mut observed, self.forward)
+        if let Some(observed) = &mut observed
             && let Some((question, end)) = software::question(self.protocol)
         {
             // A login does not ask this: a server that closes over it, or does not reply, has no fault.
@@ -110,7 +112,7 @@ impl Endpoint {
                 let again = async |settings: &BackSettings| {
                     let mut tcp = self.connect(address, deadline).await.tcp?;
                     send_header(&mut tcp, &self.header(None)).await?;
-                    self.begin(tcp, settings.clone(), deadline, &Transcript::default(), None).await
+                    self.begin(tcp, settings.clone(), deadline, None).await
                 };
                 let logged_in = timeout_at(deadline, self.log_in(talk, &mut settings, again)).await;
                 let logged_in = logged_in.map_err(|_| self.late_login(address));
@@ -138,6 +140,7 @@ impl Endpoint {
             untagged_limit: self.untagged_limit,
             host: Arc::clone(&self.host),
             initial_response: self.pool.takes_initial_responses(),
+            ehlo: None,
         }
     }
 }

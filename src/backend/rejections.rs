@@ -1,7 +1,7 @@
 //! Which addresses of a backend have rejected a login not long ago.
 //!
-//! Dovecot delays its replies to the address of a rejected login, twice as long after each further one and up to 15 s,
-//! for up to some minutes (its auth penalty). Where it takes usher for the client, the next users' logins meet that
+//! Dovecot delays its replies to the address of a rejected login, by 4 s, twice as long after each further one and up to
+//! 15 s, until a login from there succeeds or some minutes have passed (its auth penalty). Where it takes usher for the client, the next users' logins meet that
 //! delay as time-outs: their log lines name the rejection.
 
 use std::net::IpAddr;
@@ -38,6 +38,11 @@ impl Rejections {
         hosts.push((host, now));
     }
 
+    /// Forgets a host: it accepted a login.
+    pub(super) fn forget(&self, host: IpAddr) {
+        self.hosts().retain(|(known, _)| *known != host);
+    }
+
     /// How long ago the host has rejected a login, if that is recent.
     pub(super) fn last(&self, host: IpAddr) -> Option<Duration> {
         let hosts = self.hosts();
@@ -67,6 +72,11 @@ mod tests {
         assert_eq!((rejections.last(host(1)), rejections.last(host(2))), (Some(Duration::from_secs(12)), None));
         rejections.record(host(1));
         assert_eq!(rejections.last(host(1)), Some(Duration::ZERO), "the last one counts");
+        rejections.forget(host(2));
+        assert!(rejections.last(host(1)).is_some());
+        rejections.forget(host(1));
+        assert_eq!(rejections.last(host(1)), None);
+        rejections.record(host(1));
         advance(MEMORY).await;
         assert_eq!(rejections.last(host(1)), None);
         for number in 0..1_000 {

@@ -29,7 +29,8 @@ pub(crate) fn prepare() {
 }
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
-/// [`Login::MAX`] bytes.
+/// [`Login::MAX`] bytes. White space at its ends is removed: a directory ignores it when it compares names (RFC 4518
+/// section 2.6.1), so that with and without it is the same user, but a backend may see two.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Login(Arc<str>);
 
@@ -40,7 +41,8 @@ impl Login {
     /// Checks a name from the wire; `None` if it cannot be a login name.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(bytes).ok()?;
+        let text =
+            std::str::from_utf8(bytes).ok()?.trim_matches(|char: char| char.is_whitespace() && !char.is_control());
         let fits = !text.is_empty() && text.len() <= Self::MAX;
         (fits && !text.chars().any(char::is_control)).then(|| Self(text.into()))
     }
@@ -188,6 +190,18 @@ mod tests {
         let digest = |login: &str, password: &str| Credential::for_tests(login, password).digest().0;
         assert_eq!(digest("alice", "sesame"), digest("bob", "sesame"));
         assert_ne!(digest("alice", "sesame"), digest("alice", "sesame "));
+    }
+
+    #[test]
+    fn login_has_no_white_space_at_its_ends() {
+        let parsed = |text: &str| Login::parse(text.as_bytes()).map(|login| login.as_str().to_owned());
+        for typed in ["alice", " alice", "alice  ", "\u{a0}alice\u{3000}"] {
+            assert_eq!(parsed(typed).as_deref(), Some("alice"), "{typed:?}");
+        }
+        assert_eq!(parsed("o  neil ").as_deref(), Some("o  neil"));
+        for typed in ["", "  ", "\talice", "alice\r\n", "alice\u{85}"] {
+            assert_eq!(parsed(typed), None, "{typed:?}");
+        }
     }
 
     #[test]

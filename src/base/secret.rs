@@ -107,7 +107,8 @@ impl PasswordFileError {
     #[must_use]
     pub fn of_encoding(content: &[u8]) -> Option<Self> {
         let every_other_is_nul = |first: usize| content.iter().skip(first).step_by(2).all(|byte| *byte == 0);
-        let is_utf16 = content.len() >= 4 && content.len() % 2 == 0 && (every_other_is_nul(0) || every_other_is_nul(1));
+        let is_utf16 =
+            content.len() >= 4 && content.len().is_multiple_of(2) && (every_other_is_nul(0) || every_other_is_nul(1));
         if content.starts_with(b"\xff\xfe") || content.starts_with(b"\xfe\xff") || is_utf16 {
             Some(Self::Utf16)
         } else {

@@ -137,8 +137,8 @@ impl Explanation {
                 let why = "the password is empty: it would not be sent to the directory";
                 return self.judged(config, Verdict::refused(Refusal::EmptyPassword, why));
             }
-            if std::str::from_utf8(password.expose()).is_err() || password.expose().contains(&0) {
-                let why = "the password is not UTF-8 or contains NUL, which LDAP does not allow";
+            if password.expose().contains(&0) {
+                let why = "the password contains NUL: it would not be sent to the directory";
                 return self.judged(config, Verdict::refused(Refusal::InvalidPassword, why));
             }
             let credential = Credential::new(login.clone(), CredentialSecret::Password(password));

@@ -37,9 +37,10 @@ use crate::proto::ldap::template::{self, Template, UserName};
 
 pub(crate) use model::{
     Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
-    Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Endpoint, FailedLogins, Find, Forward,
-    Group, Health, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode,
-    OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch, WatchMode,
+    Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find,
+    Forward, Group, Health, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
+    Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch,
+    WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};
@@ -95,6 +96,7 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
 
 use ipnet::IpNet;
 
+use crate::base::secret::PasswordFileError;
 use crate::base::sys;
 
 use locate::Lines;
@@ -267,7 +269,10 @@ fn read(file: &Path) -> Result<String, String> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length > LARGEST_FILE) {
         return Err("larger than 1 MiB: is this the config?".to_owned());
     }
-    String::from_utf8(bytes).map_err(|_| "not UTF-8 text: save it as UTF-8".to_owned())
+    match PasswordFileError::of_encoding(&bytes) {
+        Some(PasswordFileError::Utf16) => Err(format!("the file {}", PasswordFileError::Utf16)),
+        Some(_) | None => String::from_utf8(bytes).map_err(|_| "not UTF-8 text: save it as UTF-8".to_owned()),
+    }
 }
 
 /// The path of a key in the mapping at `parent`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::directory::Facts;
 use super::model::{
-    Address, AuthHttpTarget, Backend, BackendService, Endpoint, Forward, Health, Listener, Probe, Routing,
+    Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Listener, Probe, Routing,
 };
 use super::names;
 use super::raw::{Node, Section, Unique};
@@ -204,6 +204,7 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
     let tls = endpoint.required("tls", "write `implicit` or `starttls`").and_then(|node| node.word(&words));
     let server_name = endpoint.get("server_name").map(|node| node.parsed(names::host));
     let forward = forward(protocol, endpoint);
+    let ehlo = ehlo(protocol, endpoint, forward);
     let auth_http = endpoint.section("auth_http", hop).flatten();
     if auth_http.is_some_and(|hop| hop != AuthHttpTarget::default()) && protocol.nginx.is_none() {
         endpoint.problem("auth_http", format!("nginx's mail proxy does not speak {}: remove it", protocol.name));
@@ -218,7 +219,7 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
         return None;
     }
     let server_name = server_name.unwrap_or_else(|| Some(first.host.clone()))?;
-    Some(Endpoint { protocol, addresses, tls, server_name, forward: forward?, auth_http: auth_http? })
+    Some(Endpoint { protocol, addresses, tls, server_name, forward: forward?, ehlo: ehlo?, auth_http: auth_http? })
 }
 
 /// Where nginx is sent instead.
@@ -253,6 +254,19 @@ fn forward(protocol: &Protocol, endpoint: &Section<'_>) -> Option<Forward> {
         return None;
     }
     Some(forward)
+}
+
+/// Whose name EHLO has. XCLIENT announces the client, and its name is expected behind it.
+fn ehlo(protocol: &Protocol, endpoint: &Section<'_>, forward: Option<Forward>) -> Option<Ehlo> {
+    let Some(node) = endpoint.get("ehlo") else {
+        let announced = protocol.ehlo && forward == Some(Forward::Dialogue);
+        return Some(if announced { Ehlo::Client } else { Ehlo::Own });
+    };
+    if !protocol.ehlo {
+        node.problem(format!("{} has no such command: remove it", protocol.name));
+        return None;
+    }
+    node.word(&[("own", Ehlo::Own), ("client", Ehlo::Client)])
 }
 
 fn addresses(node: &Node<'_>, listeners: &[Listener]) -> Option<Vec<Address>> {

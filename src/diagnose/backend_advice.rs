@@ -7,7 +7,7 @@ use crate::backend::diagnose::Observations;
 use crate::backend::{Awaited, BackendError};
 use crate::config::{self, Forward};
 use crate::proto::proxy_header::Version;
-use crate::proto::{BackFault, ForwardMethod, Protocol, software};
+use crate::proto::{BackFault, BackTls, ForwardMethod, software};
 use crate::tls::HandshakeFailure;
 
 /// A greeting that comes later is reported.
@@ -70,43 +70,71 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// A server that takes usher for the client of all users, if it acts on that as Dovecot does by default.
+/// What Dovecot must know of usher, as far as it can be seen whether it does: without the clients' addresses it takes
+/// usher for the client of all users.
 pub(super) fn of_dovecot(
     settings: &config::Backend,
     endpoint: &config::Endpoint,
     sight: &Observations,
 ) -> Option<Finding> {
     let greeting = sight.greeting.as_deref()?;
-    if endpoint.forward != Forward::Nothing || !software::is_dovecot(greeting, &sight.identity, &sight.listed) {
+    if !software::is_dovecot(greeting, &sight.identity, &sight.listed) {
         return None;
     }
     let own = sight.connected.map_or_else(|| "usher's address".to_owned(), |own| own.to_string());
-    let found = format!(
-        "this is Dovecot, to which all users come from {own} (`forward: none`): by default one rejected login delays its \
-         replies to all of them (auth penalty), and all devices of a user count as one address \
-         (mail_max_userip_connections)"
-    );
-    let (backend, protocol) = (&settings.name, endpoint.protocol.name);
-    let advice = format!(
-        "write `login_trusted_networks = {own}` in Dovecot's configuration, and `forward: {}` in `{protocol}` of {backend}",
-        method(endpoint.protocol).unwrap_or("proxy_v2")
-    );
-    Some(Finding::new("forward", State::Warning, found).advised(advice))
+    let line = format!("`login_trusted_networks = {own}`");
+    match (endpoint.forward, endpoint.protocol.forward_method) {
+        (Forward::Nothing, method) => {
+            let found = format!(
+                "this is Dovecot, to which all users come from {own} (`forward: none`): by default one rejected login delays \
+                 its replies to all of them (auth penalty), and all devices of a user count as one address \
+                 (mail_max_userip_connections)"
+            );
+            let (backend, protocol, word) = (&settings.name, endpoint.protocol.name, method.map_or("proxy_v2", word));
+            let advice = format!(
+                "write {line} in Dovecot's configuration, and `forward: {word}` in `{protocol}` of {backend}; see \
+                 \"What a backend must know of usher\" in docs/operations.md"
+            );
+            Some(Finding::new("forward", State::Warning, found).advised(advice))
+        }
+        // Dovecot ignores in silence what addresses say that it does not trust. Before TLS it lists LOGINDISABLED to them;
+        // 2.4 does so to all with `ssl = required`.
+        (Forward::Dialogue, Some(ForwardMethod::Id)) => {
+            let distrusted = greeting.windows(b"LOGINDISABLED".len()).any(|part| part == b"LOGINDISABLED");
+            let (state, found) = match distrusted && endpoint.tls == BackTls::StartTls {
+                true => (
+                    State::Warning,
+                    format!(
+                        "this Dovecot seems not to trust {own}, and ignores the clients' addresses: it lists LOGINDISABLED \
+                         before TLS, as to every address outside its login_trusted_networks (2.4 with `ssl = required`: to all)"
+                    ),
+                ),
+                false => (
+                    State::Note,
+                    format!(
+                        "Dovecot ignores the clients' addresses, without a word, unless it trusts {own}: its log shows them as rip="
+                    ),
+                ),
+            };
+            Some(Finding::new("forward", state, found).advised(format!("write {line} in Dovecot's configuration")))
+        }
+        // XCLIENT is offered to trusted addresses alone, and a header is accepted from them alone.
+        (Forward::Dialogue | Forward::Header(_), _) => None,
+    }
 }
 
-/// The protocol's own way to forward the client's address.
-const fn method(protocol: &Protocol) -> Option<&'static str> {
-    match protocol.forward_method {
-        Some(ForwardMethod::Id) => Some("id"),
-        Some(ForwardMethod::Xclient) => Some("xclient"),
-        None => None,
+/// A protocol's own way to forward the client's address, as the configuration has it.
+const fn word(method: ForwardMethod) -> &'static str {
+    match method {
+        ForwardMethod::Id => "id",
+        ForwardMethod::Xclient => "xclient",
     }
 }
 
 /// usher and the server differ in whether there is a PROXY header: the other way works. `fault`: what came of the
 /// configured way.
 pub(super) fn header(endpoint: &config::Endpoint, fault: &str) -> Finding {
-    let own = method(endpoint.protocol);
+    let own = endpoint.protocol.forward_method.map(word);
     let word = match endpoint.forward {
         Forward::Nothing => "none",
         Forward::Dialogue => own.unwrap_or("none"),

@@ -53,7 +53,7 @@ pub enum ConnectionFault {
     /// A bind without DN or password is anonymous, whatever the user's password (RFC 4513 section 5.1.2).
     #[error("bind without DN or password refused")]
     AnonymousBind,
-    /// The password is not UTF-8, empty, or contains NUL.
+    /// The password is empty or contains NUL.
     #[error("this password cannot be sent in a simple bind")]
     UnsendablePassword,
     /// The filter cannot be sent.

@@ -123,7 +123,7 @@ pub enum NameKind {
 /// A directory. LDAP is one implementation; unit tests use another.
 pub trait Directory: fmt::Debug + Send + Sync + 'static {
     /// Finds the entry and authenticates its user, within the configured timeout. The caller guarantees that the
-    /// password is UTF-8, not empty and without NUL. If the entry is found before the password is sent, `refused_before`
+    /// password is not empty and without NUL. If the entry is found before the password is sent, `refused_before`
     /// is asked about it. The password goes to a server that has caught up with `floor`.
     fn authenticate<'a>(
         &'a self,

@@ -31,11 +31,11 @@ pub struct ServerResult {
 impl ServerResult {
     /// A result with its text. The message of a success is not kept.
     pub(crate) fn new(code: u32, text: &str) -> Self {
-        Self::answering("", code, text)
+        Self::answering(b"", code, text)
     }
 
     /// The answer to a bind with this password: a text that repeats it, or a part of it, is withheld.
-    pub(crate) fn answering(password: &str, code: u32, text: &str) -> Self {
+    pub(crate) fn answering(password: &[u8], code: u32, text: &str) -> Self {
         let mut message = None;
         if code != result::SUCCESS {
             let searched: String = text.chars().take(SEARCHED).collect();
@@ -77,16 +77,19 @@ impl fmt::Display for ServerResult {
 
 /// Whether a text has the password in it, or a part that would help to guess it: as it is, in another case, in
 /// base64 or in hexadecimal digits.
-fn repeats(text: &str, password: &str) -> bool {
+fn repeats(text: &str, password: &[u8]) -> bool {
     if password.is_empty() {
         return false;
     }
     let text = text.to_lowercase();
-    let hexadecimal: String = password.bytes().map(|byte| format!("{byte:02x}")).collect();
+    // One that is not UTF-8 is most likely Latin-1, and the text is UTF-8.
+    let letters = match std::str::from_utf8(password) {
+        Ok(letters) => letters.to_lowercase(),
+        Err(_) => password.iter().map(|byte| char::from(*byte)).collect::<String>().to_lowercase(),
+    };
+    let hexadecimal: String = password.iter().map(|byte| format!("{byte:02x}")).collect();
     let encoded = STANDARD.encode(password).trim_end_matches('=').to_lowercase();
-    has_part(&text, &password.to_lowercase(), PART)
-        || has_part(&text, &hexadecimal, 2 * PART)
-        || has_part(&text, &encoded, 2 * PART)
+    has_part(&text, &letters, PART) || has_part(&text, &hexadecimal, 2 * PART) || has_part(&text, &encoded, 2 * PART)
 }
 
 /// Whether a part of `secret` of this length is in `text`, or the whole secret if it is shorter.
@@ -122,7 +125,7 @@ mod tests {
 
     #[test]
     fn text_that_repeats_the_password_is_withheld() {
-        let text = |password: &str, text: &str| ServerResult::answering(password, 49, text).message.unwrap();
+        let text = |password: &str, text: &str| ServerResult::answering(password.as_bytes(), 49, text).message.unwrap();
         let hidden = |password: &str, said: &str| assert_eq!(&*text(password, said), WITHHELD, "{password} {said}");
         hidden("hunter2", "wrong password 'hunter2' for uid=alice");
         hidden("Hunter2", "value hUNTER2 is wrong");
@@ -137,6 +140,8 @@ mod tests {
             &*text("hunter2", "NDS error: failed authentication (-669)"),
             "NDS error: failed authentication (-669)"
         );
-        assert_eq!(ServerResult::answering("hunter2", 0, "hunter2").message, None);
+        assert_eq!(ServerResult::answering(b"hunter2", 0, "hunter2").message, None);
+        let latin = ServerResult::answering(b"p\xe4ssw\xf6rd", 49, "Kennwort p\u{e4}ssw\u{f6}rd ist falsch");
+        assert_eq!(latin.message.as_deref(), Some(WITHHELD));
     }
 }

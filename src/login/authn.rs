@@ -463,8 +463,9 @@ fn unusable(credential: &Credential) -> Option<AuthDecision> {
     if password.is_empty() {
         return Some(AuthDecision::refused(Refusal::EmptyPassword, DecidedBy::Usher));
     }
-    // A simple bind carries UTF-8, and NUL might truncate a password in another program.
-    let carried = std::str::from_utf8(password.expose()).is_ok() && !password.expose().contains(&0);
+    // NUL might truncate a password in another program. Bytes that are not UTF-8 are the directory's to judge: a
+    // simple bind carries octets (RFC 4511 section 4.2), and older clients send Latin-1.
+    let carried = !password.expose().contains(&0);
     (!carried).then(|| AuthDecision::refused(Refusal::InvalidPassword, DecidedBy::Usher))
 }
 

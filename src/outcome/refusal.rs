@@ -20,19 +20,6 @@ pub enum Side {
     Usher,
 }
 
-impl Side {
-    /// The word for it.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Directory => "directory",
-            Self::Backend => "backend",
-            Self::Usher => "usher",
-        }
-    }
-}
-
 /// Whether the client has proven the password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
@@ -116,7 +103,7 @@ refusals! {
     EmptyPassword = "empty_password", Client, Other, AuthenticationFailed;
     /// The name was empty, too long, not UTF-8, or held NUL or another control character.
     InvalidUsername = "invalid_username", Client, Other, AuthenticationFailed;
-    /// The password was not UTF-8 or held NUL: no LDAP simple bind can carry it.
+    /// The password held NUL, or a line end for nginx: it is never sent.
     InvalidPassword = "unusable_password", Client, Other, AuthenticationFailed;
     /// The client asked to act as another user (SASL authzid).
     AuthzidNotAllowed = "authzid_not_allowed", Client, Other, AuthzidNotAllowed;

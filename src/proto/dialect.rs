@@ -3,7 +3,7 @@
 use super::problem::Problem;
 use super::sasl::{self, Exchange, ExchangeStep, Mechanism};
 use super::wire::{LineBuffer, Literal, first_word};
-use super::{ClientId, Credentials, Welcome};
+use super::{ClientGreeting, ClientId, Credentials, Welcome};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::Reply;
 
@@ -18,6 +18,8 @@ pub(super) trait Dialect: Send + Sync {
     /// Whether a line may announce a literal. If not, the closing line replaces the reply to the last bad command:
     /// a line besides would be taken for the reply to the next one.
     const LITERALS: bool = false;
+    /// Whether a client waits for a request before it sends a literal `{n}`. If not, the literal follows in any case.
+    const SYNCHRONIZING: bool = true;
     /// Whether a response is a string, so that an HTTP request is never one. Base64 alone may begin with a method.
     const STRING_RESPONSES: bool = false;
 
@@ -78,6 +80,11 @@ pub(super) trait Dialect: Send + Sync {
 
     /// The client's identification, if it sent one.
     fn client_id(&self) -> Option<&ClientId> {
+        None
+    }
+
+    /// The name by which the client has introduced itself, if that can be repeated.
+    fn greeting(&self) -> Option<&ClientGreeting> {
         None
     }
 }

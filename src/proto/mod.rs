@@ -13,7 +13,6 @@ mod engine;
 pub(crate) mod imap;
 mod login_way;
 pub(crate) mod managesieve;
-mod masking;
 pub(crate) mod pop3;
 mod problem;
 pub(crate) mod proxy_header;
@@ -24,7 +23,6 @@ pub(crate) mod software;
 pub(crate) mod submission;
 #[cfg(test)]
 mod tests;
-pub(crate) mod transcript;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) mod trial;
 pub(crate) mod watch;
@@ -53,6 +51,8 @@ pub struct Protocol {
     pub starttls_port: u16,
     /// How its dialogue can forward the client's address to a backend, if it can.
     pub forward_method: Option<ForwardMethod>,
+    /// Whether clients introduce themselves by a name (EHLO).
+    pub ehlo: bool,
     /// The capabilities assumed for a backend that was never reached.
     pub usual: &'static [&'static str],
     /// Whether a capability of this name may be advertised before the login: not usher's own, nor those that
@@ -284,11 +284,13 @@ pub trait Front: Send + Sync {
     /// The connection is about to be closed by usher: the protocol's closing line, if it has one.
     fn bye(&mut self, reply: &Reply, out: &mut SecretBuf);
 
-    /// Records the dialogue from now on.
-    fn transcribe(&mut self, _: transcript::Transcript) {}
-
     /// The client's identification, if it sent one.
     fn client_id(&self) -> Option<&ClientId>;
+
+    /// The name by which the client has introduced itself, if that can be repeated.
+    fn greeting(&self) -> Option<&ClientGreeting> {
+        None
+    }
 
     /// A login that the dialogue refused without an attempt, such as one in the clear: the reply is sent, the
     /// caller logs and counts it. One per call; to be called after each step.
@@ -308,6 +310,28 @@ pub struct Welcome {
     pub text: Vec<u8>,
 }
 
+/// The name by which a client of submission introduces itself (EHLO or HELO, RFC 5321 section 4.1.1.1): a claim
+/// that is neither verified nor used by usher, and repeated to backends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientGreeting {
+    /// Printable ASCII without blanks, of 1 to 255 bytes.
+    pub name: String,
+    /// Whether it is said by EHLO.
+    pub extended: bool,
+}
+
+impl ClientGreeting {
+    /// The longest name (RFC 5321 section 4.5.3.1.2).
+    const MAX: usize = 255;
+
+    /// The name as a client has sent it; `None` if it cannot be repeated: too long, or with other bytes.
+    #[must_use]
+    pub(crate) fn parse(name: &[u8], extended: bool) -> Option<Self> {
+        let sound = (1..=Self::MAX).contains(&name.len()) && name.iter().all(u8::is_ascii_graphic);
+        sound.then(|| Self { name: name.iter().copied().map(char::from).collect(), extended })
+    }
+}
+
 /// The client to forward to a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -317,6 +341,8 @@ pub struct Origin {
     pub local: SocketAddr,
     /// The session id of the log: letters and digits.
     pub session: String,
+    /// How it introduces itself, if it does.
+    pub greeting: Option<ClientGreeting>,
 }
 
 impl Origin {
@@ -349,6 +375,9 @@ pub struct BackSettings {
     /// Whether the message of a mechanism may go with the command: not to a backend that was seen to ignore it
     /// ([`Back::ignores_initial_response`]).
     pub initial_response: bool,
+    /// The client's name, to be sent in place of usher's own once the connection is secured and the client's
+    /// address is forwarded.
+    pub ehlo: Option<ClientGreeting>,
 }
 
 /// TLS on the way to a backend.
@@ -421,9 +450,6 @@ pub trait Back: Send {
 
     /// TLS is established: all earlier input of the backend is discarded.
     fn tls_started(&mut self);
-
-    /// Records the dialogue from now on.
-    fn transcribe(&mut self, _: transcript::Transcript) {}
 
     /// Whether the login has been written to `out`, sent or not. Earlier faults concern the server; later ones
     /// may concern this user only.

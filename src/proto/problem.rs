@@ -29,8 +29,6 @@ pub(super) enum Problem {
     Response(SaslError),
     /// A response that is not in the form of a string (ManageSieve).
     NoString,
-    /// A literal that waits for a request, where the protocol has none (ManageSieve).
-    SynchronizingLiteral,
     /// A line of more bytes than allowed.
     LineTooLong,
     /// A response of more bytes than allowed.
@@ -79,7 +77,6 @@ impl Problem {
             Self::Response(SaslError::NotBase64) => "Invalid base64 data",
             Self::Response(SaslError::Malformed) => "Invalid SASL response",
             Self::NoString => "Response must be a string",
-            Self::SynchronizingLiteral => "Literals must be non-synchronizing ({n+})",
             Self::LineTooLong | Self::ResponseTooLong => "Line too long",
             Self::ArgumentTooLong => "Argument too long",
             Self::LineEnd => "Line must end with CRLF",

@@ -5,7 +5,8 @@
 use core::net::SocketAddr;
 
 use super::{
-    Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, OUTPUT, Origin, Protocol, Step, Welcome,
+    Back, BackSettings, BackStep, BackTls, ClientGreeting, Credentials, Front, FrontSettings, OUTPUT, Origin, Protocol,
+    Step, Welcome,
 };
 use crate::base::credential::CredentialSecret;
 use crate::base::secret::{Secret, SecretBuf};
@@ -23,7 +24,7 @@ pub(crate) const SESSION: &str = "S7Q2X";
 #[must_use]
 pub(crate) fn calling(client: &str) -> Origin {
     let client = client.parse().expect("an address and a port");
-    Origin { client, local: SocketAddr::from(([192, 0, 2, 1], 993)), session: SESSION.to_owned() }
+    Origin { client, local: SocketAddr::from(([192, 0, 2, 1], 993)), session: SESSION.to_owned(), greeting: None }
 }
 
 /// The decision about a login attempt.
@@ -276,15 +277,18 @@ const LIMIT: usize = 300;
 pub(crate) fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool, success: &[u8]) {
     let [choice, size, sent @ ..] = data else { return };
     let run = |size: usize| {
+        let greeting = (choice & 16 != 0).then(|| ClientGreeting { name: "[192.0.2.7]".to_owned(), extended: false });
+        let forwarded = || Origin { greeting: greeting.clone(), ..calling("198.51.100.7:4711") };
         let settings = BackSettings {
             tls: if choice & 1 != 0 { BackTls::StartTls } else { BackTls::Implicit },
             login: b"alice".to_vec(),
             password: Secret::copy_of(if choice & 2 != 0 { b"p\xc3\xa4ss" } else { b"pass" }),
             service: (choice & 4 != 0).then(|| b"proxy".to_vec()),
             untagged_limit: LIMIT,
-            forward: (choice & 8 != 0).then(|| calling("198.51.100.7:4711")),
+            forward: (choice & 8 != 0).then(forwarded),
             host: HOST.into(),
             initial_response: true,
+            ehlo: greeting.clone(),
         };
         let mut trial = BackRun::new(protocol, settings);
         sent.chunks(size).for_each(|piece| trial.feed(piece));

@@ -122,7 +122,7 @@ pub(super) fn collisions<T>(
                 !present.contains_key(&key) && config::collide(open.0, key.0)
             }
         };
-        let ((open, ..), _) = present.iter().find(collides)?;
+        let ((open, ..), _) = present.iter().filter(collides).max_by_key(|(open, _)| open.0 == key.0)?;
         let (name, words) = if *open == key.0 {
             let words =
                 "a listener's protocol or tls cannot change while it is open: restart, or put the old value back";

@@ -84,7 +84,11 @@ pub(super) fn takes_ipv4(config: &Config, address: SocketAddr) -> bool {
 
 /// Distributes open sockets; those left in `pool` serve nothing that is wanted.
 pub(super) fn assign(wanted: &[Wanted<'_>], pool: &mut Vec<OpenSocket>) -> Vec<Adopted> {
-    let mut all: Vec<Adopted> = wanted.iter().map(|wanted| best(wanted, pool)).collect();
+    // First those that have both name and address: another listener of the name may take any of its sockets.
+    let mut all: Vec<Adopted> = wanted.iter().map(|wanted| best(wanted, pool, true)).collect();
+    for (wanted, adopted) in wanted.iter().zip(&mut all).filter(|(_, adopted)| adopted.sockets.is_empty()) {
+        *adopted = best(wanted, pool, false);
+    }
     let mut left = Vec::new();
     for open in pool.drain(..) {
         match further(wanted, &all, &open).and_then(|index| all.get_mut(index)) {
@@ -98,12 +102,12 @@ pub(super) fn assign(wanted: &[Wanted<'_>], pool: &mut Vec<OpenSocket>) -> Vec<A
 
 /// The one with its name, wherever it listens; if several have it (a socket unit may open several) and if none
 /// has it, the one that listens at its address, or served it in another process.
-fn best(wanted: &Wanted<'_>, pool: &mut Vec<OpenSocket>) -> Adopted {
+fn best(wanted: &Wanted<'_>, pool: &mut Vec<OpenSocket>, exactly: bool) -> Adopted {
     let configured = wanted.address.to_string();
     let fitness = |open: &OpenSocket| {
         let named = wanted.name == Some(&open.name);
         let (at, served) = (open.address() == Some(wanted.address), open.name == configured);
-        (named || at || served).then_some((named, at, served))
+        (named && at || !exactly && (named || at || served)).then_some((named, at, served))
     };
     let fitting = pool.iter().enumerate().filter_map(|(index, open)| Some((fitness(open)?, index)));
     // Of those that fit alike, the one that systemd opened first.
@@ -113,8 +117,8 @@ fn best(wanted: &Wanted<'_>, pool: &mut Vec<OpenSocket>) -> Adopted {
     Adopted { sockets: vec![pool.remove(found).socket], by_name: wanted.name.is_some() && (named || served) }
 }
 
-/// Which listener a socket belongs to that is nobody's only one: the second of an address (ReusePort=), the IPv4
-/// half of a wildcard, another socket of a name that one listener has.
+/// The listener that uses a further socket: the second one of its address (ReusePort=), the IPv4 half of its
+/// wildcard, or another socket of the name or the configured address that it alone has.
 fn further(wanted: &[Wanted<'_>], adopted: &[Adopted], open: &OpenSocket) -> Option<usize> {
     let address = open.address()?;
     let is_half = |(wanted, adopted): (&Wanted<'_>, &Adopted)| {
@@ -383,7 +387,7 @@ mod tests {
         let elsewhere = at("192.0.2.1:993");
         let take = |pool: &mut Vec<OpenSocket>, address, name| {
             let config = listening(&[(address, name)]);
-            let adopted = best(&wanted(&config)[0], pool);
+            let adopted = best(&wanted(&config)[0], pool, false);
             adopted.sockets.first().and_then(sockets::local_address)
         };
         let (mut pool, at) = pool();
@@ -392,6 +396,15 @@ mod tests {
         assert_eq!(take(&mut pool, at[3], "imaps"), Some(at[3]), "without one of its name, by its address");
         assert_eq!(take(&mut pool, at[2], "usher"), Some(at[2]), "of several of the name the one at the address");
         assert_eq!(take(&mut pool, elsewhere, "usher"), Some(at[1]));
+    }
+
+    #[test]
+    fn socket_at_the_address_of_a_listener_is_not_taken_for_another_of_the_name() {
+        let (first, second) = (opened("usher", at("127.0.0.1:0"), false), opened("usher", at("127.0.0.1:0"), false));
+        let [one, other] = [&first, &second].map(|open| open.address().unwrap());
+        let config = listening(&[(at("192.0.2.1:993"), "usher"), (one, "usher")]);
+        let sockets = result(&config, &mut vec![first, second]).unwrap();
+        assert_eq!(sockets, [[(other, false)], [(one, false)]]);
     }
 
     #[test]

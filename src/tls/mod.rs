@@ -29,6 +29,7 @@ use std::sync::Arc;
 use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 
+use crate::base::sys;
 use crate::base::sys::secret_files::Exposure;
 use crate::config::{Group, Place, Problem};
 
@@ -43,7 +44,7 @@ pub(crate) const DEFAULT_GROUPS: [Group; 4] =
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}; it must exist and be readable by the user that usher runs as", path.display())]
+    #[error("cannot read {}: {source}; {}", path.display(), sys::unreadable_advice(source))]
     Unreadable {
         /// The file.
         path: PathBuf,

@@ -177,6 +177,48 @@ fn dovecot_sees_a_submission_client_by_xclient() {
     }
 }
 
+/// The first line of the message that Dovecot passes on has the name by which the client has introduced itself.
+#[test]
+fn messages_have_the_name_of_the_client() {
+    let Trusting { dovecot, .. } = trusting();
+    let relay = dovecot.relay();
+    let long = "a".repeat(300);
+    for (number, keys, greeting, name) in [
+        (1, json!({"forward": "xclient"}), "EHLO laptop.example.net", "laptop.example.net ([127.0.0.77])"),
+        (2, json!({"forward": "xclient"}), "HELO [192.0.2.7]", "[192.0.2.7] ([127.0.0.77])"),
+        (3, json!({"forward": "xclient"}), &format!("EHLO {long}"), "usher.example.com ([127.0.0.77])"),
+        (4, json!({"forward": "xclient"}), "EHLO caf\u{e9}.example.net", "usher.example.com ([127.0.0.77])"),
+        (5, json!({"forward": "xclient", "ehlo": "own"}), "EHLO laptop", "usher.example.com ([127.0.0.77])"),
+        (6, json!({"ehlo": "client"}), "EHLO laptop.example.net", "laptop.example.net ([127.0.0.1])"),
+        (7, json!({"forward": "none"}), "EHLO laptop.example.net", "usher.example.com ([127.0.0.1])"),
+    ] {
+        let config = forwarding(dovecot.imaps, "implicit", "none").speaking("submission", &[dovecot.submissions]);
+        let keys = keys.as_object().unwrap().iter();
+        let with = |config: Config, (key, value): (&String, &Value)| {
+            config.set(&format!("/routing/backends/0/submission/{key}"), value.clone())
+        };
+        let usher = Usher::start(keys.fold(config, with));
+        let mut smtp = Imap::tls_from(CLIENT, usher.imaps_port());
+        let mut ask = |command: &str, code: &str| {
+            smtp.send(format!("{command}\r\n"));
+            let mut line = smtp.line();
+            while line.get(3..4) == Some("-") {
+                line = smtp.line();
+            }
+            assert!(line.starts_with(code), "{command}: {line}");
+        };
+        ask(greeting, "250 ");
+        ask(&format!("AUTH PLAIN {}", base64(format!("\0alice\0{}", password_of("alice")).as_bytes())), "235 ");
+        ask("MAIL FROM:<alice@example.com>", "250 ");
+        ask("RCPT TO:<carol@example.com>", "250 ");
+        ask("DATA", "354 ");
+        ask(&format!("Subject: name {number}\r\n\r\nHello\r\n."), "250 ");
+        ask("QUIT", "221 ");
+        let message = relay.message(&format!("Subject: name {number}")).expect("it has arrived");
+        assert!(message.contains(&format!("Received: from {name}\n")), "{greeting}: {message}");
+    }
+}
+
 #[test]
 fn dovecot_sees_a_managesieve_client_by_xclient_if_it_trusts_the_proxy() {
     let speaking = |dovecot: &Dovecot| {

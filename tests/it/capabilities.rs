@@ -112,7 +112,7 @@ fn changed_capability_list_is_learned_and_kept_through_an_outage() {
 fn backend_without_capabilities_removes_nothing_for_imap_clients() {
     let server = Scripted::accepting();
     let usher = Usher::start(Config::with_directory(crate::kit::slapd()).scripted(&server));
-    let usual = "* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] usher is ready";
+    let usual = "* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID ENABLE AUTH=PLAIN AUTH=LOGIN] usher is ready";
     let mut imap = Imap::tls(usher.imaps_port());
     assert_eq!(imap.greeting, usual);
     // Its greeting lists neither, as this login shows.
@@ -171,7 +171,7 @@ fn common_imap_capabilities_of_dovecot_and_cyrus_are_advertised() {
         usher.wait_metric("usher_backend_probes_total", &[("backend", server), ("result", "ok")], 1.0);
     }
     let greeting = Imap::tls(usher.imaps_port()).greeting.clone();
-    assert!(greeting.contains(" LITERAL- ID "), "{greeting}");
+    assert!(greeting.contains(" LITERAL- ID ENABLE "), "{greeting}");
     assert_eq!(usher.metric("usher_backend_capabilities_missing", &[("protocol", "imap")]), 0.0);
 }
 

@@ -106,10 +106,10 @@ fn late_greeting_is_waited_for_in_every_protocol() {
                 usher.wait_metric("usher_backend_probes_total", &[("result", "ok")], 1.0);
                 assert_eq!(usher.metric("usher_backend_up", &[("protocol", protocol)]), 1.0);
                 let reported = usher.wait_log("backend address greets late; every login waits for it", |_| true);
-                assert!(reported["greets_after_ms"].as_u64().unwrap() >= 5_000, "{reported}");
+                assert!(reported["greets_after_ms"].as_u64().unwrap() >= 4_500, "{reported}");
                 assert!(!usher.log_text().contains("marked down"), "{}", usher.log_text());
                 let said = usher.command(&["backends"]).succeeded().stdout;
-                assert!(said.contains("is in use and greets after 5."), "{said}");
+                assert!(said.contains("is in use and greets after "), "{said}");
             });
         }
     });
@@ -178,11 +178,17 @@ fn check_names_both_keys_for_a_late_greeting() {
     let (code, found) = checked(&defaults);
     assert_eq!((code, &found["state"]), (69, &json!("problem")), "{found}");
     let said = found["found"].as_str().unwrap();
-    assert!(said.contains("greets after 5.") && said.contains("`timeout` is 4s"), "{said}");
+    assert!(said.contains("greets after ") && said.contains("`timeout` is 4s"), "{said}");
     let advice = found["advice"].as_str().unwrap();
-    assert!(advice.contains("set `timeout` of server3 to 8s and `directory.timeout`, now 5s, to 2s"), "{advice}");
+    let number = |before: &str| -> u64 {
+        let (_, behind) = advice.split_once(before).unwrap_or_else(|| panic!("{before}: {advice}"));
+        behind.split_once('s').unwrap().0.parse().unwrap()
+    };
+    let timeout = number("set `timeout` of server3 to ");
+    let directory = number(" and `directory.timeout`, now 5s, to ");
+    assert!(timeout > LATE.as_secs() && timeout + directory == 10, "{advice}");
     // As advised.
-    let advised = defaults.set("/routing/backends/0/timeout", "8s").set("/directory/timeout", "2s");
-    let (code, found) = checked(&advised);
+    let advised = defaults.set("/routing/backends/0/timeout", format!("{timeout}s"));
+    let (code, found) = checked(&advised.set("/directory/timeout", format!("{directory}s")));
     assert_eq!((code, &found["state"]), (0, &json!("note")), "{found}");
 }

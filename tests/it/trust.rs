@@ -93,7 +93,12 @@ fn one_rejection_delays_no_other_user_where_dovecot_sees_the_clients() {
     let event = usher.login("alice");
     assert_eq!(event["result"], "backend_timeout");
     let said = event["backend_reply"].as_str().unwrap();
-    for words in ["no reply to the login within 4s", "rejected a login", "auth penalty", "`forward: none`"] {
+    for words in [
+        "no reply to the login within 4s",
+        "rejected a login",
+        "auth penalty",
+        "with `forward: none` that is every user's",
+    ] {
         assert!(said.contains(words), "{words}: {said}");
     }
 }
@@ -145,7 +150,7 @@ fn time_out_after_a_rejection_in_another_protocol_names_it() {
     let event = usher.nth_login(2, "alice");
     let said = event["backend_reply"].as_str().unwrap();
     // The client's address is forwarded, perhaps in vain.
-    assert!(said.contains("rejected a login") && said.contains("is usher in its trusted networks?"), "{said}");
+    assert!(said.contains("rejected a login") && said.contains("usher is not in its trusted networks"), "{said}");
 }
 
 #[test]
@@ -168,10 +173,25 @@ fn check_recognizes_dovecot_without_the_clients_addresses() {
         ];
         has(&finding(&findings, "forward"), "warning", &lines.each_ref().map(String::as_str));
     }
+    // Whether it trusts usher it does not say.
     let (_, findings) = checked(&config("imap", "server3", dovecot.imaps, "implicit", "id"));
-    assert!(findings.iter().all(|finding| finding["state"] == "ok"), "{findings:#?}");
+    has(&finding(&findings, "forward"), "note", &["unless it trusts 127.0.0.1", "rip=", "login_trusted_networks"]);
     let (_, findings) = checked(&config("imap", "server4", cyrus().imaps, "implicit", "none"));
     assert!(findings.iter().all(|finding| finding["check"] != "forward"), "{findings:#?}");
+    let distrusting = Scripted::plain(|peer| {
+        peer.send("* OK [CAPABILITY IMAP4rev1 ID STARTTLS LOGINDISABLED] Dovecot ready.\r\n");
+        while let Some((tag, command)) = peer.command() {
+            peer.send(match command.as_str() {
+                "CAPABILITY" => format!("* CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"),
+                _ => format!("{tag} OK done\r\n"),
+            });
+            if command == "STARTTLS" {
+                peer.start_tls();
+            }
+        }
+    });
+    let (_, findings) = checked(&config("imap", "server3", distrusting.port, "starttls", "id"));
+    has(&finding(&findings, "forward"), "warning", &["seems not to trust 127.0.0.1", "LOGINDISABLED"]);
     // By its name alone, where the greeting is the operator's.
     let named = Scripted::tls(|peer| {
         peer.send("* OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] Welcome\r\n");
@@ -245,6 +265,7 @@ fn check_reports_a_proxy_header_that_the_server_misses() {
 fn check_reports_a_proxy_header_that_the_server_does_not_expect() {
     let (dovecot, cyrus) = (dovecot(), cyrus());
     let (cyrus_pop3s, _) = cyrus.pop3();
+    let nginx = Nginx::start(1, "");
     for (protocol, name, port, tls, own) in [
         ("imap", "server3", dovecot.imaps, "implicit", "`id`"),
         ("imap", "server3", dovecot.imap, "starttls", "`id`"),
@@ -257,6 +278,8 @@ fn check_reports_a_proxy_header_that_the_server_does_not_expect() {
         ("imap", "server4", cyrus.imap, "starttls", "`id`"),
         ("pop3", "server4", cyrus_pop3s, "implicit", "`xclient`"),
         ("managesieve", "server4", cyrus.sieve, "starttls", "`xclient`"),
+        ("imap", "usher", nginx.imaps, "implicit", "`id`"),
+        ("pop3", "usher", nginx.pop3s, "implicit", "`xclient`"),
     ] {
         for forward in ["proxy_v1", "proxy_v2"] {
             let (code, findings) = checked(&config(protocol, name, port, tls, forward));

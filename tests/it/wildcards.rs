@@ -300,10 +300,12 @@ fn reload_changes_one_wildcard_as_far_as_its_socket_can() {
     assert_eq!((greets(IPV6, port), greets(IPV4, port)), (Ok(true), Ok(false)), "the IPv4 listener's settings");
     let mut implicit = ipv4(port);
     implicit["tls"] = "implicit".into();
-    for listeners in [vec![ipv4(port)], vec![ipv6(port), implicit]] {
+    let already = format!("listeners[0].address: usher already listens at [::]:{port}");
+    let changed = "listeners[1].tls: a listener's protocol or tls cannot change while it is open".to_owned();
+    for (listeners, words) in [(vec![ipv4(port)], already), (vec![ipv6(port), implicit], changed)] {
         let output = reload(listeners);
         assert_eq!(output.code, 1, "{output:#?}");
-        assert!(output.stderr.contains(&format!("usher already listens at [::]:{port}")), "{output:#?}");
+        assert!(output.stderr.contains(&words), "{output:#?}");
     }
     reload(vec![ipv6(port), ipv4(port)]).succeeded();
     both_greet(port);

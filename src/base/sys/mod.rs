@@ -82,6 +82,16 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
+/// What to do about a file that [`open_regular`] does not open, or that cannot be read.
+#[must_use]
+pub(crate) fn unreadable_advice(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::InvalidInput {
+        "name the file itself; a container runtime makes a folder where the file to be mounted is missing"
+    } else {
+        "it must exist and be readable by the user that usher runs as"
+    }
+}
+
 /// The sockets that systemd opened for this process, by name (sd_listen_fds_with_names(3)). Must be
 /// called once only.
 ///

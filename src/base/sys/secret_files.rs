@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
-use rustix::process::geteuid;
+use rustix::process::{Uid, geteuid};
 
 /// Reading for the group is as intended.
 const BEYOND_GROUP_READ: u32 = 0o027;
@@ -82,13 +82,19 @@ pub(crate) fn exposure(path: &Path, file: &Metadata) -> Option<Exposure> {
     }
     // Others come by the real path, whatever links lead there.
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let is_trusted = |uid: u32| uid == 0 || uid == geteuid().as_raw() || uid == file.uid();
-    let closed = real.ancestors().skip(1).find_map(|folder| {
+    let closed = closed_folder(&real, file.uid(), geteuid());
+    Some(Exposure { path: path.to_owned(), mode, place: place(path, &real), closed })
+}
+
+/// The nearest folder above that others cannot pass, of an owner that may read the file anyway. root does not know
+/// the user that usher will run as (User= of the unit), and accepts any.
+fn closed_folder(real: &Path, owner: u32, user: Uid) -> Option<(PathBuf, u32)> {
+    let is_trusted = |uid: u32| uid == 0 || user.is_root() || uid == user.as_raw() || uid == owner;
+    real.ancestors().skip(1).find_map(|folder| {
         let found = fs::symlink_metadata(folder).ok()?;
         let closed = found.mode() & PASSABLE_FOR_OTHERS == 0 && is_trusted(found.uid());
         closed.then(|| (folder.to_owned(), found.mode() & 0o7777))
-    });
-    Some(Exposure { path: path.to_owned(), mode, place: place(path, &real), closed })
+    })
 }
 
 fn place(path: &Path, real: &Path) -> Place {
@@ -109,7 +115,7 @@ fn place(path: &Path, real: &Path) -> Place {
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
 
@@ -176,18 +182,15 @@ mod tests {
     }
 
     #[test]
-    fn folder_of_a_foreign_user_closes_nothing() {
+    fn folder_of_a_third_user_closes_nothing() {
         let (_root, path) = file();
-        set_mode(&path, 0o444);
         let folder = path.parent().unwrap();
         set_mode(folder, 0o700);
-        if !geteuid().is_root() {
-            return;
-        }
-        chown(folder, Some(65_534), None).unwrap();
-        assert!(!found(&path).unwrap().is_harmless());
-        chown(&path, Some(65_534), None).unwrap();
-        assert!(found(&path).unwrap().is_harmless(), "it is the file's own user");
+        let real = fs::canonicalize(&path).unwrap();
+        let owner = fs::metadata(folder).unwrap().uid();
+        let closed = |file, user| closed_folder(&real, file, Uid::from_raw(user)).is_some();
+        assert!(closed(owner, 65_534) && closed(65_533, owner) && closed(65_533, 0));
+        assert_eq!(closed(65_533, 65_534), owner == 0);
     }
 
     #[test]

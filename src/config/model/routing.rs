@@ -105,6 +105,8 @@ pub struct Endpoint {
     pub server_name: String,
     /// How the client's address is forwarded.
     pub forward: Forward,
+    /// Whose name usher sends in EHLO.
+    pub ehlo: Ehlo,
     /// Where nginx is sent instead of `addresses`.
     pub auth_http: AuthHttpTarget,
 }
@@ -135,6 +137,15 @@ pub enum Forward {
     Header(Version),
     /// In the protocol's dialogue ([`Protocol::forward_method`]).
     Dialogue,
+}
+
+/// Whose name usher sends in EHLO before a login. Probes have usher's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ehlo {
+    /// usher's own.
+    Own,
+    /// The client's, if it can be repeated.
+    Client,
 }
 
 /// A host and a port to connect to.

@@ -62,6 +62,11 @@ fn proxy_and_webmail_mistakes_are_reported() {
                  tls: starttls, forward: id, # HERE\n       server_name";
     let key_of_sieve = "routing.backends[0].managesieve.forward";
     mistake(endpoint, sieve, key_of_sieve, "managesieve has no such command: write `xclient`, `proxy_v1`");
+    let ehlo = "tls: implicit, ehlo: client, # HERE\n       server_name";
+    mistake(endpoint, ehlo, "routing.backends[0].imap.ehlo", "imap has no such command: remove it");
+    let ehlo = "tls: implicit, server_name: x.example.com}\n      submission: {address: \"x.example.com:587\", \
+                tls: starttls, ehlo: usher, # HERE\n       server_name";
+    mistake(endpoint, ehlo, "routing.backends[0].submission.ehlo", "write one of `own`, `client`");
     mistake(endpoint, &forward("proxy"), key, "write one of `none`, `proxy_v1`, `proxy_v2`, `id`, `xclient`");
 }
 
@@ -670,6 +675,9 @@ fn unreadable_files_are_reported() {
     assert!(reported(".").contains("cannot be read"));
     fs::write(directory.path().join("latin1.yaml"), b"a: gr\xfc\xdfe\n").unwrap();
     assert!(reported("latin1.yaml").contains("not UTF-8"));
+    let utf16: Vec<u8> = "a: 1\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(directory.path().join("utf16.yaml"), utf16).unwrap();
+    assert!(reported("utf16.yaml").contains("the file is UTF-16 text"));
     fs::write(directory.path().join("large.yaml"), vec![b'#'; 1_048_577]).unwrap();
     assert!(reported("large.yaml").contains("larger than 1 MiB"));
     fs::write(directory.path().join("empty.yaml"), b"").unwrap();

@@ -441,3 +441,22 @@ fn trusted_client_address_settings_are_read() {
         assert_eq!(config.routing.backends[1].endpoints[0].forward, Forward::Nothing);
     }
 }
+
+#[test]
+fn ehlo_has_the_name_of_the_client_behind_xclient() {
+    for (keys, ehlo) in [
+        ("", Ehlo::Own),
+        ("ehlo: own, ", Ehlo::Own),
+        ("ehlo: client, ", Ehlo::Client),
+        ("forward: proxy_v2, ", Ehlo::Own),
+        ("forward: xclient, ", Ehlo::Client),
+        ("forward: xclient, ehlo: own, ", Ehlo::Own),
+    ] {
+        let submission = format!("submission: {{address: \"x.example.com:587\", tls: starttls, {keys}server_name");
+        let with = format!("tls: implicit, server_name: x.example.com}}\n      {submission}");
+        let config = sound("tls: implicit, server_name", &with);
+        let endpoints = &config.routing.backends[0].endpoints;
+        let of = |name: &str| endpoints.iter().find(|endpoint| endpoint.protocol.name == name).unwrap().ehlo;
+        assert_eq!((of("submission"), of("imap")), (ehlo, Ehlo::Own), "{keys}");
+    }
+}

@@ -84,7 +84,7 @@ impl BindClient {
     }
 
     /// A simple bind. If the future is dropped before the reply, the connection must not be reused.
-    pub(crate) async fn bind(&mut self, dn: &str, password: &str) -> Result<BindResponse, ConnectionError> {
+    pub(crate) async fn bind(&mut self, dn: &str, password: &[u8]) -> Result<BindResponse, ConnectionError> {
         // Either empty is an anonymous bind in disguise, which succeeds (RFC 4513 section 5.1.2).
         if dn.is_empty() || password.is_empty() {
             return Err(ConnectionFault::AnonymousBind.into());

@@ -65,7 +65,7 @@ impl BindPool {
     pub(crate) async fn bind(
         self: &Arc<Self>,
         dn: &str,
-        password: &str,
+        password: &[u8],
         deadline: Instant,
         trace: &mut Trace,
     ) -> Result<(BindResponse, BindLease), RequestError> {

@@ -40,7 +40,7 @@ impl ConnectionError {
     }
 
     /// The same as the answer to a bind with this password, whose text must not repeat it.
-    pub(crate) fn answering(self, password: &str) -> Self {
+    pub(crate) fn answering(self, password: &[u8]) -> Self {
         if let Self::Broken(ConnectionFault::Notice(ServerResult { code, message })) = self {
             let text = message.as_deref().unwrap_or_default();
             return Self::Broken(ConnectionFault::Notice(ServerResult::answering(password, code, text)));

@@ -79,7 +79,7 @@ struct BindTarget<'a> {
     origin: DnOrigin,
     /// The entry's version at lookup.
     seen: &'a EntryVersion,
-    password: &'a str,
+    password: &'a [u8],
     /// The server that returned the entry, asked first.
     first: Option<&'a Arc<Server>>,
     /// How to check another server before the password is sent to it.
@@ -361,9 +361,9 @@ impl Ldap {
     }
 
     /// The password as a simple bind takes it. The caller has checked it already; this is the last guard.
-    fn sendable<'p>(&self, password: &'p Secret) -> Result<&'p str, DirectoryError> {
-        let text = std::str::from_utf8(password.expose()).ok().filter(|text| !text.is_empty() && !text.contains('\0'));
-        text.ok_or_else(|| {
+    fn sendable<'p>(&self, password: &'p Secret) -> Result<&'p [u8], DirectoryError> {
+        let bytes = Some(password.expose()).filter(|bytes| !bytes.is_empty() && !bytes.contains(&0));
+        bytes.ok_or_else(|| {
             let server = self.settings.servers.first().map(|server| server.url.as_str()).unwrap_or_default();
             let fault = ConnectionFault::UnsendablePassword;
             DirectoryError::Unavailable(UnavailableCause::Connection { server: server.into(), fault })

@@ -31,7 +31,7 @@ pub(crate) struct BindResponse {
 
 impl BindResponse {
     /// Parses the reply to a bind with this password; `None` if it has no result.
-    pub(crate) fn read(message: &LdapMessage<'_>, password: &str) -> Option<Self> {
+    pub(crate) fn read(message: &LdapMessage<'_>, password: &[u8]) -> Option<Self> {
         let outcome = message.outcome()?;
         let (code, value) = (outcome.code, |oid: &str| message.control(oid));
         // A server that sends both says more in the newer control: a grace login, where the Netscape control
@@ -135,7 +135,7 @@ pub(crate) fn invariants(code: u32, control: &[u8], text: &str) {
         let mut frames = Frames::new(1 << 20);
         frames.push(bytes);
         let (message, _) = frames.message().filter(|(message, _)| message.tag == BIND_RESPONSE)?;
-        BindResponse::read(&message, "")
+        BindResponse::read(&message, b"")
     };
     let by_policy = said.first().copied().flatten();
     let by_text = said.last().copied().flatten();
@@ -172,7 +172,7 @@ mod tests {
         let parts = [wrapped(0x02, &[&[1]]), wrapped(0x61, &[&result]), wrapped(0xa0, &[&controls])].concat();
         let mut frames = Frames::new(10_000);
         frames.push(&wrapped(0x30, &[&parts]));
-        BindResponse::read(&frames.message().unwrap().0, "").unwrap()
+        BindResponse::read(&frames.message().unwrap().0, b"").unwrap()
     }
 
     #[test]

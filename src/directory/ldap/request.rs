@@ -24,7 +24,7 @@ const BOOLEAN: u8 = 0x01;
 
 /// A simple bind that requests the password-policy control. The control is not critical: a server that does not
 /// know it answers as usual.
-pub(crate) fn bind(id: u32, dn: &str, password: &str) -> SecretBuf {
+pub(crate) fn bind(id: u32, dn: &str, password: &[u8]) -> SecretBuf {
     let id = wrapped(INTEGER, &[&digits(id)]);
     let controls = wrapped(0xa0, &[&wrapped(SEQUENCE, &[&wrapped(OCTET_STRING, &[PASSWORD_POLICY.as_bytes()])])]);
     let version = [INTEGER, 1, 3];
@@ -39,7 +39,7 @@ pub(crate) fn bind(id: u32, dn: &str, password: &str) -> SecretBuf {
     put_header(OCTET_STRING, dn.len(), &mut put);
     put(dn.as_bytes());
     put_header(0x80, password.len(), &mut put);
-    put(password.as_bytes());
+    put(password);
     put(&controls);
     request
 }
@@ -98,6 +98,7 @@ fn encoded(tag: &StructureTag) -> Option<Vec<u8>> {
 mod tests {
     use std::sync::Arc;
 
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
@@ -111,13 +112,13 @@ mod tests {
             b"\xa0\x1d\x30\x1b\x04\x191.3.6.1.4.1.42.2.27.8.5.1",
         ]
         .concat();
-        assert_eq!(bind(1, "uid=x,dc", "secret").as_slice(), expected);
+        assert_eq!(bind(1, "uid=x,dc", b"secret").as_slice(), expected);
     }
 
     proptest! {
         /// What goes out is read back as it was meant, and fills the room that was made for it.
         #[test]
-        fn encoded_bind_is_read_back(id in 1..=i32::MAX as u32, dn in ".{1,300}", password in ".{1,40000}") {
+        fn encoded_bind_is_read_back(id in 1..=i32::MAX as u32, dn in ".{1,300}", password in vec(any::<u8>(), 1..40_000)) {
             let request = bind(id, &dn, &password);
             let (message, rest) = tagged(request.as_slice(), SEQUENCE).unwrap();
             prop_assert_eq!(rest, b"");
@@ -128,7 +129,7 @@ mod tests {
             let (version, body) = tagged(body, INTEGER).unwrap();
             let (name, body) = tagged(body, OCTET_STRING).unwrap();
             let (secret, body) = tagged(body, 0x80).unwrap();
-            prop_assert_eq!((version, name, secret, body), (&[3][..], dn.as_bytes(), password.as_bytes(), &[][..]));
+            prop_assert_eq!((version, name, secret, body), (&[3][..], dn.as_bytes(), &password[..], &[][..]));
             prop_assert!(tagged(rest, 0xa0).is_some_and(|(_, rest)| rest.is_empty()));
         }
     }

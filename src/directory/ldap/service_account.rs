@@ -280,8 +280,7 @@ impl ServiceAccount {
             .await
             .map_err(RequestError::cause)?;
         if let Some((account, password)) = password {
-            let text = std::str::from_utf8(password.expose()).unwrap_or_default();
-            let asked = connection.bind(&account.dn, text);
+            let asked = connection.bind(&account.dn, password.expose());
             let began = Instant::now();
             let bound = self
                 .endpoint

@@ -15,7 +15,7 @@ use futures_util::FutureExt as _;
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::base::credential::{Credential, CredentialSecret, Login};
@@ -28,10 +28,8 @@ use crate::login::event::{ConnectionInfo, LoginEvent};
 use crate::outcome::Refusal;
 use crate::process::{Shared, Snapshot};
 use crate::proto::NginxReply;
-use crate::proto::transcript::{Leg, Way};
 use crate::telemetry::labels::AuthHttpResult;
 use crate::tls::stream::Stream;
-use crate::trace::{Fact, NewSession};
 use request::{Request, RequestSyntaxError};
 
 #[cfg(any(test, feature = "internals"))]
@@ -174,52 +172,34 @@ fn admitted(request: Request, key: Option<&Secret>) -> Result<Request, NoReply> 
 /// Decides, writes the `login` event and formats the reply for nginx.
 async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) -> String {
     let Request { login, password, plain, protocol, nginx: row, client, attempts, .. } = request;
-    let info = ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
-    let new = NewSession { id: info.session, client, protocol: protocol.name, since: Instant::now() };
-    let trace = shared.traces.session(new, || false);
-    let secret = password.expose().len();
-    trace.line(Leg::Client, Way::Received, || {
-        let (user, method) = (login.len(), if plain { "plain" } else { "unsupported" });
-        format!(
-            "auth_http of nginx at {nginx}: Auth-Protocol {}, Auth-Method {method}, Auth-User <{user} bytes>, Auth-Pass \
-             <{secret} bytes>, Client-IP {client}, Auth-Login-Attempt {attempts}",
-            row.name
-        )
-    });
-    let answer = |text: String| {
-        for line in text.lines().filter(|line| line.starts_with("Auth-")) {
-            trace.line(Leg::Client, Way::Sent, || line.to_owned());
-        }
-        text
-    };
     if !plain {
         count(shared, AuthHttpResult::Method);
         let code = Some("504 5.5.4".to_owned());
-        return answer(refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true));
+        return refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
     }
-    trace.learn(|| Some(Fact::Login(String::from_utf8_lossy(&login).into())));
-    trace.note(Leg::Usher, || format!("login attempt as {}", String::from_utf8_lossy(&login)));
-    let mut event = LoginEvent { steps: trace.clone(), ..LoginEvent::default() };
+    let info = ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
+    let mut event = LoginEvent::default();
     // Held only for this request: nginx counts its own connections.
     let connection = shared.throttle.connection(client);
     let (connection, credential) = match connection {
         Ok(connection) => (Some(connection), credential(&login, password)),
         Err(limited) => (None, Err(event.limited(limited))),
     };
+    let frontend = Nginx { typed: login.clone() };
     event.typed = login;
     let request = LoginRequest { info: &info, client_id: None, protocol, connection, credential, event };
-    let outcome = attempt::attempt(shared.login(), request, &Nginx).await;
+    let outcome = attempt::attempt(shared.login(), request, &frontend).await;
     match outcome {
         Ok(granted) => {
             count(shared, AuthHttpResult::Ok);
-            answer(acceptance(&granted))
+            acceptance(&granted)
         }
         Err(RefusedLogin { refusal: refused, reply }) => {
             count(shared, AuthHttpResult::Refused);
             let limits = &snapshot.config.limits;
             let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
             let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
-            answer(refusal(&(row.reply)(&reply, &info.session.to_string()), !guessed && !away))
+            refusal(&(row.reply)(&reply, &info.session.to_string()), !guessed && !away)
         }
     }
 }
@@ -235,7 +215,10 @@ fn credential(typed: &[u8], password: Secret) -> Result<Credential, Refusal> {
 }
 
 /// nginx logs in to the backend itself: it gets an address and a name.
-struct Nginx;
+struct Nginx {
+    /// The name that it would use itself.
+    typed: Vec<u8>,
+}
 
 impl Frontend for Nginx {
     type Accepted = NginxTarget;
@@ -243,7 +226,7 @@ impl Frontend for Nginx {
     async fn complete(
         &self,
         attempt: &LoginAttempt<'_>,
-        credential: &Credential,
+        _: &Credential,
         RoutedLogin { proven, target, .. }: RoutedLogin,
         event: &mut LoginEvent,
     ) -> Result<Completion<NginxTarget>, Refusal> {
@@ -257,7 +240,7 @@ impl Frontend for Nginx {
         if !attempt.core.authn.is_current(&proven) {
             return Ok(Completion::Outdated);
         }
-        let other = (login != *credential.login()).then_some(login);
+        let other = (login.as_str().as_bytes() != self.typed).then_some(login);
         // Headers are trimmed: another user could be meant.
         let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
         if whole {

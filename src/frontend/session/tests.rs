@@ -28,6 +28,7 @@ static ONE_LINE: Protocol = Protocol {
     alpn_to_backends: false,
     implicit_port: 0,
     starttls_port: 0,
+    ehlo: false,
     usual: &[],
     advertised: |_| false,
     forward_method: None,

@@ -100,7 +100,7 @@ impl BackDialect for ImapBack {
 
     /// Sends the client's address in the fields that Dovecot takes from its `login_trusted_networks`.
     fn forward(&mut self, origin: &Origin, out: &mut SecretBuf) -> Result<(), BackFault> {
-        let Origin { client, local, session } = origin;
+        let Origin { client, local, session, .. } = origin;
         let id = format!(
             "ID (\"name\" \"usher\" \"x-originating-ip\" \"{}\" \"x-originating-port\" \"{}\" \"x-connected-ip\" \"{}\" \
              \"x-connected-port\" \"{}\" \"x-session-id\" \"{session}\")",

@@ -32,7 +32,6 @@ const LATER: &[&str] = &[
     "CREATE",
     "DELETE",
     "DELETEACL",
-    "ENABLE",
     "EXAMINE",
     "EXPUNGE",
     "FETCH",
@@ -93,6 +92,8 @@ pub(super) enum Verb {
     Login,
     Authenticate,
     Id,
+    /// ENABLE, which has no effect before login.
+    Enable,
     /// A command of a later state.
     Later,
     Unknown,
@@ -124,6 +125,7 @@ pub(super) fn verb<'a>(command: &'a [u8], tag: &[u8]) -> (Verb, ImapArguments<'a
         ("LOGIN", Verb::Login),
         ("AUTHENTICATE", Verb::Authenticate),
         ("ID", Verb::Id),
+        ("ENABLE", Verb::Enable),
     ];
     let later = LATER.iter().map(|name| (*name, Verb::Later));
     let found = known.into_iter().chain(later).find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(word));
@@ -145,11 +147,22 @@ impl<'a> ImapArguments<'a> {
     /// LOGIN: name and password.
     pub(super) fn login(mut self) -> Result<(Secret, Secret), CommandError> {
         self.blanks()?;
-        let login = self.astring(ARGUMENT)?;
+        let login = self.login_argument()?;
         self.blanks()?;
-        let password = self.astring(ARGUMENT)?;
+        let password = self.login_argument()?;
         self.end()?;
         Ok((login, password))
+    }
+
+    /// ENABLE: at least one capability.
+    pub(super) fn enable(mut self) -> Result<(), CommandError> {
+        loop {
+            self.blanks()?;
+            self.atom()?;
+            if self.end().is_ok() {
+                return Ok(());
+            }
+        }
     }
 
     /// AUTHENTICATE: the mechanism's name and, if there is one, the initial response.
@@ -232,13 +245,14 @@ impl<'a> ImapArguments<'a> {
         found
     }
 
-    /// Any of the three forms of a string, up to `most` bytes.
-    fn astring(&mut self, most: usize) -> Result<Secret, CommandError> {
+    /// An argument of LOGIN, in any of the three forms of a string. An atom may hold `%`, `*` and `\`, as for Dovecot:
+    /// Python's imaplib sends a name as typed, without quotes. None of them can end or begin anything here.
+    fn login_argument(&mut self) -> Result<Secret, CommandError> {
         if matches!(self.rest.first(), Some(b'"' | b'{')) {
-            return self.string(most);
+            return self.string(ARGUMENT);
         }
-        let atom = self.run_of(is_astring_char)?;
-        if atom.len() > most { Err(TOO_BIG) } else { Ok(Secret::copy_of(atom)) }
+        let atom = self.run_of(|byte| is_astring_char(byte) || matches!(byte, b'%' | b'*' | b'\\'))?;
+        if atom.len() > ARGUMENT { Err(TOO_BIG) } else { Ok(Secret::copy_of(atom)) }
     }
 
     fn string(&mut self, most: usize) -> Result<Secret, CommandError> {

@@ -16,8 +16,8 @@ use crate::base::secret::SecretBuf;
 use crate::outcome::{BackendReply, Reply};
 
 /// The fixed capabilities, which are usher's own. SASL-IR saves a round trip; LITERAL- and not LITERAL+,
-/// because the limits hold to that.
-const CAPABILITIES: &[u8] = b"IMAP4rev1 SASL-IR LITERAL- ID";
+/// because the limits hold to that. ENABLE as Dovecot and Cyrus: some clients ask for it before they log in.
+const CAPABILITIES: &[u8] = b"IMAP4rev1 SASL-IR LITERAL- ID ENABLE";
 
 /// IMAP's commands and their state.
 #[derive(Default)]
@@ -59,6 +59,7 @@ impl Dialect for Imap {
             | Verb::Logout
             | Verb::StartTls
             | Verb::Login
+            | Verb::Enable
             | Verb::Later
             | Verb::Unknown => None,
         }
@@ -97,7 +98,6 @@ impl Dialect for Imap {
             | Problem::NoTls
             | Problem::Response(_)
             | Problem::NoString
-            | Problem::SynchronizingLiteral
             | Problem::LineEnd
             | Problem::Nul
             | Problem::CommandTooLong
@@ -179,6 +179,13 @@ impl Imap {
                 self.id = Some(id).filter(|id| *id != ClientId::default());
                 write_line(out, &[b"* ID (\"name\" \"usher\")"]);
                 self.answer(b"OK ", "ID completed", out);
+            }
+            // Only valid after login (RFC 5161 section 3.1). As Dovecot's, the reply lets a client go on that sends it
+            // before a login with UTF-8 in quotes.
+            Verb::Enable => {
+                arguments.enable()?;
+                write_line(out, &[b"* ENABLED"]);
+                self.answer(b"OK ", "ENABLE is ignored before login", out);
             }
             Verb::Logout => {
                 arguments.none()?;

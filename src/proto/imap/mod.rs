@@ -27,6 +27,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     forward_method: Some(ForwardMethod::Id),
     // All that is listed before the login is what usher answers for itself, and a client reads the backend's
     // own list with its OK: no backend limits what clients of the others are offered.
+    ehlo: false,
     usual: &[],
     advertised: |_| false,
     front,

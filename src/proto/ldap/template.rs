@@ -301,7 +301,7 @@ mod tests {
     fn dn_metacharacters_are_escaped() {
         let template = template(&[text("uid="), TemplatePart::Local, text(",dc="), TemplatePart::Domain]);
         assert_eq!(dn(&template, &login("a,ou=x+y@example")).unwrap(), r"uid=a\2cou\3dx\2by,dc=example");
-        assert_eq!(dn(&template, &login(" #a @b")).unwrap(), r"uid=\20#a\20,dc=b");
+        assert_eq!(dn(&template, &login("# a @b")).unwrap(), r"uid=\23 a\20,dc=b");
         assert_eq!(dn(&template, &login("#a@b")).unwrap(), r"uid=\23a,dc=b");
         assert_eq!(dn(&template, &login(r#"a"<>;\@b"#)).unwrap(), r"uid=a\22\3c\3e\3b\5c,dc=b");
     }

@@ -27,6 +27,9 @@ impl Dialect for Sieve {
     const COMMAND: usize = 16_384;
     const RESPONSE: usize = Self::COMMAND;
     const LITERALS: bool = true;
+    /// The protocol has no synchronizing literals from clients (RFC 5804 section 4). Some clients write `{n}`, the form
+    /// of a server's, and wait for nothing; Dovecot reads it.
+    const SYNCHRONIZING: bool = false;
     const STRING_RESPONSES: bool = true;
 
     fn greet(&self, channel: Channel, out: &mut SecretBuf) {
@@ -35,7 +38,7 @@ impl Dialect for Sieve {
     }
 
     fn command(&mut self, command: &LineBuffer, channel: Channel, out: &mut SecretBuf) -> Result<Action, Problem> {
-        if let Some(literal) = announced(command)? {
+        if let Some(literal) = announced(command) {
             return Ok(Action::Literal(literal));
         }
         let mut arguments = Cursor::new(command.bytes());
@@ -74,7 +77,7 @@ impl Dialect for Sieve {
 
     /// A string; that of `*` cancels.
     fn response(line: &LineBuffer) -> Result<Response, Problem> {
-        if let Some(literal) = announced(line)? {
+        if let Some(literal) = announced(line) {
             return Ok(Response::Literal(literal));
         }
         let mut rest = Cursor::new(line.bytes());
@@ -167,12 +170,9 @@ impl Sieve {
     }
 }
 
-/// The literal that the current line announces: this protocol has no synchronizing ones from clients.
-fn announced(command: &LineBuffer) -> Result<Option<Literal>, Problem> {
-    match Literal::announced_by(command.line()) {
-        Some(literal) if literal.synchronizing => Err(Problem::SynchronizingLiteral),
-        announced => Ok(announced),
-    }
+/// The literal that the current line announces.
+fn announced(command: &LineBuffer) -> Option<Literal> {
+    Literal::announced_by(command.line())
 }
 
 /// AUTHENTICATE's arguments: the mechanism and, if there is one, the initial response.

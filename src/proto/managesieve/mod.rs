@@ -30,6 +30,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     // Without a command before it (RFC 5804 section 1.2).
     closing_line: ClosingLine::Line { prefix: "BYE (TRYLATER) \"", suffix: "\"\r\n" },
     follows_moves: true,
+    ehlo: false,
     usual: &["SIEVE", "VERSION 1.0"],
     advertised: |name| FOR_CLIENTS.iter().any(|known| known.eq_ignore_ascii_case(name)),
     front,

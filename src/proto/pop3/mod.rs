@@ -25,6 +25,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     forward_method: Some(ForwardMethod::Xclient),
     closing_line: ClosingLine::Close,
     follows_moves: true,
+    ehlo: false,
     usual: front::LATER,
     advertised: |name| front::LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
     front,

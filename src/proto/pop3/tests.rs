@@ -458,6 +458,7 @@ fn backend(login: Login, text: &str) {
         forward: login.client.map(calling),
         host: HOST.into(),
         initial_response: login.initial_response,
+        ehlo: None,
     };
     script::backend(&PROTOCOL, &settings, text);
 }

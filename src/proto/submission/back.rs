@@ -9,15 +9,27 @@ use super::super::backend_login::{BackDialect, LoginContext, NextCommand, Phase,
 use super::super::login_way::{LoginWay, login_ways};
 use super::super::sasl::{Account, Mechanism};
 use super::super::wire::{LineBuffer, printable, write_line};
-use super::super::{BackFault, Origin, Welcome};
+use super::super::{BackFault, BackSettings, BackTls, ClientGreeting, Origin, Welcome};
 use super::{COMMAND, TEXT, split_enhanced};
 use crate::base::secret::SecretBuf;
 use crate::outcome::BackendReply;
+
+/// The longest value of an attribute of XCLIENT: Postfix refuses longer ones.
+const VALUE: usize = 255;
 
 /// The dialogue's state.
 pub(super) struct SubmissionBack {
     /// usher's own name.
     host: Arc<str>,
+    /// The client's name, if it is to be sent in place of usher's own.
+    client: Option<String>,
+    /// What comes before that: TLS, so that the name does not cross the network in clear, and the client's address.
+    tls_first: bool,
+    forward_first: bool,
+    /// The client's name is in the EHLO whose reply is awaited.
+    named: bool,
+    /// The client without its name, to be forwarded if the backend does not accept it with the name.
+    unnamed: Option<Origin>,
     /// The lines of the current reply, without their codes.
     lines: Vec<Vec<u8>>,
     /// The code of the current reply, when a line of it has come.
@@ -45,6 +57,10 @@ impl BackDialect for SubmissionBack {
         let mut lines = std::mem::take(&mut self.lines);
         let text = lines.first().map(Vec::as_slice).unwrap_or_default();
         match (phase, &code) {
+            // A limit of this user (X.7: security or policy, RFC 3463 section 3.8): the connection ends, the server does not.
+            (Phase::Login, b"421") if split_enhanced(text, b'4').is_some_and(|(code, _)| code.starts_with(b"4.7.")) => {
+                Ok(Transition::Refused(refusal(*b"454", text)))
+            }
             // It closes the connection, whatever the command (RFC 5321 section 3.8).
             (_, b"421") | (Phase::Greeting, [b'4' | b'5', ..]) => Err(BackFault::Bye),
             // EHLO is said after the greeting, and again after XCLIENT.
@@ -53,13 +69,24 @@ impl BackDialect for SubmissionBack {
                 Ok(Transition::Proceed)
             }
             (Phase::Capabilities, b"250") => {
+                self.named = false;
                 // The first line is a greeting.
                 self.keywords = Some(lines.split_off(1.min(lines.len())));
                 Ok(Transition::Proceed)
             }
             (Phase::StartTls, b"220") => Ok(Transition::StartTls),
             (Phase::StartTls, [b'4' | b'5', ..]) => Err(BackFault::NoStartTls),
-            (Phase::Forward, [b'4' | b'5', ..]) => Err(BackFault::ForwardingRefused),
+            // A name that a client chooses must not look like a fault of the backend: it goes without.
+            (Phase::Capabilities, [b'4' | b'5', ..]) if self.named => {
+                (self.named, self.client) = (false, None);
+                self.request_capabilities(out);
+                Ok(Transition::Stay)
+            }
+            (Phase::Forward, [b'4' | b'5', ..]) => {
+                let unnamed = self.unnamed.take().ok_or(BackFault::ForwardingRefused)?;
+                self.forward(&unnamed, out)?;
+                Ok(Transition::Stay)
+            }
             (Phase::Login, b"334") => {
                 login.respond(text, out)?;
                 out.extend(b"\r\n");
@@ -87,7 +114,9 @@ impl BackDialect for SubmissionBack {
     }
 
     fn request_capabilities(&mut self, out: &mut SecretBuf) {
-        write_line(out, &[b"EHLO ", self.host.as_bytes()]);
+        let client = self.client.as_deref().filter(|_| !self.tls_first && !self.forward_first);
+        self.named = client.is_some();
+        write_line(out, &[b"EHLO ", client.unwrap_or(&self.host).as_bytes()]);
     }
 
     fn start_tls(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
@@ -97,12 +126,16 @@ impl BackDialect for SubmissionBack {
     }
 
     fn tls_started(&mut self) {
+        self.tls_first = false;
         self.keywords = None;
     }
 
     fn forward(&mut self, origin: &Origin, out: &mut SecretBuf) -> Result<(), BackFault> {
         let attributes = self.parameters("XCLIENT").ok_or(BackFault::ForwardingRefused)?;
         write_line(out, &[b"XCLIENT", xclient(origin, &attributes)?.as_bytes()]);
+        self.forward_first = false;
+        let named = origin.greeting.is_some() && attributes.iter().any(|taken| matches!(&**taken, "HELO" | "PROTO"));
+        self.unnamed = named.then(|| Origin { greeting: None, ..origin.clone() });
         Ok(())
     }
 
@@ -132,8 +165,19 @@ impl BackDialect for SubmissionBack {
 }
 
 impl SubmissionBack {
-    pub(super) const fn new(host: Arc<str>) -> Self {
-        Self { host, lines: Vec::new(), code: None, keywords: None, listed: Vec::new() }
+    pub(super) fn new(settings: &BackSettings) -> Self {
+        Self {
+            host: Arc::clone(&settings.host),
+            client: settings.ehlo.as_ref().map(|greeting| greeting.name.clone()),
+            tls_first: settings.tls == BackTls::StartTls,
+            forward_first: settings.forward.is_some(),
+            named: false,
+            unnamed: None,
+            lines: Vec::new(),
+            code: None,
+            keywords: None,
+            listed: Vec::new(),
+        }
     }
 
     /// The parameters of a keyword that EHLO has listed.
@@ -176,10 +220,10 @@ fn is_refusal(text: &[u8]) -> bool {
     split_enhanced(text, b'5').is_some_and(|(code, _)| code == b"5.7.8")
 }
 
-/// The client in those attributes that the backend supports (Postfix's XCLIENT_README). No value here needs
-/// xtext encoding.
+/// The client in those attributes that the backend supports (Postfix's XCLIENT_README). Only the name that the
+/// client has chosen needs xtext encoding.
 fn xclient(origin: &Origin, taken: &[String]) -> Result<String, BackFault> {
-    let Origin { client, local, session } = origin;
+    let Origin { client, local, session, greeting } = origin;
     let address = |ip: core::net::IpAddr| if ip.is_ipv6() { format!("IPV6:{ip}") } else { ip.to_string() };
     let known = [
         // Otherwise Postfix would use the name of usher's own address.
@@ -194,7 +238,21 @@ fn xclient(origin: &Origin, taken: &[String]) -> Result<String, BackFault> {
     if !takes("ADDR") {
         return Err(BackFault::ForwardingRefused);
     }
-    Ok(known.into_iter().filter(|(name, _)| takes(name)).map(|(name, value)| format!(" {name}={value}")).collect())
+    let greeting = greeting.iter().flat_map(|ClientGreeting { name, extended }| {
+        [("HELO", xtext(name)), ("PROTO", if *extended { "ESMTP" } else { "SMTP" }.to_owned())]
+    });
+    // No server takes a longer value.
+    let all = known.into_iter().chain(greeting.filter(|(_, value)| value.len() <= VALUE));
+    Ok(all.filter(|(name, _)| takes(name)).map(|(name, value)| format!(" {name}={value}")).collect())
+}
+
+/// Printable ASCII as xtext (RFC 3461 section 4).
+fn xtext(text: &str) -> String {
+    let one = |letter| match letter {
+        '+' | '=' => format!("+{:02X}", u32::from(letter)),
+        plain => plain.to_string(),
+    };
+    text.chars().map(one).collect()
 }
 
 /// A refusal's codes and its text.

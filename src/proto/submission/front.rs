@@ -8,7 +8,7 @@ use super::super::dialect::{Action, Channel, Dialect};
 use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::sasl::SaslError;
 use super::super::wire::{LineBuffer, first_word, printable, write_line};
-use super::super::{FrontSettings, NginxReply, Welcome, reply_text, sasl};
+use super::super::{ClientGreeting, FrontSettings, NginxReply, Welcome, reply_text, sasl};
 use super::extensions::is_for_clients;
 use super::{COMMAND, TEXT, split_enhanced};
 use crate::base::secret::SecretBuf;
@@ -28,6 +28,8 @@ pub(super) struct Submission {
     capabilities: Vec<String>,
     /// Whether the client has sent EHLO or HELO.
     greeted: bool,
+    /// The name that it has sent, if that can be repeated.
+    greeting: Option<ClientGreeting>,
 }
 
 impl Submission {
@@ -40,7 +42,13 @@ impl Submission {
                 .collect(),
             None => USUAL.iter().map(ToString::to_string).collect(),
         };
-        Self { host: settings.host.to_owned(), capabilities, greeted: false }
+        Self { host: settings.host.to_owned(), capabilities, greeted: false, greeting: None }
+    }
+
+    /// Notes the client's name: the first word, as of EHLO's arguments the rest means nothing.
+    fn introduce(&mut self, arguments: &[u8], extended: bool) {
+        self.greeted = true;
+        self.greeting = ClientGreeting::parse(first_word(arguments).0, extended);
     }
 
     /// Lists the extensions, of which usher's own is the last.
@@ -84,11 +92,11 @@ impl Dialect for Submission {
         let verb = Zeroizing::new(verb.to_ascii_uppercase());
         match (verb.as_slice(), alone) {
             (b"EHLO", false) => {
-                self.greeted = true;
+                self.introduce(arguments, true);
                 self.extensions(channel, out);
             }
             (b"HELO", false) => {
-                self.greeted = true;
+                self.introduce(arguments, false);
                 write_line(out, &[b"250 ", self.host.as_bytes()]);
             }
             (b"AUTH", false) if channel.tls && !self.greeted => return Err(Problem::EhloFirst),
@@ -131,6 +139,11 @@ impl Dialect for Submission {
     /// The client must say EHLO again after TLS (RFC 3207 section 4.2).
     fn tls_started(&mut self) {
         self.greeted = false;
+        self.greeting = None;
+    }
+
+    fn greeting(&self) -> Option<&ClientGreeting> {
+        self.greeting.as_ref()
     }
 
     fn deny(&self, problem: Problem, out: &mut SecretBuf) {
@@ -145,7 +158,7 @@ impl Dialect for Submission {
             | Problem::LineEnd
             | Problem::Nul => b"500 5.5.2 ",
             Problem::ResponseTooLong => b"500 5.5.6 ",
-            Problem::Syntax | Problem::SynchronizingLiteral => b"501 5.5.4 ",
+            Problem::Syntax => b"501 5.5.4 ",
             Problem::Response(SaslError::Cancelled) => b"501 5.7.0 ",
             Problem::Response(SaslError::NotBase64 | SaslError::Malformed) | Problem::NoString => b"501 5.5.2 ",
             Problem::UserFirst | Problem::EhloFirst | Problem::NoTls => b"503 5.5.1 ",

@@ -29,6 +29,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     // A close within a transaction leaves it open whether the message was sent, and the old server sends it
     // just as the new one does.
     follows_moves: false,
+    ehlo: true,
     usual: front::USUAL,
     advertised: extensions::is_for_clients,
     front,
@@ -47,7 +48,7 @@ fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
-    let dialect = back::SubmissionBack::new(std::sync::Arc::clone(&settings.host));
+    let dialect = back::SubmissionBack::new(&settings);
     Box::new(BackendLogin::new(dialect, settings))
 }
 

@@ -8,7 +8,7 @@ use super::front::Submission;
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::{BackendReply, Refusal, Reply};
 use crate::proto::trial::{HOST, SESSION, ScriptedDecision, calling};
-use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
+use crate::proto::{BackSettings, BackTls, ClientGreeting, Front as _, FrontSettings, Origin, Step, Welcome, script};
 
 const TLS: FrontSettings<'_> =
     FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50, session: SESSION };
@@ -386,23 +386,30 @@ struct Login {
     password: &'static [u8],
     service: Option<&'static [u8]>,
     client: Option<&'static str>,
+    /// The client's name, and whether it is said by EHLO.
+    name: Option<(&'static str, bool)>,
+    /// Whether usher's own EHLO has it.
+    ehlo: bool,
 }
 
-const ALICE: Login = Login { tls: BackTls::Implicit, password: b"secret", service: None, client: None };
+const ALICE: Login =
+    Login { tls: BackTls::Implicit, password: b"secret", service: None, client: None, name: None, ehlo: false };
 const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
 const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
 
 #[track_caller]
 fn backend(login: Login, text: &str) {
+    let greeting = login.name.map(|(name, extended)| ClientGreeting { name: name.to_owned(), extended });
     let settings = BackSettings {
         tls: login.tls,
         login: b"alice".to_vec(),
         password: Secret::copy_of(login.password),
         service: login.service.map(<[u8]>::to_vec),
         untagged_limit: 2000,
-        forward: login.client.map(calling),
+        forward: login.client.map(|client| Origin { greeting: greeting.clone(), ..calling(client) }),
         host: HOST.into(),
         initial_response: true,
+        ehlo: greeting.filter(|_| login.ehlo),
     };
     script::backend(&PROTOCOL, &settings, text);
 }
@@ -529,6 +536,11 @@ fn refusals_and_faults_of_a_login_are_distinguished() {
         ("550 Mailbox closed", "refused [550] Mailbox closed"),
         ("535-5.7.8 one\\r\\n535 5.7.8 two", "refused [535 5.7.8] one"),
         ("421 4.3.2 Shutting down", "fault Bye"),
+        ("421 Shutting down", "fault Bye"),
+        (
+            "421 4.7.0 Maximum number of connections exceeded",
+            "refused [454 4.7.0] Maximum number of connections exceeded",
+        ),
         ("530 5.7.0 Must issue a STARTTLS command first", "fault NoMechanism"),
         ("534 5.7.9 Too weak", "fault NoMechanism"),
         ("538 5.7.11 Encryption required", "fault NoMechanism"),
@@ -585,6 +597,95 @@ fn client_address_is_sent_in_the_supported_attributes() {
     listing(told, "AUTH PLAIN", "=> fault ForwardingRefused");
     listing(told, "XCLIENT NAME", "=> fault ForwardingRefused");
     listing(told, "XCLIENT ADDR", "C: XCLIENT ADDR=198.51.100.7\nS: 550 5.7.1 no\n=> fault ForwardingRefused");
+}
+
+#[test]
+fn name_of_the_client_is_kept_if_it_can_be_repeated() {
+    let longest = "a".repeat(255);
+    let longer = "a".repeat(300);
+    let mut front = Engine::new(Submission::new(CLEAR), CLEAR);
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    for (command, name) in [
+        ("NOOP", None),
+        ("EHLO laptop.example.net", Some(("laptop.example.net", true))),
+        ("helo  [192.0.2.7] ", Some(("[192.0.2.7]", false))),
+        ("EHLO [IPv6:2001:db8::7]", Some(("[IPv6:2001:db8::7]", true))),
+        ("EHLO my_laptop+1=x and more", Some(("my_laptop+1=x", true))),
+        (&format!("EHLO {longest}"), Some((&*longest, true))),
+        ("RSET", Some((&*longest, true))),
+        (&format!("EHLO {longer}"), None),
+        ("EHLO caf\u{e9}.example.net", None),
+        ("EHLO laptop\tx", None),
+        ("EHLO lap\u{7}top", None),
+        ("EHLO laptop", Some(("laptop", true))),
+        ("EHLO", Some(("laptop", true))),
+    ] {
+        input.extend(format!("{command}\r\n").as_bytes());
+        assert!(matches!(front.step(&mut input, &mut out), Step::NeedMore));
+        let kept = front.greeting().map(|greeting| (&*greeting.name, greeting.extended));
+        assert_eq!(kept, name, "{command:?}");
+    }
+    front.tls_started();
+    assert_eq!(front.greeting(), None, "it was said in the clear");
+}
+
+/// The end of a script in which EHLO is sent with this name.
+fn ehlo(name: &str) -> String {
+    format!(
+        "C: EHLO {name}\nS: 250-server3\nS: 250 AUTH PLAIN\nC: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: 235 ok\n=> ready [] ok"
+    )
+}
+
+#[test]
+fn name_of_the_client_is_sent_by_xclient_and_behind_it() {
+    let told = |name: &'static str, extended: bool| Login {
+        client: Some("198.51.100.7:4711"),
+        name: Some((name, extended)),
+        ehlo: true,
+        ..ALICE
+    };
+    let postfix = "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTADDR DESTPORT";
+    let client = "C: XCLIENT NAME=[UNAVAILABLE] ADDR=198.51.100.7 PORT=4711 DESTADDR=192.0.2.1 DESTPORT=993";
+    let many: &'static str = Box::leak("+".repeat(100).into_boxed_str());
+    for (name, extended, attributes) in [
+        ("laptop.example.net", true, " HELO=laptop.example.net PROTO=ESMTP"),
+        ("[192.0.2.7]", false, " HELO=[192.0.2.7] PROTO=SMTP"),
+        ("a+b=c", true, " HELO=a+2Bb+3Dc PROTO=ESMTP"),
+        // Postfix refuses a longer value.
+        (many, true, " PROTO=ESMTP"),
+    ] {
+        let text = format!("{client}{attributes}\nS: 220 again\n{}", ehlo(name));
+        listing(told(name, extended), postfix, &text);
+    }
+    let laptop = told("laptop", true);
+    let address = "C: XCLIENT ADDR=198.51.100.7";
+    listing(laptop, "XCLIENT ADDR", &format!("{address}\nS: 220 again\n{}", ehlo("laptop")));
+    let own = Login { ehlo: false, ..laptop };
+    listing(own, "XCLIENT ADDR HELO", &format!("{address} HELO=laptop\nS: 220 again\n{}", ehlo(HOST)));
+    // Before TLS it is not sent.
+    let starttls = Login { tls: BackTls::StartTls, ..laptop };
+    let secured = format!("C: STARTTLS\nS: 220 go\n=> tls\nC: EHLO {HOST}\nS: 250-x\nS: 250 XCLIENT ADDR HELO");
+    let rest = format!("{address} HELO=laptop\nS: 220 again\n{}", ehlo("laptop"));
+    listing(starttls, "STARTTLS", &format!("{secured}\n{rest}"));
+    // A backend that refuses the name is not at fault, and gets the rest without it.
+    let refused = format!("{address} HELO=laptop\nS: 501 5.5.4 Bad HELO syntax: laptop\n{address}");
+    listing(laptop, "XCLIENT ADDR HELO", &format!("{refused}\nS: 220 again\n{}", ehlo("laptop")));
+    listing(laptop, "XCLIENT ADDR HELO", &format!("{refused}\nS: 550 5.7.1 no\n=> fault ForwardingRefused"));
+    listing(laptop, "XCLIENT ADDR", &format!("{address}\nS: 550 5.7.1 no\n=> fault ForwardingRefused"));
+    let refused = "S: 220 again\nC: EHLO laptop\nS: 504 5.5.2 <laptop>: need fully-qualified hostname";
+    listing(laptop, "XCLIENT ADDR HELO", &format!("{address} HELO=laptop\n{refused}\n{}", ehlo(HOST)));
+}
+
+#[test]
+fn name_of_the_client_is_sent_without_xclient_if_configured() {
+    let laptop = Login { name: Some(("laptop", true)), ehlo: true, ..ALICE };
+    backend(laptop, &format!("S: 220 ready\n{}", ehlo("laptop")));
+    backend(Login { ehlo: false, ..laptop }, &format!("S: 220 ready\n{}", ehlo(HOST)));
+    let starttls = Login { tls: BackTls::StartTls, ..laptop };
+    listing(starttls, "STARTTLS", &format!("C: STARTTLS\nS: 220 go\n=> tls\n{}", ehlo("laptop")));
+    let refused = "S: 220 ready\nC: EHLO laptop\nS: 550-no\nS: 550 such name";
+    backend(laptop, &format!("{refused}\n{}", ehlo(HOST)));
+    backend(laptop, &format!("{refused}\nC: EHLO {HOST}\nS: 502 5.5.1 no\n=> fault Bad"));
 }
 
 /// RFC 3030 section 2: the bytes after the line belong to the message, whatever the reply.

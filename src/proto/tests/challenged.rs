@@ -119,7 +119,9 @@ fn pop3_and_submission_send_the_final_reply_after_one_more_line() {
 #[test]
 fn managesieve_sends_the_final_no_after_one_more_string() {
     let large = "x".repeat(20_000);
-    for answer in ["\"AQ==\"", "\"*\"", "{4+}\\r\\nAQ==", "no string", "{4}", &format!("{{20000+}}\\r\\n{large}")] {
+    for answer in
+        ["\"AQ==\"", "\"*\"", "{4+}\\r\\nAQ==", "no string", "{4}\\r\\nAQ==", &format!("{{20000+}}\\r\\n{large}")]
+    {
         play(
             "managesieve",
             &format!(

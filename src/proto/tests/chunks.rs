@@ -220,6 +220,7 @@ const MANAGESIEVE: Talk = Talk {
         "\"SASL\" \"PLAIN LOGIN\"\r\n",
         "\"SIEVE\" {8}\r\nfileinto\r\n",
         "\"STARTTLS\"\r\n",
+        "\"XCLIENT\"\r\n",
         "OK \"ready\"\r\n",
         "OK\r\n",
         "OK (TAG {4}\r\nsync) \"done\"\r\n",
@@ -309,6 +310,7 @@ proptest! {
                 forward: None,
                 host: HOST.into(),
             initial_response: true,
+                ehlo: None,
             });
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()

@@ -30,7 +30,13 @@ pub(crate) struct Relay {
 impl Relay {
     /// Whether a message that contains this text has arrived.
     pub(crate) fn has(&self, text: &str) -> bool {
-        std::fs::read_dir(&self.mail).unwrap().any(|file| read_text(&file.unwrap().path()).contains(text))
+        self.message(text).is_some()
+    }
+
+    /// A message that contains this text.
+    pub(crate) fn message(&self, text: &str) -> Option<String> {
+        let mut files = std::fs::read_dir(&self.mail).unwrap().map(|file| read_text(&file.unwrap().path()));
+        files.find(|message| message.contains(text))
     }
 }
 

@@ -213,6 +213,16 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         read_text(&self.log())
     }
 
+    /// Waits until this many lines of its log contain this.
+    pub(crate) fn wait_logged(&self, needle: &str, lines: usize) {
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(20));
+        while self.logged().lines().filter(|line| line.contains(needle)).count() < lines {
+            assert!(Instant::now() < deadline, "slapd never logged {needle:?} {lines} times:\n{}", self.logged());
+            // A log file offers no event to wait for.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The number of simple bind requests as this DN, by its own log.
     pub(crate) fn binds(&self, dn: &str) -> usize {
         let needle = format!("BIND dn=\"{dn}\" method=128");

@@ -143,7 +143,7 @@ async fn wait_for_a_free_connection_ends_at_the_deadline() {
     let server = ldap.server(0);
     let bind = async |time: u64| {
         let deadline = Instant::now() + Duration::from_millis(time);
-        server.binds.bind("uid=alice,dc=x", "right", deadline, &mut Trace::default()).await.map(|(code, _)| code)
+        server.binds.bind("uid=alice,dc=x", b"right", deadline, &mut Trace::default()).await.map(|(code, _)| code)
     };
     let (first, second) = tokio::join!(bind(1_000), bind(100));
     assert!(matches!(first, Err(RequestError::Indeterminate(UnavailableCause::Timeout))), "{first:?}");

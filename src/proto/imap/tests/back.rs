@@ -41,6 +41,7 @@ impl Login {
             forward: self.client.map(calling),
             host: HOST.into(),
             initial_response: self.initial_response,
+            ehlo: None,
         }
     }
 }

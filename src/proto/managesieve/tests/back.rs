@@ -28,6 +28,7 @@ fn settings(login: Login) -> BackSettings {
         forward: login.client.map(calling),
         host: HOST.into(),
         initial_response: true,
+        ehlo: None,
     }
 }
 

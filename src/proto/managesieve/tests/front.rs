@@ -360,10 +360,49 @@ fn failed_sasl_exchange_ends() {
         S: NO "Response must be a string"
         C: AUTHENTICATE "PLAIN"
         S: ""
-        C: {5}
-        S: NO "Literals must be non-synchronizing ({n+})"
+        C: {1}
+        C: *
+        S: NO "Authentication cancelled"
         C: NOOP
         S: OK "NOOP completed"
+        "#,
+    );
+}
+
+/// The form of a server's literal: what follows is data all the same, of a refused command as well.
+#[test]
+fn literal_without_plus_is_read() {
+    script(
+        TLS,
+        r#"
+        C: AUTHENTICATE "PLAIN" {20}
+        C: AGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: NO "Name or password is wrong"
+        C: AUTHENTICATE "PLAIN"
+        S: ""
+        C: {20}
+        C: AGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: NO "Name or password is wrong"
+        C: PUTSCRIPT "a" {4}
+        C: NOOP
+        S: NO "Log in first"
+        C: NOOP
+        S: OK "NOOP completed"
+        "#,
+    );
+    script(
+        CLEAR,
+        r#"
+        C: AUTHENTICATE "PLAIN" {20}
+        C: AGFsaWNlAHNlY3JldA==
+        S: NO (ENCRYPT-NEEDED) "Start TLS before you log in"
+        C: NOOP
+        S: OK "NOOP completed"
+        => refused unasked: tls_required
         "#,
     );
 }
@@ -406,7 +445,8 @@ fn oversized_input_never_desynchronizes() {
              C: abc
              S: NO \"Command too long\"
              C: PUTSCRIPT \"a\" {{5}}
-             S: NO \"Literals must be non-synchronizing ({{n+}})\"
+             C: abcde
+             S: NO \"Log in first\"
              C: NOOP
              S: OK \"NOOP completed\"",
             "k".repeat(fits),
