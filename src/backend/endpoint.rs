@@ -363,12 +363,12 @@ impl Endpoint {
         let answered = talk.log_in().await;
         if talk.dialogue.ignores_initial_response() {
             self.pool.initial_response_ignored();
+        }
+        if talk.dialogue.has_refused_nothing() && answered.as_ref().is_err_and(BackendError::is_closed) {
             settings.initial_response = false;
-            if answered.as_ref().is_err_and(BackendError::is_closed) {
-                let mut talk = again(settings).await?;
-                let welcome = talk.log_in().await?;
-                return Ok(talk.into_logged_in(welcome));
-            }
+            let mut talk = again(settings).await?;
+            let welcome = talk.log_in().await?;
+            return Ok(talk.into_logged_in(welcome));
         }
         Ok(talk.into_logged_in(answered?))
     }

@@ -190,12 +190,16 @@ impl LoginContext {
         self.exchange.is_some_and(|exchange| exchange.awaits_challenge())
     }
 
+    /// Whether an exchange has begun and nothing of the account was sent in it: no reply can be about the password.
+    pub(super) fn has_sent_nothing(&self) -> bool {
+        self.exchange.is_some_and(|exchange| exchange.has_sent_nothing())
+    }
+
     /// What a refusal means in a protocol that has one word for a wrong password and for a command that is not
     /// understood. It is about the form if it has no response code and either nothing of the account was sent in
     /// this exchange or its text is about the form.
     pub(super) fn refused(&self, reply: BackendReply) -> Result<Transition, BackFault> {
-        let has_sent_nothing = self.exchange.is_some_and(|exchange| exchange.has_sent_nothing());
-        if !reply.code.is_empty() || !has_sent_nothing && !is_about_form(&reply.text) {
+        if !reply.code.is_empty() || !self.has_sent_nothing() && !is_about_form(&reply.text) {
             return Ok(Transition::Refused(reply));
         }
         if self.is_command_only() { Ok(Transition::NotUnderstood) } else { Err(BackFault::Bad) }
@@ -259,6 +263,10 @@ impl<D: BackDialect> Back for BackendLogin<D> {
 
     fn ignores_initial_response(&self) -> bool {
         self.rejects_initial || self.login.exchange.is_some_and(|exchange| exchange.was_repeated())
+    }
+
+    fn has_refused_nothing(&self) -> bool {
+        self.rejects_initial && self.login.has_sent_nothing()
     }
 
     fn capabilities(&self) -> Vec<String> {

@@ -475,6 +475,12 @@ pub trait Back: Send {
         false
     }
 
+    /// Whether it has shown that with an error, and nothing was sent since that it could refuse: if it closes now,
+    /// the login may be sent over another connection.
+    fn has_refused_nothing(&self) -> bool {
+        false
+    }
+
     /// The command to watch for in a session; for most servers none.
     fn watch(&self) -> Option<watch::CommandWatch> {
         None

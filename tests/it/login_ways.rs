@@ -201,6 +201,25 @@ fn backend_that_closes_over_the_message_is_remembered() {
     });
 }
 
+/// A close in place of a refusal is no question of form once the message was requested.
+#[test]
+fn message_that_was_requested_is_not_sent_over_another_connection() {
+    let server = Scripted::tls(|peer| {
+        peer.send("+OK old\r\n");
+        while let Some(line) = peer.line() {
+            match line.as_str() {
+                "CAPA" => peer.send("+OK\r\nSASL PLAIN\r\n.\r\n"),
+                line if line == filled("{PLAIN}") => return,
+                _ => peer.send("+ \r\n"),
+            };
+        }
+    });
+    let usher = Usher::start(config("pop3", &server).set("/routing/backends/0/probe", "off"));
+    assert!(log_in("pop3", &usher).starts_with("-ERR [SYS/TEMP]"));
+    assert_eq!(usher.login("alice")["result"], "backend_unreachable");
+    assert_eq!(server.connections(), 1, "{}", server.transcript());
+}
+
 /// Servers lock accounts after a few refusals.
 #[test]
 fn refused_password_is_sent_once() {

@@ -202,6 +202,10 @@ impl ImapBack {
             }
             (Phase::Login, ImapStatusKind::Ok) => self.logged_in(&status, login),
             (Phase::Login, ImapStatusKind::No) if status.is_referral() => Err(BackFault::Referral),
+            // No credentials to reject: the mechanism is not available (RFC 9051 section 6.2.2).
+            (Phase::Login, ImapStatusKind::No) if login.has_sent_nothing() && status.code.is_empty() => {
+                Ok(Transition::NotUnderstood)
+            }
             (Phase::Login, ImapStatusKind::No) => Ok(Transition::Refused(BackendReply {
                 code: printable(status.code, TEXT),
                 text: printable(status.text, TEXT),

@@ -337,7 +337,15 @@ fn starttls_discards_earlier_state() {
 #[test]
 fn login_uses_an_advertised_mechanism() {
     greeted(ALICE, "IMAP4rev1 AUTH=PLAIN LITERAL+", "C: u1 AUTHENTICATE PLAIN\nS: + \nC: AGFsaWNlAHNlY3JldA==");
-    greeted(ALICE, "IMAP4rev1 AUTH=PLAIN", "C: u1 AUTHENTICATE PLAIN\nS: u1 NO no more\n=> refused [] no more");
+    greeted(
+        ALICE,
+        "IMAP4rev1 AUTH=PLAIN",
+        "C: u1 AUTHENTICATE PLAIN\nS: u1 NO [LIMIT] no more\n=> refused [LIMIT] no more",
+    );
+    // Nothing of the account was sent: the mechanism is refused.
+    let unavailable = "C: u1 AUTHENTICATE PLAIN\nS: u1 NO no mechanism\n";
+    greeted(ALICE, "IMAP4rev1 AUTH=PLAIN", &format!("{unavailable}C: u2 LOGIN \"alice\" \"secret\""));
+    greeted(PROXY, "IMAP4rev1 AUTH=PLAIN", &format!("{unavailable}=> fault Bad"));
     greeted(ALICE, "IMAP4rev1 LOGINDISABLED AUTH=PLAIN SASL-IR", "C: u1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==");
     greeted(ALICE, "IMAP4rev1 AUTH=PLAIN-CLIENTTOKEN", "C: u1 LOGIN \"alice\" \"secret\"");
     greeted(ALICE, "IMAP4rev1 LOGINDISABLED AUTH=GSSAPI", "=> fault NoMechanism");
