@@ -53,8 +53,12 @@ impl Addresses {
     /// An address to listen on, reported if it is taken.
     pub(super) fn read(&mut self, node: &Node<'_>) -> Option<SocketAddr> {
         let address = node.parsed(names::socket_address)?;
-        if let Some((_, first)) = self.taken.iter().find(|(other, _)| collide(*other, address)) {
-            node.problem(format!("this address and port are already used by {first}: change one"));
+        if let Some((other, first)) = self.taken.iter().find(|(other, _)| collide(*other, address)) {
+            let hint = match (other.is_ipv4(), address.is_ipv4()) {
+                (true, false) | (false, true) => " ([::] takes IPv4 too, unless 0.0.0.0 is configured at the port)",
+                (_, _) => "",
+            };
+            node.problem(format!("this address and port are already used by {first}{hint}: change one"));
         }
         self.taken.push((address, node.key().to_owned()));
         Some(address)

@@ -67,7 +67,8 @@ impl fmt::Display for Exposure {
             }
             Place::ReadOnly => f.write_str(
                 "its mount is read-only: for a container set `defaultMode: 0440` at the volume, and `fsGroup` of the \
-                 pod to usher's group; elsewhere set mode 0640 where the mount can be written",
+                 pod to usher's group (in Docker `mode: 0440` and `gid` of the secret); elsewhere set mode 0640 where \
+                 the mount can be written",
             ),
         }
     }

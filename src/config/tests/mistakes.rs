@@ -76,6 +76,16 @@ fn colliding_listeners_are_reported() {
         let listener = format!("{{protocol: imap, address: \"{address}\", tls: implicit}}");
         second_listener(&listener, ".address", "already used by listeners[0].address");
     }
+    let specific = "{protocol: imap, address: \"192.0.2.1:993\", tls: implicit}";
+    second_listener(
+        specific,
+        ".address",
+        "([::] takes IPv4 too, unless 0.0.0.0 is configured at the port): change one",
+    );
+    sound(
+        "\"[::]:993\", tls: implicit}\n  - {protocol: imap, address: \"[::]:143\", tls: starttls}",
+        "\"[::]:993\", tls: implicit}\n  - {protocol: imap, address: \"0.0.0.0:993\", tls: implicit}",
+    );
     mistake("\"[::1]:9931\"}", "\"127.0.0.1:143\"} # HERE", "admin.address", "already used by listeners[1].address");
     sound(
         "\"[::]:993\", tls: implicit}\n  - {protocol: imap, address: \"[::]:143\", tls: starttls}",

@@ -52,6 +52,8 @@ impl Desk {
         params.distinguished_name.push(DnType::CommonName, name);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let desk = Self { dir: tempfile::tempdir().unwrap(), ca };
+        // Whatever the umask: a closed folder makes readable keys acceptable.
+        std::fs::set_permissions(desk.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         desk.write("ca.pem", &desk.ca.pem());
         desk
     }

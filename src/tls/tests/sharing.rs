@@ -95,6 +95,10 @@ fn files_without_keys_are_refused_with_file_and_line() {
     assert_eq!(refused(&format!("{one}\n{}\n{one}\n", line(2))), "line 3 of FILE: it repeats line 1: remove one");
     let many: Vec<String> = (0..9).map(|byte| line(byte) + "\n").collect();
     assert!(refused(&many.concat()).starts_with("line 9 of FILE: more than 8 keys: remove the first"));
+    let marked = refused(&format!("\u{feff}{one}\n"));
+    assert!(marked.starts_with("line 1 of FILE: the file begins with a byte order mark"), "{marked}");
+    let wide: String = one.chars().flat_map(|c| [c, '\0']).collect();
+    assert!(refused(&wide).starts_with("line 1 of FILE: the file is UTF-16 text"), "{}", refused(&wide));
     assert!(refused(&"A".repeat(5 << 20)).contains("larger than 4 MiB"));
 
     let mut tls = settings(vec![desk.files("one")]);
