@@ -342,8 +342,8 @@ fn files_of(root: &Path, modules: &[&str]) -> Vec<PathBuf> {
     places.flat_map(|place| [place.with_extension("rs"), place.join("mod.rs")]).filter(|path| path.exists()).collect()
 }
 
-/// Whether a name in the page's column of tests is that of a test, or of a module of tests. A name alone is
-/// one of `file`, the file of `tests/it` that was named last.
+/// Whether a name in the page's column of tests is that of a test, of a module of tests or of a fuzz target. A name
+/// alone is one of `file`, the file of `tests/it` that was named last.
 fn exists<'p>(root: &Path, quoted: &'p str, file: &mut Option<&'p str>) -> bool {
     let name = match quoted.strip_prefix("it/").and_then(|rest| rest.split_once(".rs: ")) {
         Some((named, test)) => {
@@ -353,7 +353,9 @@ fn exists<'p>(root: &Path, quoted: &'p str, file: &mut Option<&'p str>) -> bool 
         None => quoted,
     };
     if !name.contains("::") {
-        return file.is_some_and(|file| tests_of(&root.join(format!("tests/it/{file}.rs"))).contains(name));
+        let is_fuzz_target = root.join(format!("fuzz/fuzz_targets/{name}.rs")).exists();
+        return is_fuzz_target
+            || file.is_some_and(|file| tests_of(&root.join(format!("tests/it/{file}.rs"))).contains(name));
     }
     let modules: Vec<&str> = name.split("::").collect();
     let (test, parents) = modules.split_last().unwrap();
