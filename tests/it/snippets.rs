@@ -163,7 +163,10 @@ fn dovecot_snippets_stand_in_pairs_and_are_marked() {
     }
     let words =
         ["passdb", "inet_listener", "service imap", "login_trusted_networks", "haproxy_trusted", "service_count"];
-    for snippet in all.iter().filter(|snippet| !snippet.language.starts_with("dovecot-2.")) {
+    // What a command prints is no configuration.
+    let others =
+        all.iter().filter(|snippet| !snippet.language.starts_with("dovecot-2.") && !snippet.text.starts_with("$ "));
+    for snippet in others {
         let is_dovecot = words.iter().any(|word| snippet.text.contains(word));
         assert!(!is_dovecot, "{}: mark it as dovecot-2.3 or dovecot-2.4", snippet.place);
     }
