@@ -8,7 +8,7 @@ use crate::base::credential::Login;
 use crate::config::{Config, LdapScheme, WatchMode};
 use crate::diagnose::table::{Shown, thousands};
 use crate::directory::{
-    ConnectionFault, LockoutPolicy, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause, UserCount,
+    ConnectionFault, Entry, LockoutPolicy, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause, UserCount,
 };
 use crate::login::explain::{Verdict, tls_advice};
 use crate::proto::ldap::result::{NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS};
@@ -169,7 +169,7 @@ fn read_base(config: &Config, dn: &str, base: &Result<(ServerResult, bool), Unav
         }
         Ok((result, _)) => {
             let advice = "the access rules must let the service account read this entry and what is below it";
-            let advice = tls_advice(config, result.code).unwrap_or(advice);
+            let advice = access_advice(config, result.code).unwrap_or(advice);
             Finding::problem("base", format!("{dn} is not shown ({result})"), advice)
         }
         Err(trouble) => Finding::problem("base", format!("{dn}: {}", words(trouble)), advice(trouble)),
@@ -215,33 +215,51 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
             }
         }
         (None, Some(name)) => {
-            let advice = tls_advice(config, sample.result.code).map_or_else(|| format!(
-                "is there an entry for {}? Is it below the base, may the service account search the attributes of \
-                 the filter?",
-                Shown(name)
-            ), str::to_owned);
+            let advice = access_advice(config, sample.result.code).map_or_else(
+                || {
+                    format!(
+                        "is there an entry for {}? Is it below the base, may the service account search the \
+                         attributes of the filter?",
+                        Shown(name)
+                    )
+                },
+                str::to_owned,
+            );
             Finding::problem("filter", format!("{filter} finds no entry ({})", sample.result), advice)
         }
         (None, None) => {
             let advice = "no user could log in: check directory.base, directory.filter and the access rules for \
                           the service account";
-            let advice = tls_advice(config, sample.result.code).unwrap_or(advice);
+            let advice = access_advice(config, sample.result.code).unwrap_or(advice);
             Finding::problem("filter", format!("{filter} finds no entry ({})", sample.result), advice)
         }
     }
 }
 
-fn mail_host(config: &Config, with: Result<&Option<crate::directory::Entry>, &UnavailableCause>) -> Finding {
+/// What to do about a server that does not let anybody search over this connection; `None` if the result does not
+/// say so.
+fn access_advice(config: &Config, code: u32) -> Option<&'static str> {
+    let is_anonymous = config.directory.find.service().is_none();
+    // Active Directory has 1, 389-DS 48 (nsslapd-allow-anonymous-access), others 50 or 53.
+    let anonymous = || {
+        (is_anonymous && matches!(code, 1 | 48 | 50 | 53))
+            .then_some("the server may refuse anonymous searches: set directory.bind_dn and bind_password_file")
+    };
+    tls_advice(config, code).or_else(anonymous)
+}
+
+fn mail_host(config: &Config, with: Result<&(Option<Entry>, ServerResult), &UnavailableCause>) -> Finding {
     let attribute = &config.directory.mail_host_attribute;
     match with {
-        Ok(Some(entry)) if !entry.mail_hosts.is_empty() => {
+        Ok((Some(entry), _)) if !entry.mail_hosts.is_empty() => {
             let (value, dn) = (entry.mail_hosts.join(", "), Shown(&entry.dn).to_string());
             Finding::ok("mail host", format!("{attribute} is shown, such as {} of {dn}", Shown(&value)))
         }
-        Ok(entry) => {
+        Ok((entry, result)) => {
             let found = match entry {
                 Some(entry) => format!("{attribute} of {} may be searched but not read", Shown(&entry.dn)),
-                None => format!("no user shows {attribute}"),
+                None if result.code == SUCCESS => format!("no user shows {attribute}"),
+                None => format!("no user shows {attribute} ({result})"),
             };
             let advice = "the service account must be allowed to search and read this attribute (in slapd.conf: \
                           `access to attrs=...` above the rule that hides it); or directory.mail_host_attribute is \

@@ -35,8 +35,8 @@ pub struct ServerDiagnosis {
     pub base: Option<Result<(ServerResult, bool), UnavailableCause>>,
     /// The lookup of the sample login.
     pub sample: Option<Result<SampleLookup, UnavailableCause>>,
-    /// A user with a mail host, if there is any.
-    pub with_mail_host: Option<Result<Option<Entry>, UnavailableCause>>,
+    /// A user with a mail host, if there is any, and the result.
+    pub with_mail_host: Option<Result<(Option<Entry>, ServerResult), UnavailableCause>>,
     /// Content synchronization: whether it is advertised, and the result of trying it.
     pub sync: Option<Result<(bool, Option<ServerResult>), UnavailableCause>>,
     /// How many users the server returns, and the result: if it is not success, it returns no more than these.

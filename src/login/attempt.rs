@@ -21,7 +21,7 @@ use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, SessionPermit};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::login::core::{LoginContext, LoginCore};
 use crate::login::event::{ConnectionInfo, LoginEvent};
-use crate::outcome::{Refusal, Reply};
+use crate::outcome::{Proof, Refusal, Reply};
 use crate::proto::{ClientId, Protocol};
 use crate::routing;
 use crate::telemetry::labels::BackendResult;
@@ -266,13 +266,14 @@ impl LoginAttempt<'_> {
                     Refusal::WrongPassword
                     | Refusal::UnknownUser
                     | Refusal::NoPassword
-                    | Refusal::SeveralEntries(_)
-                    | Refusal::UnusableEntry(_)
+                    | Refusal::SeveralEntries(Proof::Missing)
+                    | Refusal::UnusableEntry(Proof::Missing)
                     | Refusal::Account { .. },
                 ),
                 DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
             ) => AttemptOutcome::Wrong,
-            // Undecided: the charge is refunded.
+            // Undecided, or a password that was accepted before the entry turned out to lead nowhere: the charge is
+            // refunded.
             (Err(_), _) => AttemptOutcome::Inconclusive,
         };
         turn.settle(outcome);

@@ -140,7 +140,10 @@ impl Ldap {
         }
         let with = format!("(&{users}({}=*))", settings.mail_host_attribute);
         let found = ask(search(&base, with, attributes)).await;
-        examined.with_mail_host = Some(found.map(|found| found.first));
+        examined.with_mail_host = Some(found.map(|found| {
+            let result = found.result();
+            (found.first, result)
+        }));
         if settings.watch.mode != WatchMode::Off {
             let tried = try_sync(&connection, &base, &users).await;
             examined.sync = Some(tried.map_err(|error| error.unavailable(&server.url)));

@@ -96,8 +96,8 @@ impl ServerProbe {
             return Ok(());
         }
         if changed {
-            let (code, entries) = (found.code, found.entries);
-            error!(server = %endpoint.url, code, entries, "directory server does not return the canary; not used");
+            let (code, entries, result) = (found.code, found.entries, found.result());
+            error!(server = %endpoint.url, code, %result, entries, "directory server does not return the canary; not used");
         }
         let cause = UnavailableCause::Canary { server: endpoint.url.clone() };
         endpoint.server_failed(OperationOrigin::Probe, &cause);

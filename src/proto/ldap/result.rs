@@ -116,7 +116,7 @@ pub(crate) const RESULTS: [ResultCode; 43] = [
     of_name(34, "invalidDNSyntax"),
     of_name(36, "aliasDereferencingProblem"),
     // The RFC means a bind without credentials, which is never sent. What servers mean by it is an entry without a
-    // password (389-DS), or one that may not bind with a simple one.
+    // password, or one that may not bind with a simple one.
     row(48, "inappropriateAuthentication", BindMeaning::NoPassword, SearchMeaning::Undecided),
     row(INVALID_CREDENTIALS, "invalidCredentials", BindMeaning::WrongPassword, SearchMeaning::Undecided),
     // As 19.

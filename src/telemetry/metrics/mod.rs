@@ -30,14 +30,20 @@ use crate::proto::PROTOCOLS;
 pub(crate) const DIRECTORY: &str = "default";
 
 /// The result codes of RFC 4511 that have their own label, and labels for missing replies.
-pub(crate) const DIRECTORY_CODES: [&str; 17] = [
+pub(crate) const DIRECTORY_CODES: [&str; 23] = [
     "0",
     "1",
     "2",
     "3",
+    "4",
+    "8",
     "10",
+    "13",
+    "16",
     "19",
     "32",
+    "34",
+    "48",
     "49",
     "50",
     "51",
