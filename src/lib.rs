@@ -3,7 +3,8 @@
 //! The modules by layer, lowest first; a module uses only lower layers (`tests/it/layers.rs`):
 //! - `base`; `outcome` (why a login fails, and what the client may hear of it); `proto` (pure dialogues and syntax)
 //! - `config`; `telemetry`; `tls`
-//! - `directory` (LDAP, and the evidence of a bind); `limits`, `routing`, `sessions`; `backend`, `cache`; `tracking`
+//! - `directory` (LDAP, and the evidence of a bind); `limits`, `routing`, `sessions`; `backend`, `cache`, `trace`;
+//!   `tracking`
 //! - `login` (the core, whichever frontend is used); `config_files`; `process`
 //! - `frontend`, `admin`; `diagnose`, `migrate`, `server`; `demo`; `cli`
 #![cfg_attr(not(feature = "internals"), allow(unreachable_pub))]
@@ -36,6 +37,7 @@ mod server;
 mod sessions;
 mod telemetry;
 mod tls;
+mod trace;
 mod tracking;
 
 pub use base::sys::allocator::WipingJemalloc;

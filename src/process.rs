@@ -24,6 +24,7 @@ use crate::sessions::registry::Registry;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::server::ServerTls;
+use crate::trace::Traces;
 use crate::tracking::ChangeTracker;
 
 /// Everything that follows from one configuration. What a login needs of it is its core.
@@ -130,6 +131,8 @@ pub(crate) struct Shared {
     pub log: log::Guard,
     /// Rate limit of log lines that any client could trigger.
     pub repeats: log::Repeats,
+    /// The traces that administrators follow.
+    pub traces: Arc<Traces>,
     connections: watch::Sender<usize>,
     unauthenticated: AtomicUsize,
 }
@@ -147,6 +150,7 @@ impl Shared {
         credential::prepare();
         let registry = Arc::<Registry>::default();
         let closer = Arc::new(Closer::new(Arc::clone(&registry)));
+        let traces = Traces::new(metrics.traces.clone());
         Arc::new(Self {
             tracker: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
             maintenance: Maintenance::new(Arc::clone(&closer)),
@@ -159,6 +163,7 @@ impl Shared {
             directory_answered: AtomicBool::new(false),
             log,
             repeats: log::Repeats::default(),
+            traces,
             connections: watch::Sender::new(0),
             unauthenticated: AtomicUsize::new(0),
         })

@@ -16,6 +16,7 @@ pub(crate) use super::observed::Observations;
 use super::{Backend, Service};
 use crate::config::{Forward, Probe};
 use crate::proto::proxy_header::{self, Header, Version};
+use crate::proto::transcript::Transcript;
 use crate::proto::{BackFault, Protocol};
 use crate::tls::HandshakeFailure;
 
@@ -177,7 +178,7 @@ impl Endpoint {
         let deadline = Instant::now() + self.timeout;
         let mut tcp = self.connect(address, deadline).await.tcp?;
         send_header(&mut tcp, &header).await?;
-        match self.begin(tcp, self.trial(None, None, None), deadline, None).await {
+        match self.begin(tcp, self.trial(None, None, None), deadline, &Transcript::default(), None).await {
             Ok(_) | Err(BackendError::Fault(BackFault::NoMechanism)) => Ok(()),
             Err(error) => Err(error),
         }

@@ -28,6 +28,7 @@ use crate::base::sys;
 use crate::base::tasks::{self, Task};
 use crate::config::{AuthHttpTarget, Ehlo, Forward, Probe};
 use crate::proto::proxy_header::{self, Header};
+use crate::proto::transcript::{Leg, Transcript};
 use crate::proto::{BackFault, BackSettings, BackStep, BackTls, ClientGreeting, Origin, Protocol, capabilities};
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
@@ -133,14 +134,16 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
         header: &[u8],
+        transcript: &Transcript,
     ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
-        let tried = self.try_each(self.candidates().await?, deadline, settings, header).await;
+        let tried = self.try_each(self.candidates().await?, deadline, settings, header, transcript).await;
         let again = Instant::now() + RETRY;
         if again >= deadline || !matches!(tried, Err(BackendError::Connect { .. })) {
             return tried;
         }
         sleep_until(again).await;
-        self.try_each(self.candidates().await?, deadline, settings, header).await
+        transcript.note(Leg::Backend, || format!("connecting again after {RETRY:?}"));
+        self.try_each(self.candidates().await?, deadline, settings, header, transcript).await
     }
 
     /// Tries one address after the other until one is ready for the login; each fault is recorded. While others remain,
@@ -152,6 +155,7 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
         header: &[u8],
+        transcript: &Transcript,
     ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
         let mut error = self.late(Awaited::Connection);
         let mut greeting = FuturesUnordered::new();
@@ -171,9 +175,10 @@ impl Endpoint {
                 match tcp {
                     Ok(tcp) => {
                         pending.push(attempt);
-                        greeting.push(self.greet(attempt, tcp, deadline, settings, header));
+                        greeting.push(self.greet(attempt, tcp, deadline, settings, header, transcript));
                     }
                     Err(fault) => {
+                        transcript.note(Leg::Backend, || format!("no connection to {}: {fault}", attempt.address));
                         self.pool.failed(&attempt, &fault);
                         error = fault;
                     }
@@ -187,7 +192,9 @@ impl Endpoint {
                     Err(fault) => error = fault,
                 },
                 // It greets late or never: the next one is tried beside it.
-                Err(_) if Instant::now() < deadline => {}
+                Err(_) if Instant::now() < deadline => {
+                    transcript.note(Leg::Backend, || "not ready yet; the next address is tried beside it".to_owned());
+                }
                 Ok(None) if !candidates.is_empty() && Instant::now() < deadline => {}
                 Ok(None) | Err(_) => return Err(error),
             }
@@ -229,12 +236,22 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
         header: &[u8],
+        transcript: &Transcript,
     ) -> (ConnectAttempt, Result<BackendDialogue, BackendError>) {
+        let address = attempt.address;
         let greeted = async {
+            transcript.note(Leg::Backend, || format!("connected to {address}"));
+            if !header.is_empty() {
+                transcript.note(Leg::Backend, || format!("PROXY header of {} bytes sent", header.len()));
+            }
             send_header(&mut tcp, header).await?;
-            self.begin(tcp, settings.clone(), deadline, None).await
+            self.begin(tcp, settings.clone(), deadline, transcript, None).await
         };
-        (attempt, greeted.await)
+        let greeted = greeted.await;
+        if let Err(fault) = &greeted {
+            transcript.note(Leg::Backend, || format!("{address} fails: {fault}"));
+        }
+        (attempt, greeted)
     }
 
     /// Connects to the first address that answers, or gives the last one's error; those that were
@@ -380,14 +397,21 @@ impl Endpoint {
         tcp: TcpStream,
         settings: BackSettings,
         deadline: Instant,
+        transcript: &Transcript,
         mut observed: Option<&mut Observations>,
     ) -> Result<BackendDialogue, BackendError> {
         let began = Instant::now();
+        let verified = |stream: &Stream| format!("{}; verified as {}", stream.describe(), self.server_name.to_str());
         let stream = match self.tls {
-            BackTls::Implicit => self.start_tls(tcp, deadline).await?,
+            BackTls::Implicit => {
+                let stream = self.start_tls(tcp, deadline).await?;
+                transcript.note(Leg::Backend, || verified(&stream));
+                stream
+            }
             BackTls::StartTls | BackTls::Plaintext => Stream::from(tcp),
         };
-        let dialogue = (self.protocol.back)(settings);
+        let mut dialogue = (self.protocol.back)(settings);
+        dialogue.transcribe(transcript.clone());
         let mut talk = BackendDialogue::new(stream, dialogue);
         let mut awaited = Awaited::Greeting;
         loop {
@@ -421,6 +445,7 @@ impl Endpoint {
                     }
                     let tcp = talk.stream.into_plain().ok_or(BackendError::Fault(BackFault::ProtocolViolation))?;
                     talk.stream = self.start_tls(tcp, deadline).await?;
+                    transcript.note(Leg::Backend, || verified(&talk.stream));
                     talk.dialogue.tls_started();
                 }
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),

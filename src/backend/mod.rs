@@ -36,6 +36,7 @@ use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::Label as _;
 use crate::base::secret::Secret;
 use crate::config::{self, Forward};
+use crate::proto::transcript::Transcript;
 use crate::proto::{BackSettings, Origin, PROTOCOLS, Protocol};
 use crate::telemetry::metrics::Metrics;
 use addresses::{Evidence, Pool};
@@ -158,6 +159,7 @@ impl Backend {
         login: &Login,
         credential: &Credential,
         origin: &Origin,
+        transcript: &Transcript,
         phases: &mut Phases,
     ) -> Result<LoggedIn, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
@@ -183,7 +185,7 @@ impl Backend {
             // A backend that is down is reported before waiting for a slot.
             endpoint.candidates().await?;
             let place = self.login_slot(endpoint).await?;
-            Ok((place, endpoint.approach(deadline, &settings, &header).await?))
+            Ok((place, endpoint.approach(deadline, &settings, &header, transcript).await?))
         };
         let approached = timeout_at(deadline, approach).await.map_err(|_| endpoint.late(Awaited::Connection)).flatten();
         phases.connect = Some(began.elapsed());
@@ -192,7 +194,7 @@ impl Backend {
         let began = Instant::now();
         let again = async |settings: &BackSettings| {
             let talk;
-            (address, talk) = endpoint.approach(deadline, settings, &header).await?;
+            (address, talk) = endpoint.approach(deadline, settings, &header, transcript).await?;
             Ok(talk)
         };
         let answered = timeout_at(deadline, endpoint.log_in(talk, &mut settings, again)).await;

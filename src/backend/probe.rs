@@ -18,6 +18,7 @@ use super::error::BackendError;
 use super::observed::Observations;
 use crate::base::secret::Secret;
 use crate::config::Probe;
+use crate::proto::transcript::Transcript;
 use crate::proto::{BackFault, BackSettings, Origin, software};
 use crate::telemetry::labels::ProbeResult;
 
@@ -97,7 +98,8 @@ impl Endpoint {
         // The probe account logs in as itself, not for another user.
         let service = service.filter(|_| account.is_none());
         let mut settings = self.trial(account, service, own.and_then(|own| self.forwarded_client(&own)));
-        let mut talk = self.begin(tcp, settings.clone(), deadline, observed.as_deref_mut()).await?;
+        let mut talk =
+            self.begin(tcp, settings.clone(), deadline, &Transcript::default(), observed.as_deref_mut()).await?;
         self.record_capabilities(address, &talk);
         self.pool.greeted(address, talk.greeted_after);
         if let Some(observed) = &mut observed
@@ -112,7 +114,7 @@ impl Endpoint {
                 let again = async |settings: &BackSettings| {
                     let mut tcp = self.connect(address, deadline).await.tcp?;
                     send_header(&mut tcp, &self.header(None)).await?;
-                    self.begin(tcp, settings.clone(), deadline, None).await
+                    self.begin(tcp, settings.clone(), deadline, &Transcript::default(), None).await
                 };
                 let logged_in = timeout_at(deadline, self.log_in(talk, &mut settings, again)).await;
                 let logged_in = logged_in.map_err(|_| self.late_login(address));

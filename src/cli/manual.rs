@@ -108,6 +108,22 @@ const PAGES: &[Page] = &[
         ],
     },
     Page {
+        command: "trace",
+        paragraphs: &[
+            "Shows the dialogues of chosen sessions with client and backend until the login is done, as they happen, \
+             with TLS, the directory's answer and the route. Passwords are never shown: whatever is not known to be \
+             harmless is the number of its bytes.",
+            "Each line has the milliseconds since the session began, the session's id as in the log, the leg, and the \
+             line. A reader that is too slow loses lines and is told how many; no login waits for it. The log has \
+             a line of the beginning and of the end of a trace, with who asked.",
+        ],
+        examples: &[
+            ("usher trace --user alice --for 10m", "alice, also under her other names"),
+            ("usher trace --client 192.0.2.7", "one client, whoever logs in"),
+            ("usher trace --backend server3 --json", "logins that go to server3, a JSON object a line"),
+        ],
+    },
+    Page {
         command: "confirm",
         paragraphs: &[
             "When more users are moved, disabled or deleted in a minute than directory.brake allows, usher applies \

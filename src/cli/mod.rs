@@ -17,6 +17,7 @@ mod reload;
 mod run;
 mod running;
 mod sessions;
+mod trace;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -79,6 +80,8 @@ enum Command {
     Sessions(sessions::Args),
     /// Close sessions of the running usher gracefully
     Kick(kick::Args),
+    /// Show the dialogues of chosen sessions up to the login as they happen, without passwords
+    Trace(trace::Args),
     /// Show the state of the mail servers, or take one out of service
     Backends(backends::Args),
     /// Show what the running usher has cached for a user, or drop it
@@ -137,6 +140,7 @@ pub fn main(settled: fn()) -> ExitCode {
             Command::ImportUsers(arguments) => import_users::import_users(&config, &arguments).await,
             Command::Sessions(arguments) => either(sessions::sessions(&config, &arguments).await),
             Command::Kick(arguments) => either(kick::kick(&config, &arguments).await),
+            Command::Trace(arguments) => either(trace::trace(&config, &arguments).await),
             Command::Backends(arguments) => either(backends::backends(&config, &arguments).await),
             Command::Cache(arguments) => either(cache::cache(&config, &arguments).await),
             Command::Confirm(arguments) => either(confirm::confirm(&config, &arguments).await),

@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::io::Write as _;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -57,6 +58,19 @@ impl Running {
     /// The exit code, after the reason was printed.
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, path: &str) -> Result<T, ExitCode> {
         control::ask(&self.socket, method, path).await.map_err(|error| refused(&error))
+    }
+
+    /// Follows a response of the process that serves.
+    ///
+    /// # Errors
+    /// As [`Running::ask`].
+    pub(super) async fn follow<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        each: impl FnMut(T) -> ControlFlow<()>,
+    ) -> Result<(), ExitCode> {
+        control::follow(&self.socket, method, path, each).await.map_err(|error| refused(&error))
     }
 
     /// Asks the process that serves and those before it. Of the latter an error is printed, but is no

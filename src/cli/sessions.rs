@@ -70,7 +70,7 @@ pub(super) struct Which {
 }
 
 /// Checks a part of a filter here, where clap says which argument it was.
-fn part(key: &'static str) -> impl Fn(&str) -> Result<String, FilterError> + Clone + Send + Sync + 'static {
+pub(super) fn part(key: &'static str) -> impl Fn(&str) -> Result<String, FilterError> + Clone + Send + Sync + 'static {
     move |text| Filter::default().set(key, text).map(|()| text.to_owned())
 }
 

@@ -31,6 +31,7 @@ use crate::login::authn::{DecidedBy, Proven};
 use crate::login::event::{self, ConnectionInfo, LoginEvent};
 use crate::outcome::{Refusal, Reply};
 use crate::process::{Permit, Shared, Snapshot, Stage};
+use crate::proto::transcript::Leg;
 use crate::proto::watch::CommandWatch;
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::sessions::registry::Session;
@@ -39,6 +40,7 @@ use crate::telemetry::labels::{BackendResult, CloseReason, Direction, HandshakeR
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
 use crate::tls::stream::Stream;
+use crate::trace::{Fact, NewSession, SessionTrace};
 use listing::{Listing, NotListed};
 
 /// How long a client may take to accept a closing line.
@@ -76,7 +78,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         return record_close(&info, CloseReason::Limit, &shared.metrics);
     };
     let offer = snapshot.offers.of(protocol);
-    let front = (protocol.front)(FrontSettings {
+    let new = NewSession { id: info.session, client: client.ip(), protocol: protocol.name, since };
+    let trace = shared.traces.session(new, || is_trusted(&snapshot, client));
+    let mut front = (protocol.front)(FrontSettings {
         host: &snapshot.host,
         capabilities: Some(&offer),
         session: &origin.session,
@@ -84,6 +88,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         starttls: tls == ListenerTls::StartTls,
         bad_commands: snapshot.config.limits.bad_commands,
     });
+    trace.note(Leg::Client, || format!("{client} connected to {local} ({})", protocol.name));
+    front.transcribe(trace.transcript());
     let deadline = since + snapshot.config.limits.prelogin_timeout;
     let conversation = Conversation {
         shared: Arc::clone(&shared),
@@ -99,6 +105,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         waited: Duration::ZERO,
         failed: 0,
         handshake: None,
+        trace: trace.clone(),
     };
     let outcome = AssertUnwindSafe(conversation.run(tcp, tls)).catch_unwind().await;
     let reason = match outcome {
@@ -111,7 +118,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         Ok(Err(reason)) => reason,
         Err(_) => CloseReason::Panic,
     };
+    trace.note(Leg::Client, || format!("connection closed without a login: {}", reason.label()));
     record_close(&info, reason, &shared.metrics);
+}
+
+/// Whether the client may name another one for which it connects.
+fn is_trusted(snapshot: &Snapshot, caller: SocketAddr) -> bool {
+    snapshot.config.trusted.iter().any(|network| network.contains(&caller.ip()))
 }
 
 /// Counts and logs a connection that ended before a login.
@@ -142,6 +155,8 @@ struct Conversation {
     waited: Duration,
     failed: u32,
     handshake: Option<Duration>,
+    /// What an administrator sees of it.
+    trace: SessionTrace,
 }
 
 impl Conversation {
@@ -157,7 +172,7 @@ impl Conversation {
             let step = self.front.step(&mut self.input, &mut self.out);
             self.apply_original_client();
             while let Some(refusal) = self.front.take_local_refusal() {
-                let event = LoginEvent::default();
+                let event = LoginEvent { steps: self.trace.clone(), ..LoginEvent::default() };
                 event.emit(&self.info, self.front.client_id(), Some(&refusal), &self.shared.metrics);
             }
             self.send(&mut stream).await?;
@@ -191,11 +206,11 @@ impl Conversation {
     /// address from then on. The connection remains the webmail server's.
     fn apply_original_client(&mut self) {
         let claim = self.front.client_id().and_then(|id| id.originating);
-        let trusted = &self.snapshot.config.trusted;
-        let claim = claim.filter(|_| trusted.iter().any(|network| network.contains(&self.caller.ip())));
+        let claim = claim.filter(|_| is_trusted(&self.snapshot, self.caller));
         self.origin.client = claim.unwrap_or(self.caller);
         self.info.client = self.origin.client.ip();
         self.info.via = claim.map(|_| self.caller.ip());
+        self.trace.learn(|| claim.map(|client| Fact::Client(client.ip())));
     }
 
     async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, CloseReason> {
@@ -211,16 +226,19 @@ impl Conversation {
             Ok(Ok(stream)) => {
                 ended(if stream.resumed() { HandshakeResult::Resumed } else { HandshakeResult::Full });
                 self.handshake = Some(began.elapsed());
+                self.trace.note(Leg::Client, || stream.describe());
                 Ok(stream)
             }
             Ok(Err(error)) => {
                 ended(HandshakeResult::Failed);
                 let reason = tls::describe(&error);
+                self.trace.note(Leg::Client, || format!("TLS handshake failed: {reason}"));
                 debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS handshake failed");
                 Err(CloseReason::Handshake)
             }
             Err(_) => {
                 ended(HandshakeResult::Timeout);
+                self.trace.note(Leg::Client, || "TLS handshake not finished in time".to_owned());
                 Err(CloseReason::Handshake)
             }
         }
@@ -275,13 +293,16 @@ impl Conversation {
         let parsed = Login::parse(&login).ok_or(Refusal::InvalidUsername);
         let own = authzid.is_empty() || authzid == login;
         let login_allowed = parsed.and_then(|login| if own { Ok(login) } else { Err(Refusal::AuthzidNotAllowed) });
+        self.trace.learn(|| Some(Fact::Login(String::from_utf8_lossy(&login).into())));
+        self.trace.note(Leg::Usher, || format!("login attempt as {}", String::from_utf8_lossy(&login)));
+        let steps = self.trace.clone();
         let request = LoginRequest {
             info: &self.info,
             client_id: self.front.client_id(),
             protocol: self.protocol,
             connection: None,
             credential: login_allowed.map(|login| Credential::new(login, secret)),
-            event: LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() },
+            event: LoginEvent { tls: self.handshake.take(), typed: login, steps, ..LoginEvent::default() },
         };
         attempt::attempt(self.shared.login(), request, self).await
     }
@@ -319,6 +340,7 @@ impl Conversation {
         let Admitted { logged_in, listing, backend, place } = admitted;
         sockets::after_login(stream.tcp());
         self.front.accepted(&logged_in.welcome, &mut self.out);
+        self.trace.note(Leg::Usher, || "session is relayed from here on and no longer traced".to_owned());
         let (answer, leftover) = (self.out.as_slice(), logged_in.leftover.as_slice());
         Established {
             info: self.info,
@@ -349,7 +371,8 @@ impl Frontend for Conversation {
         event: &mut LoginEvent,
     ) -> Result<Completion<Admitted>, Refusal> {
         let Target { backend, login, .. } = &target;
-        match backend.log_in(self.protocol, login, credential, &self.origin, &mut event.phases).await {
+        let transcript = self.trace.transcript();
+        match backend.log_in(self.protocol, login, credential, &self.origin, &transcript, &mut event.phases).await {
             Ok(logged_in) => {
                 attempt.count_backend(backend, BackendResult::Ok);
                 let session = self.session(credential.login(), &proven, &backend.name);

@@ -248,6 +248,7 @@ impl LoginAttempt<'_> {
         let turn = throttle.attempt(client, credential).await;
         let mut turn = turn.map_err(|limited| event.limited(limited))?;
         (event.limited_by, event.delay) = (turn.by, turn.delay);
+        event.delayed();
         wait_until(Instant::now() + turn.delay).await;
         let decision = match recalled {
             Some(known) => known,

@@ -1,6 +1,8 @@
 //! The `login` and `end` events and their counters. One event for each attempt and session, all external text
 //! escaped, no password.
 
+mod steps;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +17,13 @@ use crate::limits::Limited;
 use crate::login::authn::{AuthDecision, DecidedBy};
 use crate::outcome::{BackendReply, Refusal, Side};
 use crate::proto::ClientId;
+use crate::proto::transcript::Leg;
 use crate::sessions::id::SessionId;
 use crate::sessions::relay::RelayOutcome;
 use crate::telemetry::labels::{DecisionBasis, LoginPhase, SessionEnd};
 use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
+use crate::trace::{Fact, SessionTrace};
 
 /// The client of a connection, the same for all of its attempts.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +74,8 @@ pub(crate) struct LoginEvent {
     pub phases: Phases,
     /// The backend's reply or error.
     pub reply: Option<String>,
+    /// The same, step by step, for an administrator who follows the session.
+    pub steps: SessionTrace,
 }
 
 impl LoginEvent {
@@ -86,12 +92,23 @@ impl LoginEvent {
         if let Ok(proven) = &decision.result {
             self.mail_host.clone_from(&proven.identity.entry().mail_hosts);
         }
+        self.steps.learn(|| decision.dn.clone().map(Fact::Dn));
+        self.steps.note(Leg::Directory, || steps::source(decision));
+        self.steps.note(Leg::Directory, || steps::result(decision));
     }
 
     /// Records a refusal by the throttle.
     pub(crate) fn limited(&mut self, limited: Limited) -> Refusal {
         self.limited_by = Some(limited.0);
+        self.steps.note(Leg::Usher, || format!("refused by the limit {}", limited.0.label()));
         Refusal::Limit
+    }
+
+    /// Reports a delay by the throttle to an administrator who follows the session.
+    pub(crate) fn delayed(&self) {
+        if let Some(rule) = self.limited_by {
+            self.steps.note(Leg::Usher, || format!("delayed by the limit {} for {:?}", rule.label(), self.delay));
+        }
     }
 
     /// Records that the throttle withheld the password from the directory.
@@ -107,10 +124,14 @@ impl LoginEvent {
         self.backend = Some(Arc::clone(backend));
         self.backend_login = Some(login.as_str().to_owned());
         self.by_default = by_default;
+        self.steps.learn(|| Some(Fact::BackendLogin(login.as_str().into())));
+        self.steps.learn(|| Some(Fact::Backend(Arc::clone(backend))));
+        self.steps.note(Leg::Usher, || steps::route(backend, login, by_default));
     }
 
     /// Records a backend's error.
     pub(crate) fn failed(&mut self, error: &BackendError) {
+        self.steps.note(Leg::Backend, || format!("login fails: {error}"));
         if let BackendError::Refused(words) = error {
             self.backend_reply(words);
         } else {
@@ -134,6 +155,7 @@ impl LoginEvent {
     ) {
         let refusal = if self.withheld { Some(&Refusal::Limit) } else { refusal };
         let result = refusal.map_or("ok", Refusal::label);
+        self.steps.note(Leg::Usher, || steps::outcome(refusal));
         metrics.logins.with_label_values(&[info.protocol, result]).inc();
         let phases = [
             (LoginPhase::Tls, self.tls),

@@ -20,6 +20,19 @@ pub enum Side {
     Usher,
 }
 
+impl Side {
+    /// The word for it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Directory => "directory",
+            Self::Backend => "backend",
+            Self::Usher => "usher",
+        }
+    }
+}
+
 /// Whether the client has proven the password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {

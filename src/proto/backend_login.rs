@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use super::login_way::{LoginWay, is_about_form};
 use super::sasl::{Account, ClientExchange, Mechanism};
+use super::transcript::{BackScribe, Transcript};
 use super::watch::CommandWatch;
 use super::wire::{Invalid, LineBuffer, Literal, Scan, write_line};
 use super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
@@ -232,6 +233,8 @@ pub(super) struct BackendLogin<D> {
     /// The way in use, and those that are left.
     way: Option<LoginWay>,
     ways: VecDeque<LoginWay>,
+    /// Records the dialogue, if the session is traced.
+    scribe: Option<Box<BackScribe>>,
 }
 
 impl<D: BackDialect> Back for BackendLogin<D> {
@@ -248,6 +251,10 @@ impl<D: BackDialect> Back for BackendLogin<D> {
         self.dialect.tls_started();
     }
 
+    fn transcribe(&mut self, transcript: Transcript) {
+        self.scribe = BackScribe::new(transcript);
+    }
+
     fn login_written(&self) -> bool {
         self.login_written
     }
@@ -258,7 +265,9 @@ impl<D: BackDialect> Back for BackendLogin<D> {
     }
 
     fn request_after_silence(&mut self, out: &mut SecretBuf) {
+        let before = out.len();
         self.dialect.request_after_silence(out);
+        self.record_command(out, before);
     }
 
     fn ignores_initial_response(&self) -> bool {
@@ -295,6 +304,7 @@ impl<D: BackDialect> BackendLogin<D> {
             rejects_initial: false,
             way: None,
             ways: VecDeque::new(),
+            scribe: None,
         }
     }
 
@@ -303,12 +313,19 @@ impl<D: BackDialect> BackendLogin<D> {
             self.proceed(out)?;
         }
         loop {
-            if !self.has_reply(input)? {
+            let has_reply = self.has_reply(input);
+            if has_reply != Ok(false) {
+                self.record_reply();
+            }
+            if !has_reply? {
                 return Ok(BackStep::NeedMore);
             }
             let reply = std::mem::take(&mut self.buffer);
             self.login.spend(D::counted(&reply, self.login.bytes_left))?;
-            match self.dialect.receive(self.phase, &reply, &mut self.login, out)? {
+            let before = out.len();
+            let transition = self.dialect.receive(self.phase, &reply, &mut self.login, out)?;
+            self.record_command(out, before);
+            match transition {
                 Transition::Stay => {}
                 Transition::Proceed => self.proceed(out)?,
                 Transition::Afterwards => self.phase = Phase::Afterwards,
@@ -375,6 +392,7 @@ impl<D: BackDialect> BackendLogin<D> {
             (false, Some(_)) => NextCommand::Forward,
             (false, None) => NextCommand::Login,
         };
+        let before = out.len();
         if self.dialect.needs_capabilities(next) {
             self.dialect.request_capabilities(out);
             self.phase = Phase::Capabilities;
@@ -386,8 +404,9 @@ impl<D: BackDialect> BackendLogin<D> {
             self.phase = Phase::Forward;
         } else {
             self.ways = self.dialect.ways(&self.login.account, self.initial_response);
-            self.log_in(BackFault::NoMechanism, out)?;
+            return self.log_in(BackFault::NoMechanism, out);
         }
+        self.record_command(out, before);
         Ok(())
     }
 
@@ -396,9 +415,33 @@ impl<D: BackDialect> BackendLogin<D> {
         let way = self.ways.pop_front().ok_or(none_left)?;
         self.way = Some(way);
         self.login.exchange = None;
+        let before = out.len();
         self.dialect.log_in(way, &mut self.login, out)?;
+        if let Some(scribe) = &self.scribe {
+            scribe.login(written(out, before));
+        }
         self.phase = Phase::Login;
         self.login_written = true;
         Ok(())
     }
+
+    /// Records what has arrived of a reply: all of it, or what makes it invalid.
+    fn record_reply(&self) {
+        if let Some(scribe) = &self.scribe {
+            scribe.reply(self.buffer.bytes(), self.login_written.then_some(&self.login.account));
+        }
+    }
+
+    /// Records what was written behind the first `before` bytes: a command, or from the login on a part of it.
+    fn record_command(&self, out: &SecretBuf, before: usize) {
+        if let Some(scribe) = &self.scribe {
+            let written = written(out, before);
+            if self.phase == Phase::Login { scribe.continuation(written) } else { scribe.command(written) }
+        }
+    }
+}
+
+/// What was written behind the first `before` bytes.
+fn written(out: &SecretBuf, before: usize) -> &[u8] {
+    out.as_slice().get(before..).unwrap_or_default()
 }

@@ -11,6 +11,7 @@
 use super::dialect::{Action, Channel, Dialect, Response};
 use super::problem::Problem;
 use super::sasl::{Exchange, ExchangeStep, SaslError};
+use super::transcript::{FrontScribe, Transcript};
 use super::wire::{Discard, Invalid, LineBuffer, Literal, Scan, is_http};
 use super::{ClientGreeting, ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome};
 use crate::base::secret::SecretBuf;
@@ -33,6 +34,8 @@ pub(super) struct Engine<D> {
     missing: usize,
     /// Logins in the clear that were refused here and not yet reported to the session.
     local_refusals: u32,
+    /// Records the dialogue, if the session is traced.
+    scribe: Option<Box<FrontScribe>>,
 }
 
 #[derive(Debug, Default)]
@@ -96,12 +99,19 @@ struct Discarded {
 }
 
 impl<D: Dialect> Front for Engine<D> {
+    fn transcribe(&mut self, transcript: Transcript) {
+        self.scribe = FrontScribe::new(transcript);
+    }
+
     fn greet(&mut self, out: &mut SecretBuf) {
+        let before = out.len();
         self.dialect.greet(self.channel, out);
+        self.record_replies(out, before);
     }
 
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step {
         loop {
+            let before = out.len();
             let next = match std::mem::take(&mut self.state) {
                 State::Command => self.read_command(input, out),
                 State::Response(awaited) => self.read_response(awaited, input, out),
@@ -118,6 +128,7 @@ impl<D: Dialect> Front for Engine<D> {
                 State::Deciding(challenge) => self.wait_in(State::Deciding(challenge), Step::NeedMore),
                 State::Over(quit) => self.wait_in(State::Over(quit), Step::Quit(quit)),
             };
+            self.record_replies(out, before);
             if let Some(step) = next {
                 return step;
             }
@@ -137,25 +148,40 @@ impl<D: Dialect> Front for Engine<D> {
     }
 
     fn refused(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        let before = out.len();
         if let State::Deciding(Some(challenge)) = self.state {
             D::challenge(challenge, out);
             self.state = State::Response(Awaited::Refusal(reply.clone()));
-            return;
+        } else {
+            self.dialect.refused(reply, &self.session, out);
+            self.state = State::Command;
         }
-        self.dialect.refused(reply, &self.session, out);
-        self.state = State::Command;
+        if let Some(scribe) = &mut self.scribe {
+            scribe.expect(reply);
+        }
+        self.record_replies(out, before);
     }
 
     fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
+        let before = out.len();
         self.dialect.accepted(welcome, out);
         self.state = State::Deciding(None);
+        if let Some(scribe) = &mut self.scribe {
+            scribe.expect_acceptance();
+        }
+        self.record_replies(out, before);
     }
 
     fn bye(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        let before = out.len();
         if let State::Response(Awaited::Refusal(refusal)) = &self.state {
             self.dialect.refused(refusal, &self.session, out);
         }
         self.dialect.bye(reply, &self.session, out);
+        if let Some(scribe) = &mut self.scribe {
+            scribe.expect(reply);
+        }
+        self.record_replies(out, before);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
@@ -183,6 +209,14 @@ impl<D: Dialect> Engine<D> {
             buffer: LineBuffer::default(),
             missing: 0,
             local_refusals: 0,
+            scribe: None,
+        }
+    }
+
+    /// Records what was written for the client behind the first `before` bytes.
+    fn record_replies(&mut self, out: &SecretBuf, before: usize) {
+        if let Some(scribe) = &mut self.scribe {
+            scribe.replies(out.as_slice().get(before..).unwrap_or_default());
         }
     }
 
@@ -212,6 +246,11 @@ impl<D: Dialect> Engine<D> {
             return Some(Step::NeedMore);
         }
         let command = std::mem::take(&mut self.buffer);
+        if let Some(scribe) = &mut self.scribe
+            && (found != Scan::Line || is_http(command.bytes()))
+        {
+            scribe.unreadable(&command);
+        }
         if is_http(command.bytes()) {
             return Some(self.close(Problem::Http, out));
         }
@@ -221,7 +260,11 @@ impl<D: Dialect> Engine<D> {
             let too_long = if response { Problem::ResponseTooLong } else { Problem::LineTooLong };
             return self.refuse_invalid(Answer::Problem(Problem::of_line(why, too_long)), command.line(), out);
         }
-        match self.dialect.command(&command, self.channel, out) {
+        let result = self.dialect.command(&command, self.channel, out);
+        if let Some(scribe) = &mut self.scribe {
+            scribe.command(&command, &result);
+        }
+        match result {
             Ok(Action::Done) => None,
             Ok(Action::StartTls) => self.wait_in(State::Tls, Step::StartTls),
             Ok(Action::Quit) => self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)),
@@ -257,6 +300,9 @@ impl<D: Dialect> Engine<D> {
             Scan::Spoiled(why) => Some(why),
         };
         let line = std::mem::take(&mut self.buffer);
+        if let Some(scribe) = &mut self.scribe {
+            scribe.response(&line);
+        }
         if D::STRING_RESPONSES && matches!(awaited, Awaited::Exchange(_)) && is_http(line.bytes()) {
             return Some(self.close(Problem::Http, out));
         }
@@ -355,6 +401,9 @@ impl<D: Dialect> Engine<D> {
 
     fn discard(&mut self, mut discarded: Discarded, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
         let taken = discarded.literal.min(input.len());
+        if let Some(scribe) = &mut self.scribe {
+            scribe.discarded(taken);
+        }
         input.consume(taken);
         discarded.literal -= taken;
         if discarded.literal > 0 {
@@ -363,6 +412,9 @@ impl<D: Dialect> Engine<D> {
         let line = discarded.line.as_mut()?;
         let (passed, ended) = line.discard(input, discarded.budget);
         discarded.budget -= passed;
+        if let Some(scribe) = &mut self.scribe {
+            scribe.discarded(passed);
+        }
         match line.announced().filter(|literal| D::LITERALS && !waits::<D>(literal)) {
             _ if !ended && discarded.budget == 0 => {
                 Some(self.close(if D::LITERALS { Problem::CommandTooLong } else { Problem::TooMany }, out))

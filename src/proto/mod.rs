@@ -13,6 +13,7 @@ mod engine;
 pub(crate) mod imap;
 mod login_way;
 pub(crate) mod managesieve;
+mod masking;
 pub(crate) mod pop3;
 mod problem;
 pub(crate) mod proxy_header;
@@ -23,6 +24,7 @@ pub(crate) mod software;
 pub(crate) mod submission;
 #[cfg(test)]
 mod tests;
+pub(crate) mod transcript;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) mod trial;
 pub(crate) mod watch;
@@ -284,6 +286,9 @@ pub trait Front: Send + Sync {
     /// The connection is about to be closed by usher: the protocol's closing line, if it has one.
     fn bye(&mut self, reply: &Reply, out: &mut SecretBuf);
 
+    /// Records the dialogue from now on.
+    fn transcribe(&mut self, _: transcript::Transcript) {}
+
     /// The client's identification, if it sent one.
     fn client_id(&self) -> Option<&ClientId>;
 
@@ -450,6 +455,9 @@ pub trait Back: Send {
 
     /// TLS is established: all earlier input of the backend is discarded.
     fn tls_started(&mut self);
+
+    /// Records the dialogue from now on.
+    fn transcribe(&mut self, _: transcript::Transcript) {}
 
     /// Whether the login has been written to `out`, sent or not. Earlier faults concern the server; later ones
     /// may concern this user only.

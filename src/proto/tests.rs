@@ -2,6 +2,7 @@
 
 mod challenged;
 mod chunks;
+mod traced;
 
 use super::trial::{HOST, SESSION};
 use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, Step, capabilities};

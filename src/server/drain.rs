@@ -9,6 +9,7 @@ use tracing::info;
 
 use super::{Server, StopSignals};
 use crate::process::Stage;
+use crate::trace::TraceEnd;
 
 /// How long closed sessions may take to say goodbye at the end.
 const LAST_FAREWELL: Duration = Duration::from_secs(3);
@@ -22,6 +23,7 @@ impl Server {
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         info!(sessions = self.shared.registry.count(), delay = ?settings.delay, deadline = ?settings.deadline, "draining");
         self.shared.stage.send_replace(Stage::Leaving);
+        self.shared.traces.end_all(TraceEnd::Drain);
         let hurried = tokio::select! {
             () = sleep(settings.delay) => false,
             () = stop.recv() => true,
@@ -46,6 +48,7 @@ impl Server {
 
     /// Closes whatever is left, and says that it is done.
     pub(super) async fn finish(&mut self) {
+        self.shared.traces.end_all(TraceEnd::Drain);
         self.shared.registry.end_all();
         let _ = timeout(LAST_FAREWELL, self.shared.connections_closed()).await;
         if let Some(file) = &self.control {

@@ -32,6 +32,7 @@ use crate::base::clock::unix_now;
 use crate::base::sys;
 use crate::process::Stage;
 use crate::sessions::maintenance::Drain;
+use crate::trace::TraceEnd;
 
 /// Sockets in one message: below SCM_MAX_FD, which is 253.
 const MOST: usize = 250;
@@ -218,6 +219,7 @@ impl Server {
         self.close_listeners();
         self.side_port = None;
         self.shared.stage.send_replace(Stage::Leaving);
+        self.shared.traces.end_all(TraceEnd::Upgrade);
         let conversations = config.limits.prelogin_timeout;
         let stopped = tokio::select! {
             _ = timeout(conversations, self.shared.connections_closed()) => false,

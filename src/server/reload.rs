@@ -14,6 +14,7 @@ use super::{Server, StartError};
 use crate::admin::control::OrderResult;
 use crate::base::clock::{date, unix_now};
 use crate::process::Snapshot;
+use crate::trace::TraceEnd;
 
 impl Server {
     /// Takes over the config file as it is now, or leaves everything as it was and says why.
@@ -77,6 +78,7 @@ impl Server {
         let wanted: Vec<ListenerKey> = snapshot.config.listeners.iter().map(listener_key).collect();
         let snapshot = Arc::new(snapshot);
         self.shared.snapshot.store(Arc::clone(&snapshot));
+        self.shared.traces.end_all(TraceEnd::Reload);
         let config = &snapshot.config;
         let gone: Vec<ListenerKey> = self.listeners.keys().filter(|key| !wanted.contains(key)).copied().collect();
         let mut closed: Vec<Listening> = gone.iter().filter_map(|key| self.listeners.remove(key)).collect();

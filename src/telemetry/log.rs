@@ -270,7 +270,7 @@ pub(crate) struct Bounded<'a>(pub &'a [u8]);
 
 impl fmt::Display for Bounded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_bounded(f, self.0, |f, character| f.write_char(character))
+        write_bounded(f, self.0, SHOWN, |f, character| f.write_char(character))
     }
 }
 
@@ -281,7 +281,17 @@ pub(crate) struct Escaped<'a>(pub &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_bounded(f, self.0, |f, character| match is_printable(character) {
+        fmt::Display::fmt(&EscapedUpTo(self.0, SHOWN), f)
+    }
+}
+
+/// As [`Escaped`], with a bound of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct EscapedUpTo<'a>(pub &'a [u8], pub usize);
+
+impl fmt::Display for EscapedUpTo<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_bounded(f, self.0, self.1, |f, character| match is_printable(character) {
             true => f.write_char(character),
             false => write!(f, "{}", character.escape_debug()),
         })
@@ -291,9 +301,10 @@ impl fmt::Display for Escaped<'_> {
 fn write_bounded(
     f: &mut fmt::Formatter<'_>,
     bytes: &[u8],
+    most: usize,
     write: impl Fn(&mut fmt::Formatter<'_>, char) -> fmt::Result,
 ) -> fmt::Result {
-    let mut left = SHOWN;
+    let mut left = most;
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             let Some(rest) = left.checked_sub(character.len_utf8()) else { return f.write_char('…') };

@@ -25,6 +25,7 @@ use zeroize::Zeroize;
 
 use crate::base::secret::SecretBuf;
 use crate::base::sys::sockets::{self, Transport};
+use crate::telemetry::log::Escaped;
 
 /// The most that one system call reads before the login: a login and what is pipelined behind it fit in.
 const PRELOGIN_READ: usize = 4096;
@@ -137,8 +138,26 @@ impl<T> Stream<T> {
         }
     }
 
+    /// What was agreed, for an administrator: version, suite, group, resumption, the client's SNI and the ALPN id.
+    #[must_use]
+    pub(crate) fn describe(&self) -> String {
+        let Some(NegotiatedTls { version, suite, group, resumed }) = self.agreed() else {
+            return "no TLS".to_owned();
+        };
+        let group = group.map_or_else(String::new, |group| format!(", {group}"));
+        let resumed = if resumed { ", session resumed" } else { "" };
+        let alpn = self.state().and_then(|state| state.alpn_protocol()).unwrap_or(b"none");
+        let alpn = Escaped(alpn);
+        let sni = match self.tls.as_deref() {
+            Some(Connection::Server(_)) => {
+                format!("; SNI {}", Escaped(self.server_name().unwrap_or("none").as_bytes()))
+            }
+            Some(Connection::Client(_)) | None => String::new(),
+        };
+        format!("TLS: {version}, {suite}{group}{resumed}{sni}; ALPN {alpn}")
+    }
+
     /// The name that the client asked for (SNI), as it wrote it.
-    #[cfg(test)]
     pub(super) fn server_name(&self) -> Option<&str> {
         match self.tls.as_deref() {
             Some(Connection::Server(connection)) => connection.server_name(),

@@ -17,7 +17,7 @@ pub(crate) const LAYERS: [&[&str]; 18] = [
     &["tls"],
     &["directory"],
     &["limits", "routing", "sessions"],
-    &["backend", "cache"],
+    &["backend", "cache", "trace"],
     &["tracking"],
     &["login"],
     &["config_files"],

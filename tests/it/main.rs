@@ -64,6 +64,7 @@ mod submission;
 mod tasks;
 mod throttle;
 mod timers;
+mod trace;
 mod trust;
 mod unauthenticate;
 mod watch;

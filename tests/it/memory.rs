@@ -3,6 +3,8 @@
 //! Everything that the process can write is read from outside, by /proc/PID/mem, and searched for the
 //! beginning and the end of each password, and for its base64 at each alignment.
 
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -149,8 +151,15 @@ fn managesieve(port: u16, uid: &str, password: &str, good: bool) -> Session {
 
 /// Wrong, uncached and cached logins by each method at each server: nothing is left after each connection.
 fn nothing_stays(config: Config, ways: &[LoginMethod], people: &[&str]) {
-    let config = config.set("/process", json!({"debug": true})).set("/limits/failed_logins", 50);
-    let usher = Usher::start(config);
+    nothing_stays_in(&watched(config), ways, people);
+}
+
+/// Starts it so that its memory can be read.
+fn watched(config: Config) -> Usher {
+    Usher::start(config.set("/process", json!({"debug": true})).set("/limits/failed_logins", 50))
+}
+
+fn nothing_stays_in(usher: &Usher, ways: &[LoginMethod], people: &[&str]) {
     let port = usher.imaps_port();
     let (mut all, mut logins) = (Vec::new(), 0);
     for uid in people {
@@ -159,7 +168,7 @@ fn nothing_stays(config: Config, ways: &[LoginMethod], people: &[&str]) {
             let wrong = format!("wrong{name}{uid}Hn3Xc8Qz5Vb1Km7Ty4Lp9Wd2Rs6Jf0");
             let needles = needles(&format!("{uid}-{name}-wrong"), &wrong);
             drop(way(port, uid, &wrong, false));
-            gone(&usher, &format!("a wrong login of {uid} by {name}"), &needles);
+            gone(usher, &format!("a wrong login of {uid} by {name}"), &needles);
             all.extend(needles);
         }
         let right = needles(uid, &password);
@@ -168,17 +177,17 @@ fn nothing_stays(config: Config, ways: &[LoginMethod], people: &[&str]) {
             let session = way(port, uid, &password, true);
             logins += 1;
             // The one exception: the buffer of rustls for this client.
-            let open = found(&usher, &right);
+            let open = found(usher, &right);
             let mut copies: Vec<&str> = open.iter().map(|line| line.split(':').next().unwrap_or_default()).collect();
             copies.dedup();
             assert!(open.len() <= 2, "{name}, while the session of {uid} is open:\n{}", open.join("\n"));
             drop(session);
             usher.wait_nth_log(logins, "end", |_| true);
-            gone(&usher, &format!("a session of {uid} by {name}"), &right);
+            gone(usher, &format!("a session of {uid} by {name}"), &right);
         }
         all.extend(right);
     }
-    gone(&usher, "after all", &all);
+    gone(usher, "after all", &all);
     let connections = usher.metric("usher_directory_connections", &[]);
     assert!(connections > 0.0 || usher.log_text().is_empty(), "the pool stays open: {connections}");
 }
@@ -187,6 +196,16 @@ fn nothing_stays(config: Config, ways: &[LoginMethod], people: &[&str]) {
 fn imap_passwords_stay_in_no_memory_page() {
     let ways: [LoginMethod; 2] = [("login", imap_login), ("authenticate", imap_authenticate)];
     nothing_stays(Config::shared(), &ways, &["memimap3", "memimap4"]);
+}
+
+#[test]
+fn passwords_of_traced_sessions_stay_in_no_memory_page() {
+    let usher = watched(Config::shared());
+    let mut reader = UnixStream::connect(usher.config.path("control.sock")).unwrap();
+    reader.write_all(b"POST /trace?client=127.0.0.1&for=1h HTTP/1.1\r\nHost: usher\r\n\r\n").unwrap();
+    usher.wait_metric("usher_traces", &[], 1.0);
+    nothing_stays_in(&usher, &[("login", imap_login), ("authenticate", imap_authenticate)], &["memtrace3"]);
+    drop(reader);
 }
 
 #[test]

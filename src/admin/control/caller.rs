@@ -2,6 +2,7 @@
 //! log of every command that changes something.
 
 use tokio::net::UnixStream;
+use tracing::info;
 
 /// The caller's credentials (SO_PEERCRED, unix(7)).
 #[derive(Debug, Clone, Copy, Default)]
@@ -15,4 +16,10 @@ impl Caller {
         let credentials = stream.peer_cred().ok();
         Self { uid: credentials.map(|it| it.uid()), pid: credentials.and_then(|it| it.pid()) }
     }
+}
+
+/// Logs an administrative command: `what` it applies to, and the number of affected items.
+pub(super) fn audit(cmd: &str, caller: Caller, what: &str, count: Option<usize>) {
+    let Caller { uid, pid } = caller;
+    info!(cmd, uid, pid, what, count, "admin command");
 }

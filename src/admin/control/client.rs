@@ -1,13 +1,15 @@
 //! The client half: what the commands ask the running process, and the one before it after an upgrade.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Bytes;
+use hyper::Response;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -19,6 +21,8 @@ use super::{ErrorReply, socket};
 
 /// An answer larger than this is no answer: 60,000 sessions take about 15 MiB.
 const ANSWER_LIMIT: usize = 256 * 1024 * 1024;
+/// A line of a response that goes on.
+const LINE_LIMIT: usize = 64 * 1024;
 /// A reload reads files and builds everything: seconds at the most.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A process with only its last sessions replies at once; a stopped one never does.
@@ -164,7 +168,53 @@ async fn connect(socket: &Path) -> Result<UnixStream, ControlError> {
     }
 }
 
+/// Asks the running usher for a response that goes on, and passes each line of it on as it comes, until it ends or
+/// `each` breaks off.
+///
+/// # Errors
+/// Why there is no response, or why it broke off.
+pub(crate) async fn follow<T: DeserializeOwned>(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    mut each: impl FnMut(T) -> ControlFlow<()>,
+) -> Result<(), ControlError> {
+    let stream = timeout(ANSWER_TIMEOUT, connect(socket)).await.map_err(|_| ControlError::Timeout)??;
+    exchange(stream, method, path, async |answer| {
+        let (mut body, mut input) = (answer.into_body(), Vec::new());
+        while let Some(frame) = body.frame().await {
+            input.extend_from_slice(frame?.data_ref().map(AsRef::as_ref).unwrap_or_default());
+            while let Some(end) = input.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = input.drain(..=end).collect();
+                let message = serde_json::from_slice(&line);
+                if each(message.map_err(|error| ControlError::Unreadable(error.to_string()))?).is_break() {
+                    return Ok(());
+                }
+            }
+            if input.len() > LINE_LIMIT {
+                return Err(ControlError::Unreadable("a line is too long".to_owned()));
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
 async fn request<T: DeserializeOwned>(stream: UnixStream, method: &str, path: &str) -> Result<T, ControlError> {
+    exchange(stream, method, path, async |answer| {
+        let body = whole(answer).await?;
+        serde_json::from_slice(&body).map_err(|error| ControlError::Unreadable(error.to_string()))
+    })
+    .await
+}
+
+/// Sends a request, and lets `read` take a response that is a success.
+async fn exchange<T>(
+    stream: UnixStream,
+    method: &str,
+    path: &str,
+    read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ControlError>,
+) -> Result<T, ControlError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request =
         hyper::Request::builder().method(method).uri(path).header("host", "usher").body(Empty::<Bytes>::new());
@@ -172,20 +222,23 @@ async fn request<T: DeserializeOwned>(stream: UnixStream, method: &str, path: &s
     let exchange = async {
         let answer = sender.send_request(request).await?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
-        let body = body.map_err(|error| ControlError::Unreadable(error.to_string()))?.to_bytes();
-        if !status.is_success() {
-            let words = serde_json::from_slice::<ErrorReply>(&body).map(|problem| problem.error);
-            let words = words.unwrap_or_else(|_| format!("usher replied {status}"));
-            return Err(ControlError::Refused { status, words });
+        if status.is_success() {
+            return read(answer).await;
         }
-        serde_json::from_slice(&body).map_err(|error| ControlError::Unreadable(error.to_string()))
+        let words = serde_json::from_slice::<ErrorReply>(&whole(answer).await?).map(|problem| problem.error);
+        let words = words.unwrap_or_else(|_| format!("usher replied {status}"));
+        Err(ControlError::Refused { status, words })
     };
     tokio::select! {
         answer = exchange => answer,
         // The driver ends by itself only when the other side has closed: the exchange fails then.
         () = async { let _ = connection.await; std::future::pending::<()>().await } => Err(ControlError::Timeout),
     }
+}
+
+async fn whole(answer: Response<Incoming>) -> Result<Bytes, ControlError> {
+    let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
+    Ok(body.map_err(|error| ControlError::Unreadable(error.to_string()))?.to_bytes())
 }
 
 /// Everything but the unreserved characters of RFC 3986 section 2.3.

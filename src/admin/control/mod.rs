@@ -13,8 +13,9 @@ mod routes;
 mod server;
 mod shapes;
 mod socket;
+mod trace;
 
-pub(crate) use client::{ControlError, ask, ask_all, encode};
+pub(crate) use client::{ControlError, ask, ask_all, encode, follow};
 pub(crate) use server::serve;
 pub(crate) use shapes::{Cached, Confirmed, Dropped, ErrorReply, Kicked, Leaving, Outcome, User};
 pub(crate) use socket::{SocketFile, bind};

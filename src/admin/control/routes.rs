@@ -11,10 +11,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::body::Body as _;
 use tokio::sync::{mpsc, oneshot};
-use tracing::info;
 
 use super::arguments::{Part, QueryArgs, Rejection};
-use super::caller::Caller;
+use super::caller::{Caller, audit};
+use super::trace::{self, ExtraTime};
 use super::{Cached, Confirmed, Dropped, Kicked, Leaving, Order, OrderResult, Outcome, Request, User, unhex};
 use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
@@ -51,6 +51,7 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/cache/drop", post(drop_cached))
         .route("/users/{login}", get(user))
         .route("/confirm/{seconds}", post(confirm))
+        .route("/trace", post(follow))
         .route("/drain", post(drain))
         .route("/reload", post(|control, caller, arguments| order(control, caller, arguments, Order::Reload)))
         .route("/upgrade", post(|control, caller, arguments| order(control, caller, arguments, Order::Upgrade)))
@@ -73,12 +74,6 @@ async fn without_body(request: HttpRequest, next: Next) -> Response {
     }
 }
 
-/// Logs an administrative command: `what` it applies to, and the number of affected items.
-fn audit(cmd: &str, caller: Caller, what: &str, count: Option<usize>) {
-    let Caller { uid, pid } = caller;
-    info!(cmd, uid, pid, what, count, "admin command");
-}
-
 impl Control {
     fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.snapshot.load_full()
@@ -92,10 +87,26 @@ impl Control {
             let has_sessions = || sessions.iter().any(|session| *session.backend == **backend);
             known_backend(&snapshot, backend).or_else(|error| if has_sessions() { Ok(()) } else { Err(error) })?;
         }
-        let login = filter.user.as_ref().and_then(|user| Login::parse(user.as_bytes()));
-        let dn = login.and_then(|login| snapshot.authn.cache().entry_of(&login)).map(|(_, dn)| dn);
-        Ok(filter.choose(sessions, dn, unix_now()))
+        Ok(filter.choose(sessions, cached_dn(&snapshot, filter), unix_now()))
     }
+
+    /// The DNs that the filter's user is known to have: of the cache, and of sessions under that name.
+    fn dns(&self, filter: &Filter) -> Vec<Arc<str>> {
+        let Some(user) = &filter.user else { return Vec::new() };
+        let sessions = self.shared.registry.sessions();
+        let named = sessions.iter().filter(|session| session.login.eq_ignore_ascii_case(user));
+        let mut dns: Vec<Arc<str>> = named.map(|session| Arc::clone(&session.dn)).collect();
+        dns.extend(cached_dn(&self.snapshot(), filter));
+        dns.sort_unstable();
+        dns.dedup();
+        dns
+    }
+}
+
+/// The DN of the entry that the cache knows the filter's user by.
+fn cached_dn(snapshot: &Snapshot, filter: &Filter) -> Option<Arc<str>> {
+    let login = filter.user.as_ref().and_then(|user| Login::parse(user.as_bytes()))?;
+    snapshot.authn.cache().entry_of(&login).map(|(_, dn)| dn)
 }
 
 fn known_backend(snapshot: &Snapshot, name: &str) -> Result<(), Rejection> {
@@ -275,6 +286,21 @@ async fn confirm(
     let changes = shared.tracker.confirm(time, &control.snapshot().setting());
     audit("confirm", caller, &format!("for={seconds}s"), Some(changes));
     Ok(Json(Confirmed { changes }))
+}
+
+/// Shows the dialogues of sessions, until the caller leaves.
+async fn follow(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    Extension(extra): Extension<ExtraTime>,
+    arguments: QueryArgs,
+) -> Result<Response, Rejection> {
+    let (filter, time) = trace::selection(arguments)?;
+    if let Some(backend) = &filter.backend {
+        known_backend(&control.snapshot(), backend)?;
+    }
+    let dns = control.dns(&filter);
+    trace::begin(&control.shared.traces, (filter, time), dns, caller, &extra)
 }
 
 /// Shuts the process down, or only changes what `/ready` replies.

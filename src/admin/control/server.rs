@@ -1,5 +1,6 @@
 //! The server half: connections of the control socket, each with one request, all within bounds.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,10 @@ use tokio_util::task::TaskTracker;
 
 use super::super::slots::{ConnectionSlots, SlotLimits};
 use super::caller::Caller;
+use super::trace::ExtraTime;
 use super::{Request, routes};
 use crate::process::Shared;
+use crate::trace::TraceEnd;
 
 /// Connections at a time: administrators and their scripts; of one user; and what is kept for root.
 const SLOTS: SlotLimits = SlotLimits { all: 32, share: 8, reserved: 1 };
@@ -42,6 +45,7 @@ pub(crate) async fn serve(
     orders: mpsc::Sender<Request>,
     stop: CancellationToken,
 ) {
+    let traces = Arc::clone(&shared.traces);
     let router = routes::router(shared, orders);
     let (slots, answering) = (ConnectionSlots::new(SLOTS), TaskTracker::new());
     loop {
@@ -60,7 +64,9 @@ pub(crate) async fn serve(
             continue;
         };
         let requested = slot.request_flag();
-        let router = router.clone().layer(Extension(caller)).layer(middleware::from_fn(
+        let extra = ExtraTime::default();
+        let extensions = (Extension(caller), Extension(extra.clone()));
+        let router = router.clone().layer(extensions.0).layer(extensions.1).layer(middleware::from_fn(
             move |request: HttpRequest, next: Next| {
                 requested.set();
                 next.run(request)
@@ -70,14 +76,21 @@ pub(crate) async fn serve(
             let mut http = http1::Builder::new();
             http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_LIMIT);
             let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-            tokio::select! {
+            let answered = async {
+                let mut connection = pin!(connection);
                 // A late or malformed request gets no reply.
-                _ = timeout(EXCHANGE_TIMEOUT, connection) => {}
+                if timeout(EXCHANGE_TIMEOUT, &mut connection).await.is_err() {
+                    let _ = timeout(extra.granted(), connection).await;
+                }
+            };
+            tokio::select! {
+                () = answered => {}
                 () = slot.evicted() => {}
             }
         });
     }
-    // Each has an end of its own.
+    // Each has an end of its own; a trace gets one.
+    traces.end_all(TraceEnd::Drain);
     answering.close();
     answering.wait().await;
 }

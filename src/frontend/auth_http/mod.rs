@@ -15,7 +15,7 @@ use futures_util::FutureExt as _;
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::base::credential::{Credential, CredentialSecret, Login};
@@ -28,8 +28,10 @@ use crate::login::event::{ConnectionInfo, LoginEvent};
 use crate::outcome::Refusal;
 use crate::process::{Shared, Snapshot};
 use crate::proto::NginxReply;
+use crate::proto::transcript::{Leg, Way};
 use crate::telemetry::labels::AuthHttpResult;
 use crate::tls::stream::Stream;
+use crate::trace::{Fact, NewSession};
 use request::{Request, RequestSyntaxError};
 
 #[cfg(any(test, feature = "internals"))]
@@ -172,13 +174,32 @@ fn admitted(request: Request, key: Option<&Secret>) -> Result<Request, NoReply> 
 /// Decides, writes the `login` event and formats the reply for nginx.
 async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) -> String {
     let Request { login, password, plain, protocol, nginx: row, client, attempts, .. } = request;
+    let info = ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
+    let new = NewSession { id: info.session, client, protocol: protocol.name, since: Instant::now() };
+    let trace = shared.traces.session(new, || false);
+    let secret = password.expose().len();
+    trace.line(Leg::Client, Way::Received, || {
+        let (user, method) = (login.len(), if plain { "plain" } else { "unsupported" });
+        format!(
+            "auth_http of nginx at {nginx}: Auth-Protocol {}, Auth-Method {method}, Auth-User <{user} bytes>, Auth-Pass \
+             <{secret} bytes>, Client-IP {client}, Auth-Login-Attempt {attempts}",
+            row.name
+        )
+    });
+    let answer = |text: String| {
+        for line in text.lines().filter(|line| line.starts_with("Auth-")) {
+            trace.line(Leg::Client, Way::Sent, || line.to_owned());
+        }
+        text
+    };
     if !plain {
         count(shared, AuthHttpResult::Method);
         let code = Some("504 5.5.4".to_owned());
-        return refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
+        return answer(refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true));
     }
-    let info = ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
-    let mut event = LoginEvent::default();
+    trace.learn(|| Some(Fact::Login(String::from_utf8_lossy(&login).into())));
+    trace.note(Leg::Usher, || format!("login attempt as {}", String::from_utf8_lossy(&login)));
+    let mut event = LoginEvent { steps: trace.clone(), ..LoginEvent::default() };
     // Held only for this request: nginx counts its own connections.
     let connection = shared.throttle.connection(client);
     let (connection, credential) = match connection {
@@ -192,14 +213,14 @@ async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sna
     match outcome {
         Ok(granted) => {
             count(shared, AuthHttpResult::Ok);
-            acceptance(&granted)
+            answer(acceptance(&granted))
         }
         Err(RefusedLogin { refusal: refused, reply }) => {
             count(shared, AuthHttpResult::Refused);
             let limits = &snapshot.config.limits;
             let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
             let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
-            refusal(&(row.reply)(&reply, &info.session.to_string()), !guessed && !away)
+            answer(refusal(&(row.reply)(&reply, &info.session.to_string()), !guessed && !away))
         }
     }
 }

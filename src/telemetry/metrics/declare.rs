@@ -190,6 +190,7 @@ impl Metrics {
                 "1 if logins go to the backend, 0 if all of its addresses are down or its name cannot be resolved.",
                 &["backend", "protocol"],
             ),
+            traces: gauge("usher_traces", "Traces that administrators follow now (`usher trace`)."),
             backend_draining: gauges(
                 "usher_backend_draining",
                 "1 while an administrator has taken the backend out of service (`usher backends drain`), else 0.",

@@ -121,6 +121,8 @@ pub struct Metrics {
     pub(crate) backend_logins_in_flight: IntGaugeVec,
     /// Whether a backend has an address to which logins go.
     pub(crate) backend_up: IntGaugeVec,
+    /// Active traces of administrators.
+    pub(crate) traces: IntGauge,
     /// Whether each backend is out of service because an administrator says so.
     pub(crate) backend_draining: IntGaugeVec,
     /// A backend's addresses by the state of their breakers.

@@ -78,7 +78,7 @@ pub(crate) fn password_of(uid: &str) -> String {
 /// All users. Tests that change mailboxes use a user of their own.
 pub(crate) fn all_users() -> Vec<User> {
     let on3 = ["alice", "anna", "sync3", "big3", "bytes3", "gruen", "long", "quote", "space", "post3", METACHARACTERS];
-    let on3 = on3.into_iter().chain(["memimap3", "mempop3", "memsend3", "memsieve3"]);
+    let on3 = on3.into_iter().chain(["memimap3", "memtrace3", "mempop3", "memsend3", "memsieve3"]);
     let on4 = ["bob", "ben", "sync4", "big4", "post4", "memimap4", "mempop4", "memsieve4"];
     let mut users: Vec<User> = on3.map(|uid| User::new(uid, Some("server3"))).collect();
     users.extend(on4.iter().map(|uid| User::new(uid, Some("Server4.Example.COM."))));

@@ -1,0 +1,114 @@
+//! `usher trace`: shows the dialogues of chosen sessions up to the login, as they happen.
+
+use std::io::{self, Write as _};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::ArgGroup;
+
+use super::running::{Running, with_query};
+use super::sessions::part;
+use super::{FAILED, OK};
+use crate::config;
+use crate::diagnose::table::{ShownJson, ShownLines};
+use crate::trace::{DEFAULT, LONGEST, TraceMessage};
+
+const HELP: &str = "\
+Each line has the milliseconds since the session began, the session's id as in the log, from whom to whom,
+and the line as it was sent. Passwords are never shown: whatever is not known to be harmless is the number
+of its bytes. Sessions that begin from now on are shown, until their login is done.
+
+Examples:
+  usher trace --user alice                   alice, also under her other names, for ten minutes
+  usher trace --client 192.0.2.0/24 --for 1h everything from one network
+  usher trace --backend server3 --json       logins that go to server3, for a program
+
+Ctrl-C ends it, and so do a reload, a drain and an upgrade. The log has a line of its beginning and its end,
+with who asked.
+
+Exit codes: 0 its time was over; 1 usher ended it; 64 a mistake in the arguments; 69 usher does not run;
+77 you may not use the control socket.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+#[command(group = ArgGroup::new("whom").required(true).multiple(true).args(["user", "backend", "client", "protocol"]))]
+pub(super) struct Args {
+    /// Only this user's sessions: the login name as typed, or the DN; under other names, too
+    #[arg(long, value_name = "NAME", value_parser = part("user"))]
+    user: Option<String>,
+    /// Only sessions that are routed to this backend
+    #[arg(long, value_name = "NAME", value_parser = part("backend"))]
+    backend: Option<String>,
+    /// Only those from this address or network
+    #[arg(long, value_name = "ADDRESS[/BITS]", value_parser = part("client"))]
+    client: Option<String>,
+    /// Only those of this protocol: imap, pop3, submission, managesieve
+    #[arg(long, value_name = "NAME", value_parser = part("protocol"))]
+    protocol: Option<String>,
+    /// For how long, such as 10m, which is the default; at most 1h
+    #[arg(long = "for", value_name = "TIME", value_parser = time)]
+    time: Option<Duration>,
+    /// One JSON object a line instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let time = config::duration(text)?;
+    let fits = time >= Duration::from_secs(1) && time <= LONGEST;
+    if fits { Ok(time) } else { Err("from 1s to 1h".to_owned()) }
+}
+
+pub(super) async fn trace(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
+    let Args { user, backend, client, protocol, time, json } = arguments;
+    let time = format!("{}s", time.unwrap_or(DEFAULT).as_secs());
+    let parts = [("user", user), ("backend", backend), ("client", client), ("protocol", protocol)];
+    let parts = parts.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)));
+    let path = with_query("/trace", parts.chain([("for", time.as_str())]));
+    let mut is_complete = false;
+    let running = Running::of(config)?;
+    let shown = running.follow("POST", &path, |message: TraceMessage| {
+        is_complete |= matches!(&message, TraceMessage::Ended(summary) if summary.is_complete);
+        // A reader that is gone (`| head`) ends the trace.
+        if write(&message, *json).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    tokio::select! {
+        ended = shown => ended?,
+        // usher notices that the connection is closed.
+        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(OK)),
+    }
+    Ok(ExitCode::from(if is_complete { OK } else { FAILED }))
+}
+
+/// Lines go to standard output; what is said about the trace itself goes to standard error.
+fn write(message: &TraceMessage, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        let text = serde_json::to_string(message).map_err(io::Error::other)?;
+        return writeln!(out, "{}", ShownJson(&text)).and_then(|()| out.flush());
+    }
+    match message {
+        TraceMessage::Line(line) => writeln!(out, "{}", ShownLines(&line.to_string())).and_then(|()| out.flush()),
+        TraceMessage::Started { what, seconds } => {
+            writeln!(io::stderr(), "tracing {} for {seconds} s; Ctrl-C ends it", ShownLines(what))
+        }
+        TraceMessage::Lost(lines) => writeln!(io::stderr(), "{lines} lines lost: the output was too slow"),
+        TraceMessage::Ended(summary) => writeln!(io::stderr(), "{}", ShownLines(&summary.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_has_a_limit() {
+        assert_eq!(time("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(time("1h"), Ok(LONGEST));
+        for wrong in ["61m", "10", "0s", "500ms"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The steps of a login as sentences, for `usher trace`: what directory or cache answered, where the user is
+//! routed, and what became of the attempt.
+
+use std::time::Duration;
+
+use super::super::authn::{AuthDecision, DecidedBy};
+use super::milliseconds;
+use crate::base::credential::Login;
+use crate::directory::Trace;
+use crate::outcome::Refusal;
+
+/// Who was asked, and what the answer was.
+pub(super) fn source(decision: &AuthDecision) -> String {
+    let answer = match decision.by {
+        DecidedBy::Directory => return asked(decision),
+        DecidedBy::Cache => "the cache has this password from a bind within cache.ttl; the directory is not asked",
+        DecidedBy::Negative => "the cache has this password as a wrong one; it is not sent to the directory",
+        DecidedBy::Stale => {
+            "the cache has this password from a bind within cache.stale, which counts while no directory server is \
+             available, or the account is locked by wrong guesses"
+        }
+        DecidedBy::Usher if decision.withheld.is_some() => {
+            "too many wrong passwords for this entry: the password is not sent to the directory"
+        }
+        DecidedBy::Usher => "such a name or password is not sent to the directory",
+    };
+    match decision.trace.server {
+        Some(_) => format!("{}; {answer}", asked(decision)),
+        None => answer.to_owned(),
+    }
+}
+
+fn asked(decision: &AuthDecision) -> String {
+    let Trace { server, diagnostic, search, bind, .. } = &decision.trace;
+    let mut parts = vec![format!("asked {}", server.as_deref().unwrap_or("no server"))];
+    parts.extend(search.map(|time| format!("search {}", took(time))));
+    if let Some(time) = bind {
+        let dn = decision.dn.as_deref().unwrap_or("the user");
+        parts.push(format!("bind as {dn} {}", took(*time)));
+    }
+    parts.extend(diagnostic.map(|diagnostic| diagnostic.to_string()));
+    parts.extend(decision.trace.result().map(|result| format!("LDAP {result}")));
+    parts.join(", ")
+}
+
+fn took(time: Duration) -> String {
+    format!("({} ms)", milliseconds(time))
+}
+
+/// What follows from the answer.
+pub(super) fn result(decision: &AuthDecision) -> String {
+    let dn = decision.dn.as_deref().unwrap_or("none");
+    match &decision.result {
+        Ok(proven) => {
+            let entry = proven.identity.entry();
+            let held = if entry.version.held { "; the entry is held: waiting for its release" } else { "" };
+            let hosts = entry.mail_hosts.join(", ");
+            let hosts = if hosts.is_empty() { "none" } else { &hosts };
+            format!("password accepted: entry {dn}, mail host {hosts}{held}")
+        }
+        Err(refusal) => {
+            let other = decision.other_dn.as_ref().map_or_else(String::new, |other| format!(" and {other}"));
+            let fault = decision.fault.as_ref().map_or_else(String::new, |fault| format!(": {fault}"));
+            format!("not accepted: {refusal}, entry {dn}{other}{fault}")
+        }
+    }
+}
+
+/// Where the user is routed.
+pub(super) fn route(backend: &str, login: &Login, by_default: bool) -> String {
+    let default = if by_default { " (by routing.default)" } else { "" };
+    format!("routed to the backend {backend}{default}, login there {}", login.as_str())
+}
+
+/// What became of the attempt.
+pub(super) fn outcome(refusal: Option<&Refusal>) -> String {
+    match refusal {
+        None => "login accepted".to_owned(),
+        Some(refusal) => format!("login refused: {refusal}, side: {}", refusal.side().label()),
+    }
+}

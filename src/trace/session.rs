@@ -1,0 +1,197 @@
+//! The lines of one session: held until it is known whether the session matches, then sent, within bounds.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::following::{Following, Subject};
+use super::line::TraceLine;
+use super::{NewSession, Traces};
+use crate::proto::transcript::{Leg, Recorder, Transcript, Way};
+use crate::telemetry::log::EscapedUpTo;
+
+/// Lines that are held of a session before it matches; older ones are dropped.
+const HELD: usize = 64;
+/// Bytes of a line; one that is longer is cut.
+const LINE: usize = 1_024;
+/// Lines of a session, and their bytes: enough for any login, and little for a client that never logs in.
+const LINES: usize = 1_000;
+const BYTES: usize = 128 * 1024;
+
+/// What becomes known of a session.
+#[derive(Debug, Clone)]
+pub(crate) enum Fact {
+    /// The client's address, where a trusted proxy has named another.
+    Client(IpAddr),
+    /// The login name of a new attempt, as typed.
+    Login(Arc<str>),
+    /// The name by which the backend knows the user.
+    BackendLogin(Arc<str>),
+    /// The entry's DN.
+    Dn(Arc<str>),
+    /// The backend's name.
+    Backend(Arc<str>),
+}
+
+/// The trace of a session; nothing where no trace could match it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SessionTrace(Option<Arc<SessionRecorder>>);
+
+impl SessionTrace {
+    pub(super) fn new(recorder: SessionRecorder) -> Self {
+        Self(Some(Arc::new(recorder)))
+    }
+
+    /// The transcript for the dialogues of the session.
+    #[must_use]
+    pub(crate) fn transcript(&self) -> Transcript {
+        let Some(recorder) = &self.0 else { return Transcript::default() };
+        Transcript::new(recorder.new.protocol, Arc::clone(recorder) as Arc<dyn Recorder>)
+    }
+
+    /// Writes a sentence, which is made only if the session is traced.
+    pub(crate) fn note(&self, leg: Leg, sentence: impl FnOnce() -> String) {
+        if let Some(recorder) = &self.0 {
+            recorder.record(leg, Way::Note, sentence().as_bytes());
+        }
+    }
+
+    /// Writes a line, as [`Self::note`]. What of it is secret must be masked already.
+    pub(crate) fn line(&self, leg: Leg, way: Way, line: impl FnOnce() -> String) {
+        if let Some(recorder) = &self.0 {
+            recorder.record(leg, way, line().as_bytes());
+        }
+    }
+
+    /// Notes what has become known: it may decide whether the session matches.
+    pub(crate) fn learn(&self, fact: impl FnOnce() -> Option<Fact>) {
+        if let Some(recorder) = &self.0
+            && let Some(fact) = fact()
+        {
+            recorder.learn(fact);
+        }
+    }
+}
+
+/// A trace that may follow this session, or does.
+#[derive(Debug)]
+pub(super) struct Follower {
+    following: Arc<Following>,
+    matched: bool,
+}
+
+impl Follower {
+    pub(super) fn new(following: &Arc<Following>) -> Self {
+        Self { following: Arc::clone(following), matched: false }
+    }
+
+    pub(super) fn skip_session(&self) {
+        self.following.count_skipped();
+    }
+}
+
+/// Collects the lines of one session.
+#[derive(Debug)]
+pub(super) struct SessionRecorder {
+    new: NewSession,
+    traces: Arc<Traces>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    followers: Vec<Follower>,
+    subject: Subject,
+    held: VecDeque<Arc<TraceLine>>,
+    /// Lines that were sent, and their bytes.
+    lines: usize,
+    bytes: usize,
+}
+
+impl SessionRecorder {
+    pub(super) fn new(traces: Arc<Traces>, new: NewSession, followers: Vec<Follower>) -> Self {
+        let subject = Subject { client: Some(new.client), protocol: new.protocol, ..Subject::default() };
+        let state = State { followers, subject, held: VecDeque::new(), lines: 0, bytes: 0 };
+        let recorder = Self { new, traces, state: Mutex::new(state) };
+        recorder.learn(Fact::Client(new.client));
+        recorder
+    }
+
+    fn learn(&self, fact: Fact) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { followers, subject, held, .. } = &mut *state;
+        match fact {
+            Fact::Client(client) => subject.client = Some(client),
+            Fact::Login(name) => {
+                // What was known of the attempt before says nothing about this one.
+                *subject = Subject {
+                    client: subject.client,
+                    protocol: subject.protocol,
+                    login: Some(name),
+                    ..Subject::default()
+                };
+            }
+            Fact::BackendLogin(name) => subject.backend_login = Some(name),
+            Fact::Dn(dn) => subject.dn = Some(dn),
+            Fact::Backend(backend) => subject.backend = Some(backend),
+        }
+        for follower in followers {
+            // Of one that matches already too: it may learn the user's DN.
+            if follower.following.matches(subject) && !follower.matched {
+                follower.matched = true;
+                follower.following.count_session();
+                for line in held.iter() {
+                    let _ = follower.following.send(line);
+                }
+            }
+        }
+        if state.followers.iter().all(|follower| follower.matched) {
+            state.held = VecDeque::new();
+        }
+    }
+
+    fn traced(&self, leg: Leg, way: Way, text: String) -> Arc<TraceLine> {
+        // Microseconds are noise here.
+        let ms = (self.new.since.elapsed().as_secs_f64() * 10_000.0).round() / 10.0;
+        let (leg, direction) = (leg.label().into(), way.label().into());
+        Arc::new(TraceLine { session: self.new.id, ms, leg, direction, text })
+    }
+}
+
+impl Recorder for SessionRecorder {
+    fn record(&self, leg: Leg, way: Way, line: &[u8]) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.followers.is_empty() || state.lines > LINES || state.bytes > BYTES {
+            return;
+        }
+        let text = EscapedUpTo(line, LINE).to_string();
+        let length = text.len();
+        let line = self.traced(leg, way, text);
+        let State { followers, held, lines, bytes, .. } = &mut *state;
+        let is_sent = followers.iter().any(|follower| follower.matched);
+        // A trace that is over follows nothing more.
+        followers.retain(|follower| !follower.matched || follower.following.send(&line));
+        if followers.iter().any(|follower| !follower.matched) {
+            if held.len() >= HELD {
+                held.pop_front();
+            }
+            held.push_back(line);
+        }
+        if is_sent {
+            (*lines, *bytes) = (*lines + 1, *bytes + length);
+            if *lines > LINES || *bytes > BYTES {
+                let words = "the rest of this session is not shown: it has too many lines".to_owned();
+                let last = self.traced(Leg::Usher, Way::Note, words);
+                for follower in followers.iter().filter(|follower| follower.matched) {
+                    let _ = follower.following.send(&last);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for SessionRecorder {
+    fn drop(&mut self) {
+        self.traces.session_over();
+    }
+}
