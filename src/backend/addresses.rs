@@ -174,8 +174,8 @@ impl Pool {
         due.collect()
     }
 
-    /// Selects addresses for a login that arrived at this time.
-    pub(super) fn select(&self, arrived: Instant) -> Selection {
+    /// Selects addresses for a login that arrived at this time and has this long.
+    pub(super) fn select(&self, arrived: Instant, timeout: Duration) -> Selection {
         let now = Instant::now();
         let give_up = arrived + PATIENCE;
         let set = self.addresses();
@@ -191,7 +191,7 @@ impl Pool {
         if !usable.is_empty() {
             return Selection::Usable(usable);
         }
-        let hopes = set.entries.iter().filter_map(|(_, breaker)| breaker.retry_window(arrived));
+        let hopes = set.entries.iter().filter_map(|(_, breaker)| breaker.retry_window(arrived, timeout));
         let until = hopes.map(|hope| match hope {
             RetryWindow::Bounded(until) => until.min(give_up),
             RetryWindow::Extended(until) => until,

@@ -98,7 +98,7 @@ impl Endpoint {
         loop {
             self.pool.refresh(&self.metrics);
             self.spawn_probes(self.pool.begin_down_probes());
-            let until = match self.pool.select(arrived) {
+            let until = match self.pool.select(arrived, self.timeout) {
                 Selection::Usable(addresses) => return Ok(addresses.into()),
                 Selection::Unavailable(error) => return Err(error),
                 Selection::Wait(until) => until,
@@ -220,7 +220,10 @@ impl Endpoint {
                 Ok((attempt.address, talk))
             }
             Err(fault) => {
-                if fault.is_server_fault() {
+                // After a wait for this address there may be too little time for its greeting.
+                let is_short = attempt.began.elapsed() < self.timeout / 10 * 9;
+                let too_soon = matches!(fault, BackendError::Timeout { .. }) && is_short;
+                if fault.is_server_fault() && (!too_soon || self.pool.is_overdue(&attempt)) {
                     self.pool.failed(&attempt, &fault);
                 }
                 Err(fault)

@@ -237,15 +237,19 @@ impl Breaker {
         }
     }
 
-    /// How long a login that arrived then may wait for this address, which is down; `None` if a probe begun
-    /// after its arrival has failed.
-    pub(super) fn retry_window(&self, arrived: Instant) -> Option<RetryWindow> {
+    /// How long a login that arrived then, and has this time, may wait for this address, which is down; `None` if a
+    /// probe begun after its arrival has failed.
+    pub(super) fn retry_window(&self, arrived: Instant, timeout: Duration) -> Option<RetryWindow> {
         let progress = matches!(self.state, Circuit::Open { connected: false, .. });
         match self.probe {
             ProbeProgress::Never => Some(RetryWindow::Bounded(arrived)),
             ProbeProgress::Running { began, connected: true } if progress => {
                 let usual = self.late_greeting().unwrap_or_default();
-                Some(RetryWindow::Extended(began + EXTENDED_WAIT.max(usual + GREETING_MARGIN)))
+                // The login then waits for a greeting of its own.
+                Some(match began + usual + usual <= arrived + timeout {
+                    true => RetryWindow::Extended(began + EXTENDED_WAIT.max(usual + GREETING_MARGIN)),
+                    false => RetryWindow::Bounded(began + PATIENCE),
+                })
             }
             ProbeProgress::Running { began, .. } => Some(RetryWindow::Bounded(began + PATIENCE)),
             ProbeProgress::Over { began, ended } => (began < arrived).then(|| RetryWindow::Bounded(ended + SPACING)),
@@ -299,6 +303,7 @@ mod tests {
     use super::*;
 
     const FAILURES: u32 = 3;
+    const TIMEOUT: Duration = Duration::from_secs(8);
 
     fn attempt(connected: bool) -> ConnectAttempt {
         ConnectAttempt { address: "192.0.2.3:993".parse().unwrap(), began: Instant::now(), connected }
@@ -367,13 +372,13 @@ mod tests {
         let mut breaker = open();
         let early = Instant::now();
         breaker.begin_probe(SPACING, early);
-        assert_eq!(breaker.retry_window(early), Some(RetryWindow::Bounded(early + PATIENCE)));
+        assert_eq!(breaker.retry_window(early, TIMEOUT), Some(RetryWindow::Bounded(early + PATIENCE)));
         advance(Duration::from_millis(5)).await;
         let arrived = Instant::now();
         breaker.end_probe(arrived);
-        assert_eq!(breaker.retry_window(early), None, "its own probe has failed");
+        assert_eq!(breaker.retry_window(early, TIMEOUT), None, "its own probe has failed");
         assert_eq!(
-            breaker.retry_window(arrived),
+            breaker.retry_window(arrived, TIMEOUT),
             Some(RetryWindow::Bounded(arrived + SPACING)),
             "that probe may have been too early"
         );
@@ -385,7 +390,7 @@ mod tests {
         let began = Instant::now();
         breaker.begin_probe(SPACING, began);
         breaker.probe_connected();
-        assert_eq!(breaker.retry_window(began), Some(RetryWindow::Extended(began + EXTENDED_WAIT)));
+        assert_eq!(breaker.retry_window(began, TIMEOUT), Some(RetryWindow::Extended(began + EXTENDED_WAIT)));
         // It listens and does not greet: connecting is no progress from here on.
         breaker.failed(&attempt(true), FAILURES, "timeout", began);
         breaker.end_probe(began);
@@ -394,7 +399,7 @@ mod tests {
         let began = Instant::now();
         breaker.begin_probe(SPACING, began);
         breaker.probe_connected();
-        assert_eq!(breaker.retry_window(began), Some(RetryWindow::Bounded(began + PATIENCE)));
+        assert_eq!(breaker.retry_window(began, TIMEOUT), Some(RetryWindow::Bounded(began + PATIENCE)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -407,12 +412,14 @@ mod tests {
         assert_eq!(breaker.greeted(Duration::from_millis(5_100)), None);
         assert_eq!(breaker.greeted(seconds(5)), None);
         assert!(!breaker.is_overdue(seconds(4)) && !breaker.is_overdue(seconds(6)) && breaker.is_overdue(seconds(7)));
-        // After an outage the first login waits as long.
+        // After an outage the first login waits as long, if there is time for its own greeting behind that.
         while !fault(&mut breaker) {}
         let began = Instant::now();
         breaker.begin_probe(SPACING, began);
         breaker.probe_connected();
-        assert_eq!(breaker.retry_window(began), Some(RetryWindow::Extended(began + seconds(6))));
+        assert_eq!(breaker.retry_window(began, TIMEOUT), Some(RetryWindow::Bounded(began + PATIENCE)));
+        let arrived = began + seconds(2);
+        assert_eq!(breaker.retry_window(arrived, TIMEOUT), Some(RetryWindow::Extended(began + seconds(6))));
         assert_eq!(breaker.greeted(Duration::from_millis(700)), None, "close to the limit is no change");
         assert_eq!(breaker.greeted(Duration::from_millis(400)), Some(GreetingChange::Prompt));
     }
