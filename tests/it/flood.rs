@@ -116,9 +116,11 @@ fn client_before_login_holds_little_memory() {
     let hogs: Vec<Imap> = (0..CLIENTS)
         .map(|n| {
             let mut imap = Imap::tls(usher.imaps_port());
-            let more = match n % 3 {
+            let more = match n % 4 {
                 0 => format!("a LOGIN {{60000+}}\r\n{}", "x".repeat(59_000)),
                 1 => format!("a {}", "x".repeat(100_000)),
+                // The longest line that is kept.
+                2 => format!("a ID (\"name\" \"{}", "x".repeat(32_700)),
                 _ => format!("a AUTHENTICATE PLAIN {}", "QUFB".repeat(25_000)),
             };
             let _ = imap.try_send(more);
