@@ -182,6 +182,7 @@ pub(crate) fn directory(
             client_certificate: directory.client_certificate.clone(),
             pins: Vec::new(),
             alpn: None,
+            groups: directory.groups.clone(),
             key: "directory".to_owned(),
         };
         settings.build(place).map_err(|more| problems.extend(more)).ok()
@@ -209,6 +210,7 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
             ca: settings.ca.clone(),
             client_certificate: settings.client_certificate.clone(),
             pins: settings.pin_sha256.clone(),
+            groups: settings.groups.clone(),
             alpn: endpoint.protocol.alpn.filter(|_| endpoint.protocol.alpn_to_backends),
             key: key.to_owned(),
         };

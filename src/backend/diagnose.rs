@@ -131,13 +131,7 @@ impl Endpoint {
             BackendError::Tls { reason } => match reason.failure {
                 HandshakeFailure::Alert | HandshakeFailure::Other => silent,
                 HandshakeFailure::NotTls => sends && silent,
-                HandshakeFailure::Expired
-                | HandshakeFailure::NotYetValid
-                | HandshakeFailure::UnknownIssuer
-                | HandshakeFailure::WrongName
-                | HandshakeFailure::BadSignature
-                | HandshakeFailure::Certificate
-                | HandshakeFailure::Incompatible => false,
+                HandshakeFailure::Certificate(_) | HandshakeFailure::Incompatible => false,
             },
             BackendError::Broken { .. } | BackendError::Closed => sends || silent,
             BackendError::Timeout { awaited, .. } => match awaited {

@@ -7,7 +7,7 @@ use super::model::{
     Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
 };
 use super::raw::{Node, Section, Unique};
-use super::section::certificate;
+use super::section::{certificate, groups};
 use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
 use super::{names, watch};
 use crate::outcome::AccountState;
@@ -39,6 +39,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let servers = servers(directory, starttls, plaintext);
     let ca = directory.get("ca").map(|node| node.path());
     let client_certificate = directory.get("client_certificate").map(|node| certificate(&node));
+    let groups = groups(directory);
     let find = find(directory);
     let mail_host_attribute = directory.get("mail_host_attribute");
     let mail_host_attribute = mail_host_attribute.map_or(Some("mailHost".into()), |node| node.parsed(names::attribute));
@@ -69,6 +70,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             starttls: starttls?,
             ca: ca.flatten(),
             client_certificate: client_certificate.flatten(),
+            groups: groups?,
             plaintext: plaintext?,
             find: find?,
             mail_host_attribute: mail_host_attribute?,

@@ -262,6 +262,7 @@ pub(super) const GROUPS: &[(&str, Group)] = &[
     ("secp384r1", Group::Secp384r1),
     ("P-256", Group::Secp256r1),
     ("P-384", Group::Secp384r1),
+    ("prime256v1", Group::Secp256r1),
 ];
 
 /// The cipher suite with this IANA name, such as `TLS_AES_256_GCM_SHA384`.

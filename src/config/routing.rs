@@ -9,7 +9,7 @@ use super::model::{
 };
 use super::names;
 use super::raw::{Node, Section, Unique};
-use super::section::{certificate, protocol_names};
+use super::section::{certificate, groups, protocol_names};
 use super::units::{HOUR, MINUTE, SECOND};
 use crate::proto::proxy_header::Version;
 use crate::proto::{BackTls, ForwardMethod, PROTOCOLS, Protocol};
@@ -73,6 +73,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     if pin_sha256.is_some() && ca.is_some() {
         backend.warn("ca", "without effect: `pin_sha256` takes the place of the chain; remove one");
     }
+    let groups = groups(backend);
     let service = backend.get("service").map(|node| node.section(account).flatten());
     if service.is_some() && !surroundings.directory.login_attribute {
         backend.problem(
@@ -108,6 +109,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         ca: ca.flatten(),
         client_certificate: client_certificate.flatten(),
         pin_sha256: pin_sha256.unwrap_or_default(),
+        groups: groups?,
         service: service.flatten(),
         source: source?,
         timeout: timeout?,

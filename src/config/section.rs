@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use super::model::CertificateFiles;
+use super::model::{CertificateFiles, Group};
 use super::names;
 use super::raw::{Node, Section, Unique};
 use crate::proto::PROTOCOLS;
@@ -30,6 +30,15 @@ pub(super) fn certificate(node: &Node<'_>) -> Option<CertificateFiles> {
         Some(CertificateFiles { chain: chain?, key: key? })
     };
     node.section(pair).flatten()
+}
+
+/// `groups`: key exchange groups in order of preference; without it all of them.
+pub(super) fn groups(section: &Section<'_>) -> Option<Vec<Group>> {
+    match section.get("groups") {
+        Some(node) => distinct(&node, |item| item.word(names::GROUPS).map(|group| (format!("{group:?}"), group))),
+        // The rest are other names of what stands before them.
+        None => Some(names::GROUPS.iter().take(4).map(|(_, group)| *group).collect()),
+    }
 }
 
 /// A list without repetitions; `read` gives the name by which items are compared, and the item.

@@ -5,7 +5,7 @@ use rustls::SupportedCipherSuite;
 use super::model::{ClientAuth, Tls, TlsVersion};
 use super::names;
 use super::raw::{Node, Section};
-use super::section::{certificate, distinct};
+use super::section::{certificate, distinct, groups};
 use super::units::{DAY, MINUTE, SECOND};
 
 /// Reads the section.
@@ -15,11 +15,7 @@ pub(super) fn read(tls: &Section<'_>) -> Option<Tls> {
     let certificates = certificates.map(|items| items.iter().filter_map(certificate).collect());
     let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
     let min_version = tls.get("min_version").map_or(Some(TlsVersion::V1_2), |node| node.word(&versions));
-    let groups = match tls.get("groups") {
-        Some(node) => distinct(&node, |item| item.word(names::GROUPS).map(|group| (format!("{group:?}"), group))),
-        // The last two are other names of what stands before them.
-        None => Some(names::GROUPS.iter().take(4).map(|(_, group)| *group).collect()),
-    };
+    let groups = groups(tls);
     let suites = tls.get("cipher_suites").map(|node| (cipher_suites(&node), node));
     if let (Some(TlsVersion::V1_3), Some((Some(suites), node))) = (min_version, &suites)
         && !suites.iter().any(|suite| matches!(suite, SupportedCipherSuite::Tls13(_)))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Finding, State};
+use super::{Finding, State, certificates};
 use crate::backend::diagnose::Observations;
 use crate::backend::{Awaited, BackendError};
 use crate::config::{self, Forward};
@@ -169,6 +169,20 @@ pub(super) fn either_header(error: &BackendError) -> String {
     format!("{}; {more}", of(error))
 }
 
+/// What to do about a server that does not answer the first message of the handshake, where that is a long one.
+pub(super) fn long_hello(error: &BackendError, settings: &config::Backend) -> Option<String> {
+    let waits = matches!(error, BackendError::Timeout { awaited: Awaited::Tls, .. });
+    let long = settings.groups.iter().any(|group| group.is_long());
+    (waits && long).then(|| {
+        format!(
+            "a device on the way may drop a handshake that begins with two packets, as it does with X25519MLKEM768: try \
+             `groups: [x25519, secp256r1, secp384r1]` for {}; otherwise {}",
+            settings.name,
+            of(error)
+        )
+    })
+}
+
 /// What to do about a fault.
 pub(super) fn of(error: &BackendError) -> &'static str {
     match error {
@@ -181,18 +195,9 @@ pub(super) fn of(error: &BackendError) -> &'static str {
             "is the mail server running and listening on this port, does a firewall block the connection?"
         }
         BackendError::Tls { reason } => match reason.failure {
-            HandshakeFailure::Expired => "renew the certificate on that server, or set pin_sha256 if it never will be",
-            HandshakeFailure::UnknownIssuer => {
-                "the backend's `ca` must name who issued the certificate; without it the system's authorities count"
-            }
-            HandshakeFailure::WrongName => "set `server_name` to a name that is in the certificate",
+            HandshakeFailure::Certificate(fault) => certificates::backend_advice(fault),
             HandshakeFailure::NotTls => "this port wants `tls: starttls`, or is another service's",
-            HandshakeFailure::NotYetValid
-            | HandshakeFailure::BadSignature
-            | HandshakeFailure::Certificate
-            | HandshakeFailure::Alert
-            | HandshakeFailure::Incompatible
-            | HandshakeFailure::Other => "",
+            HandshakeFailure::Alert | HandshakeFailure::Incompatible | HandshakeFailure::Other => "",
         },
         BackendError::Timeout { awaited: Awaited::Greeting | Awaited::RestOfGreeting, .. } => {
             "a firewall in between, a server that is too slow, or one that greets later than usher may wait (`timeout` and \

@@ -108,10 +108,14 @@ fn address(
         Err(error) => findings.push(match inspection.other_header {
             OtherHeader::Works => backend_advice::header(endpoint, &words(error)),
             OtherHeader::Fails => {
-                Finding::problem(stage(error, inspection), words(error), backend_advice::either_header(error))
+                let advice = backend_advice::long_hello(error, settings);
+                let advice = advice.unwrap_or_else(|| backend_advice::either_header(error));
+                Finding::problem(stage(error, inspection), words(error), advice)
             }
             OtherHeader::NotTried => {
-                Finding::problem(stage(error, inspection), words(error), backend_advice::of(error))
+                let advice = backend_advice::long_hello(error, settings);
+                let advice = advice.unwrap_or_else(|| backend_advice::of(error).to_owned());
+                Finding::problem(stage(error, inspection), words(error), advice)
             }
         }),
     }

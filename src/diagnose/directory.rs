@@ -18,6 +18,10 @@ use crate::tls::HandshakeFailure;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The advice if nothing more is known.
 const TRY_OPENSSL: &str = "try `openssl s_client -connect HOST:636` from this machine";
+/// The advice about a handshake that may be what is not answered.
+const LONG_HELLO: &str = "if `openssl s_client -groups X25519 -connect HOST:636` connects, a device on the way may drop a handshake that \
+                          begins with two packets, as it does with X25519MLKEM768: try `directory.groups: [x25519, secp256r1, \
+                          secp384r1]`";
 /// LDAP results that say that a limit was met.
 const LIMITS: [u32; 3] = [3, 4, 11];
 
@@ -58,7 +62,16 @@ fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
             Some(LdapScheme::Ldap) if !settings.starttls => Finding::ok("connection", "connected, on this machine"),
             Some(LdapScheme::Ldap | LdapScheme::Ldaps) | None => Finding::ok("connection", "TLS"),
         },
-        Err(trouble) => Finding::problem("connection", words(trouble), advice(trouble)),
+        Err(trouble) => {
+            let tls = settings.starttls || server.is_some_and(|server| server.scheme == LdapScheme::Ldaps);
+            let long = tls && settings.groups.iter().any(|group| group.is_long());
+            let advice = if long && matches!(trouble, UnavailableCause::Timeout) {
+                format!("{}; {LONG_HELLO}", advice(trouble))
+            } else {
+                advice(trouble).to_owned()
+            };
+            Finding::problem("connection", words(trouble), advice)
+        }
     }
 }
 
@@ -80,19 +93,11 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
     match trouble {
         UnavailableCause::Connection { fault, .. } => match fault {
             ConnectionFault::Tls(error) => match error.failure {
-                HandshakeFailure::Expired => "renew the certificate on that server",
-                HandshakeFailure::UnknownIssuer | HandshakeFailure::BadSignature => {
-                    "directory.ca must name the authority that issued the server's certificate"
-                }
-                HandshakeFailure::WrongName => "write the name that is in the certificate into directory.servers",
+                HandshakeFailure::Certificate(fault) => certificates::directory_advice(fault),
                 HandshakeFailure::NotTls => {
                     "ldaps:// is for the TLS port, usually 636; for 389 write ldap:// with `starttls: true`"
                 }
-                HandshakeFailure::NotYetValid
-                | HandshakeFailure::Certificate
-                | HandshakeFailure::Alert
-                | HandshakeFailure::Incompatible
-                | HandshakeFailure::Other => TRY_OPENSSL,
+                HandshakeFailure::Alert | HandshakeFailure::Incompatible | HandshakeFailure::Other => TRY_OPENSSL,
             },
             ConnectionFault::StartTls(_) => {
                 "the server has no TLS for StartTLS: give it a certificate, or use ldaps://"

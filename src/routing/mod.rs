@@ -89,6 +89,7 @@ mod tests {
             ca: None,
             client_certificate: None,
             pin_sha256: Vec::new(),
+            groups: Vec::new(),
             service: None,
             source: Vec::new(),
             timeout: Duration::from_secs(4),

@@ -21,7 +21,8 @@ use x509_parser::prelude::FromDer as _;
 use zeroize::Zeroizing;
 
 use super::pem::{self, PemError, PemFault};
-use super::{TlsError, TlsProblem, trusted};
+use super::trusted::{self, Purpose};
+use super::{TlsError, TlsProblem};
 use crate::base::sys;
 use crate::base::sys::secret_files::exposure;
 use crate::config::CertificateFiles;
@@ -107,15 +108,6 @@ pub(crate) fn load(files: &CertificateFiles, key: &str) -> Result<LoadedCertific
         return Err(vec![TlsProblem::new(format!("{key}.key"), TlsError::KeyMismatch { chain: files.chain.clone() })]);
     }
     Ok(LoadedCertificate { certified: Arc::new(CertifiedKey::new(chain, private)), info: facts })
-}
-
-/// What the certificates of an authority are to vouch for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    /// Backends and directories.
-    Servers,
-    /// Clients.
-    Clients,
 }
 
 /// Reads a file of authorities. Every certificate in it must be usable: one that is silently skipped would be

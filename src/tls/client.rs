@@ -12,15 +12,16 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, ConfigBuilder, version};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, version};
 use tokio::net::TcpStream;
 
-use super::certificate::Purpose;
 use super::pin::PinVerifier;
+use super::refused::Explaining;
 use super::sessions::{ChainMeasuringVerifier, ClientSessions};
 use super::stream::Stream;
+use super::trusted::Purpose;
 use super::{DEFAULT_GROUPS, TlsError, TlsProblem, certificate, provider, system};
-use crate::config::{CertificateFiles, Place, Problem};
+use crate::config::{CertificateFiles, Group, Place, Problem};
 
 /// The TLS settings towards a group of servers.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +34,8 @@ pub(crate) struct ClientTls {
     pub pins: Vec<[u8; 32]>,
     /// The ALPN id to offer.
     pub alpn: Option<&'static [u8]>,
+    /// The key exchange groups to offer, in order of preference; none: [`DEFAULT_GROUPS`].
+    pub groups: Vec<Group>,
     /// The config key that the settings stand under, such as `routing.backends[0]`.
     pub key: String,
 }
@@ -79,7 +82,8 @@ impl ClientTls {
         &self,
         sessions: &Arc<ClientSessions>,
     ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsProblem> {
-        let crypto = provider(&DEFAULT_GROUPS, None);
+        let groups = if self.groups.is_empty() { DEFAULT_GROUPS.as_slice() } else { &self.groups };
+        let crypto = provider(groups, None);
         let builder = ClientConfig::builder_with_provider(Arc::clone(&crypto))
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])
             .map_err(|source| TlsProblem::new(self.key.clone(), TlsError::Setup { source }))?;
@@ -91,19 +95,22 @@ impl ClientTls {
     fn verifier(&self, crypto: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, TlsProblem> {
         let ca_key = || format!("{}.ca", self.key);
         if !self.pins.is_empty() {
-            return Ok(Arc::new(PinVerifier::new(self.pins.clone(), crypto.signature_verification_algorithms)));
+            let verifier = PinVerifier::new(self.pins.clone(), crypto.signature_verification_algorithms);
+            let roots = Arc::new(RootCertStore::empty());
+            return Ok(Arc::new(Explaining { verifier: Arc::new(verifier), roots }));
         }
         let roots = match &self.ca {
             Some(path) => certificate::load_roots(path, Purpose::Servers),
             None => system::roots(rustls_native_certs::load_native_certs(), system::bundle().as_deref()),
         };
-        let roots = roots.map_err(|error| TlsProblem::new(ca_key(), error))?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto).build();
+        let roots = Arc::new(roots.map_err(|error| TlsProblem::new(ca_key(), error))?);
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), crypto).build();
         // Fails only without roots or with invalid revocation lists: there are roots and no lists.
-        Ok(verifier.map_err(|error| {
+        let verifier = verifier.map_err(|error| {
             let source = rustls::Error::General(error.to_string());
             TlsProblem::new(ca_key(), TlsError::Setup { source })
-        })?)
+        })?;
+        Ok(Arc::new(Explaining { verifier, roots }))
     }
 }
 

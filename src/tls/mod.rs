@@ -1,11 +1,12 @@
 //! TLS on every side of usher: one policy, built from the config's files.
 //!
 //! [`server`] answers clients (`hello` reads their first message, `server_name` hides a name in it that rustls
-//! would refuse), [`client`] calls backends and directories, [`pin`] verifies by public key where
-//! no chain can be, [`certificate`] reads files (`pem` their form, `trusted` OpenSSL's trust settings, `system` the authorities of the system), [`stream`] is the connection itself, `sessions` what is
-//! kept of it for the next one, [`tickets`] what clients keep of theirs, and [`reason`] describes why a
-//! handshake failed. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide default is
-//! for libraries that ask for it. TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no
+//! would refuse), [`client`] calls backends and directories, [`pin`] verifies by public key where no chain can
+//! be. [`certificate`] reads files (`pem` their form, `trusted` OpenSSL's trust settings, `system` the system's
+//! authorities), [`stream`] is the connection itself, `sessions` what is kept of it for the next one,
+//! [`tickets`] what clients keep of theirs, [`reason`] describes why a handshake failed, and `refused` why a
+//! certificate was refused. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide
+//! default is for libraries that ask for it. TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no
 //! renegotiation, no early data.
 
 pub(crate) mod certificate;
@@ -14,6 +15,7 @@ mod hello;
 pub(crate) mod pem;
 pub(crate) mod pin;
 pub(crate) mod reason;
+mod refused;
 pub(crate) mod server;
 pub(crate) mod server_name;
 mod sessions;
@@ -34,6 +36,7 @@ use crate::base::sys::secret_files::Exposure;
 use crate::config::{Group, Place, Problem};
 
 pub(crate) use reason::{HandshakeError, HandshakeFailure, describe};
+pub(crate) use refused::CertificateFault;
 
 /// The groups usher offers to servers, and takes from clients unless `tls.groups` says otherwise.
 pub(crate) const DEFAULT_GROUPS: [Group; 4] =

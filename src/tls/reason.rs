@@ -3,32 +3,18 @@
 //! Text from the peer (names in its certificate) is escaped and bounded. Alerts are named as in RFC 8446
 //! section 6.2.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
-use x509_parser::time::ASN1Time;
+use rustls::{AlertDescription, Error, InvalidMessage, PeerIncompatible};
 
-use crate::telemetry::log::Escaped;
-
-/// How many names of a certificate are listed.
-const NAMES: usize = 8;
+use super::refused::{self, CertificateFault};
 
 /// What kind of failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HandshakeFailure {
-    /// The peer's certificate has expired.
-    Expired,
-    /// The peer's certificate is not valid yet.
-    NotYetValid,
-    /// No known authority has issued the peer's certificate.
-    UnknownIssuer,
-    /// The peer's certificate is for another name.
-    WrongName,
-    /// A signature of the handshake or of a certificate is wrong.
-    BadSignature,
-    /// The peer's certificate is refused for another reason.
-    Certificate,
+    /// The peer's certificate is refused.
+    Certificate(CertificateFault),
     /// The peer ended the handshake.
     Alert,
     /// The peer has no version, cipher suite or group in common.
@@ -84,18 +70,7 @@ pub(crate) fn describe(error: &io::Error) -> String {
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library's enum is open")]
 fn failure(error: &Error) -> HandshakeFailure {
     match error {
-        Error::InvalidCertificate(certificate) => match certificate {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => HandshakeFailure::Expired,
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                HandshakeFailure::NotYetValid
-            }
-            CertificateError::UnknownIssuer => HandshakeFailure::UnknownIssuer,
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                HandshakeFailure::WrongName
-            }
-            CertificateError::BadSignature => HandshakeFailure::BadSignature,
-            _ => HandshakeFailure::Certificate,
-        },
+        Error::InvalidCertificate(certificate) => HandshakeFailure::Certificate(refused::fault(certificate)),
         Error::AlertReceived(_) => HandshakeFailure::Alert,
         Error::PeerIncompatible(_) => HandshakeFailure::Incompatible,
         error if is_not_tls(error) => HandshakeFailure::NotTls,
@@ -119,10 +94,10 @@ const fn is_not_tls(error: &Error) -> bool {
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library's enum is open and has its own words for the rest")]
 fn describe_tls(error: &Error) -> String {
     match error {
-        Error::InvalidCertificate(certificate) => describe_certificate(certificate),
+        Error::InvalidCertificate(certificate) => refused::describe(certificate),
         Error::AlertReceived(alert) => {
-            let hint = alert_hint(*alert);
-            format!("the peer ended the handshake with the alert {}{hint}", alert.as_str().unwrap_or("unknown"))
+            let name = alert.as_str().map_or_else(|| u8::from(*alert).to_string(), |name| words(name, '_'));
+            format!("the peer ended the handshake with the alert {name}{}", alert_hint(*alert))
         }
         Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon) => {
             "no common cipher suite: only ECDHE with AES-GCM or ChaCha20 is supported".to_owned()
@@ -135,58 +110,48 @@ fn describe_tls(error: &Error) -> String {
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
         ) => "no common TLS version: TLS 1.2 and 1.3 are supported, as far as the config allows".to_owned(),
-        Error::PeerIncompatible(what) => format!("incompatible TLS peer: {what:?}"),
-        Error::PeerMisbehaved(what) => format!("the peer violated the TLS protocol: {what:?}"),
+        Error::PeerIncompatible(what) => format!("incompatible TLS peer: {}", rule(what)),
+        Error::PeerMisbehaved(what) => format!("the peer violated the TLS protocol: {}", rule(what)),
         error if is_not_tls(error) => "the peer does not speak TLS here (is this a STARTTLS port?)".to_owned(),
         Error::NoApplicationProtocol => "the client speaks another protocol (ALPN)".to_owned(),
         Error::NoCertificatesPresented => "the peer presented no certificate".to_owned(),
+        Error::InvalidMessage(what) => format!("the peer sent a malformed TLS message: {}", rule(what)),
+        Error::InappropriateMessage { got_type, .. } => {
+            format!("the peer sent a TLS message out of order: {}", named(got_type.as_str(), u8::from(*got_type)))
+        }
+        Error::InappropriateHandshakeMessage { got_type, .. } => {
+            format!("the peer sent a handshake message out of order: {}", named(got_type.as_str(), u8::from(*got_type)))
+        }
         other => other.to_string(),
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the library's enum is open and has its own words for the rest")]
-fn describe_certificate(error: &CertificateError) -> String {
-    match error {
-        CertificateError::ExpiredContext { not_after, .. } => {
-            format!("its certificate expired on {}", date(not_after.as_secs()))
+/// A rule of the library by its name, as words: it has no text for it.
+fn rule(name: &dyn fmt::Debug) -> String {
+    let name = format!("{name:?}");
+    words(name.split(['(', '{', ' ']).next().unwrap_or_default(), ' ')
+}
+
+/// The type of a message by its name, or by its number.
+fn named(name: Option<&str>, number: u8) -> String {
+    name.map_or_else(|| format!("type {number}"), |name| words(name, ' '))
+}
+
+/// The words of a name such as `UnknownPSKIdentity`, in small letters.
+fn words(name: &str, separator: char) -> String {
+    let mut text = String::with_capacity(name.len() + 8);
+    let letters: Vec<char> = name.chars().collect();
+    for (index, letter) in letters.iter().enumerate() {
+        let at = |index: usize| letters.get(index).copied().unwrap_or('A');
+        let begins = index > 0
+            && letter.is_ascii_uppercase()
+            && (!at(index - 1).is_ascii_uppercase() || at(index + 1).is_ascii_lowercase());
+        if begins {
+            text.push(separator);
         }
-        CertificateError::Expired => "its certificate has expired".to_owned(),
-        CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("its certificate is not valid before {}: is a clock wrong?", date(not_before.as_secs()))
-        }
-        CertificateError::UnknownIssuer => {
-            "its certificate comes from no known authority: name the authority as `ca`, and let the server send its \
-             intermediates"
-                .to_owned()
-        }
-        CertificateError::NotValidForNameContext { expected, presented } => {
-            format!(
-                "its certificate is not for {}, it is for {}",
-                Escaped(expected.to_str().as_bytes()),
-                names(presented)
-            )
-        }
-        CertificateError::NotValidForName => "its certificate is for another name".to_owned(),
-        // The handshake's signature or one in the chain: the library does not say which.
-        CertificateError::BadSignature => "a signature does not fit: it does not hold the key of its certificate, or \
-                                           `ca` names another authority of the same name"
-            .to_owned(),
-        CertificateError::BadEncoding => "its certificate cannot be parsed".to_owned(),
-        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            "its certificate is not valid for this purpose (extended key usage)".to_owned()
-        }
-        // webpki's message, such as CaUsedAsEndEntity, or that of a pin mismatch.
-        CertificateError::Other(other) => {
-            let hint = match other.0.downcast_ref::<webpki::Error>() {
-                Some(webpki::Error::CaUsedAsEndEntity | webpki::Error::UnsupportedCertVersion) => {
-                    ": no verifier takes it; renew it or set pin_sha256"
-                }
-                _ => "",
-            };
-            format!("its certificate is refused: {}{hint}", Escaped(other.to_string().as_bytes()))
-        }
-        other => format!("its certificate is refused: {}", Escaped(other.to_string().as_bytes())),
+        text.push(letter.to_ascii_lowercase());
     }
+    text
 }
 
 fn alert_hint(alert: AlertDescription) -> &'static str {
@@ -207,27 +172,4 @@ fn alert_hint(alert: AlertDescription) -> &'static str {
     } else {
         ""
     }
-}
-
-/// The names in a certificate. webpki writes them as `DnsName("mail.example.com")`.
-fn names(presented: &[String]) -> String {
-    let mut text = String::new();
-    for (index, name) in presented.iter().take(NAMES).enumerate() {
-        let separator = if index == 0 { "" } else { ", " };
-        let _ = write!(text, "{separator}{}", Escaped(bare(name).as_bytes()));
-    }
-    if presented.len() > NAMES {
-        let _ = write!(text, " and {} more", presented.len() - NAMES);
-    }
-    if text.is_empty() { "no name at all (a CN does not count)".to_owned() } else { text }
-}
-
-fn bare(name: &str) -> &str {
-    let quoted = name.split_once("(\"").and_then(|(_, rest)| rest.strip_suffix("\")"));
-    quoted.or_else(|| name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'))).unwrap_or(name)
-}
-
-fn date(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
-    time.map_or_else(|| format!("{seconds} (Unix time)"), |time| time.to_string())
 }

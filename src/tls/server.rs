@@ -25,11 +25,12 @@ use rustls::{
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::certificate::{self, LoadedCertificate, Purpose};
+use super::certificate::{self, LoadedCertificate};
 use super::hello::{self, Failure, Hello};
 use super::server_name::{self, RestoringVerifier};
 use super::stream::Stream;
 use super::tickets::TicketKeys;
+use super::trusted::Purpose;
 use super::{TlsError, TlsProblem, key_exchange, provider, suite_name};
 use crate::config::{self, ClientAuth, Group, Place, Problem, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};

@@ -62,9 +62,11 @@ pub(super) fn hide(wire: &mut [u8]) -> Hiding {
     Hiding::Hidden
 }
 
-/// The handshake message at the beginning of these records, as far as it has come, and where its parts stand:
-/// an offset in the message, and that in the records. `None`: other records.
-fn message(wire: &[u8]) -> Option<(Vec<u8>, Vec<(usize, usize)>)> {
+/// Where the parts of a message stand: an offset in the message, and that in the records.
+type Places = Vec<(usize, usize)>;
+
+/// The handshake message at the beginning of these records, as far as it has come. `None`: other records.
+fn message(wire: &[u8]) -> Option<(Vec<u8>, Places)> {
     let (mut message, mut places) = (Vec::new(), Vec::new());
     let mut at = 0;
     while let Some([kind, _, _, high, low]) = wire.get(at..).and_then(<[u8]>::first_chunk) {

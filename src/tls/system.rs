@@ -9,7 +9,8 @@ use rustls::pki_types::CertificateDer;
 use rustls_native_certs::CertificateResult;
 
 use super::TlsError;
-use super::certificate::{self, Purpose};
+use super::certificate;
+use super::trusted::Purpose;
 
 /// The file of the system's authorities, if there is one: where `rustls_native_certs` reads it, too.
 pub(super) fn bundle() -> Option<PathBuf> {

@@ -4,7 +4,14 @@
 
 use x509_parser::asn1_rs::{Any, Class, FromDer as _, Oid, Tag};
 
-use super::certificate::Purpose;
+/// What the certificates of an authority are to vouch for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Backends and directories.
+    Servers,
+    /// Clients.
+    Clients,
+}
 
 /// The length of the first element; all of it if there is none.
 pub(super) fn length(der: &[u8]) -> usize {

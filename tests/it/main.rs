@@ -13,6 +13,7 @@ mod backend;
 mod backends;
 mod cache;
 mod capabilities;
+mod certificates;
 mod cli;
 mod config_files;
 mod control;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::tls::CertificateFiles;
+use super::tls::{CertificateFiles, Group};
 use crate::outcome::AccountState;
 use crate::proto::ldap::template::Template;
 
@@ -19,6 +19,8 @@ pub struct Directory {
     pub ca: Option<PathBuf>,
     /// A client certificate for the directory.
     pub client_certificate: Option<CertificateFiles>,
+    /// The key exchange groups that the servers are offered, in order of preference; never empty.
+    pub groups: Vec<Group>,
     /// Whether unencrypted LDAP to another machine is allowed.
     pub plaintext: bool,
     /// How to get from a login name to an entry.
@@ -60,6 +62,7 @@ impl Directory {
             starttls: false,
             ca: None,
             client_certificate: None,
+            groups: vec![Group::X25519],
             plaintext: true,
             find: Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts: Vec::new() } },
             mail_host_attribute: "mailHost".to_owned(),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::tls::CertificateFiles;
+use super::tls::{CertificateFiles, Group};
 use crate::proto::proxy_header::Version;
 use crate::proto::{BackTls, Protocol};
 
@@ -30,6 +30,8 @@ pub struct Backend {
     pub client_certificate: Option<CertificateFiles>,
     /// Base64 SHA-256 of the public key info, instead of chain and name; may be several.
     pub pin_sha256: Vec<[u8; 32]>,
+    /// The key exchange groups that it is offered, in order of preference; never empty.
+    pub groups: Vec<Group>,
     /// Login by a service account with the user as authzid.
     pub service: Option<BackendService>,
     /// The addresses that connections to it come from, in turn; none: as the system chooses.

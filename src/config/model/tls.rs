@@ -66,3 +66,11 @@ pub enum Group {
     /// NIST P-384.
     Secp384r1,
 }
+
+impl Group {
+    /// Whether the first message of a client that offers it is too long for one packet: its share has 1,216 bytes.
+    #[must_use]
+    pub const fn is_long(self) -> bool {
+        matches!(self, Self::X25519MlKem768)
+    }
+}

@@ -138,6 +138,8 @@ fn commented_keys_are_valid() {
         ("source:", None),
         ("ticket_keys_file:", None),
         ("pin_sha256:", Some(("      ca: backend-ca.pem\n", ""))),
+        ("groups: [x25519, secp256r1, secp384r1]", None),
+        ("groups: [x25519, secp256r1]", None),
         ("canary:", None),
         ("user_dn:", Some(("  base: ou=people,dc=example,dc=com\n  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
     ] {

@@ -459,6 +459,21 @@ fn backend_loop_is_reported() {
 }
 
 #[test]
+fn mistakes_in_the_groups_of_servers_are_reported() {
+    let pin = "pin_sha256: [47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]";
+    for (section, before, blanks) in [("directory", "servers: ", "  "), ("routing.backends[1]", pin, "      ")] {
+        let with = |groups: &str| format!("groups: {groups} # HERE\n{blanks}{before}");
+        mistake(before, &with("[]"), &format!("{section}.groups"), "the list is empty");
+        mistake(before, &with("[x25519, P-521]"), &format!("{section}.groups[1]"), "`X25519MLKEM768`, `x25519`");
+        mistake(before, &with("admins"), &format!("{section}.groups"), "write one of `X25519MLKEM768`");
+        mistake(before, &with("[P-256, prime256v1]"), &format!("{section}.groups[1]"), "already used by");
+        let config = sound(before, &format!("groups: [x25519, P-256]\n{blanks}{before}"));
+        let groups = if section == "directory" { &config.directory.groups } else { &config.routing.backends[1].groups };
+        assert_eq!(*groups, [Group::X25519, Group::Secp256r1]);
+    }
+}
+
+#[test]
 fn pin_mistakes_are_reported() {
     let pin = "[47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]";
     mistake(pin, "47DEQpj8HBSa # HERE", "routing.backends[1].pin_sha256", "base64 form of a SHA-256");

@@ -54,6 +54,7 @@ fn every_key_is_read() {
         starttls: true,
         ca: Some("/etc/usher/ldap-ca.pem".into()),
         client_certificate: Some(pair("/etc/usher/lc.pem", "/etc/usher/lk.pem")),
+        groups: vec![Group::X25519MlKem768, Group::X25519, Group::Secp256r1, Group::Secp384r1],
         plaintext: false,
         find: Find::Search {
             service: Some(ServiceAccount {

@@ -66,6 +66,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         starttls: false,
         ca: None,
         client_certificate: None,
+        groups: Vec::new(),
         plaintext: true,
         find,
         mail_host_attribute: "mailHost".to_owned(),

@@ -5,6 +5,7 @@ mod files;
 mod names;
 mod pem;
 mod pinning;
+mod refused;
 mod relaying;
 mod serving;
 mod sharing;
@@ -30,7 +31,7 @@ use super::server::{Acceptor, ServerTls};
 use super::stream::Stream;
 use super::{DEFAULT_GROUPS, TlsProblem};
 use crate::base::secret::SecretBuf;
-use crate::config::{CertificateFiles, ClientAuth, Tls, TlsVersion};
+use crate::config::{CertificateFiles, ClientAuth, Group, Tls, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
 
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -5,7 +5,8 @@ use rustls::RootCertStore;
 
 use super::*;
 use crate::tls::TlsError;
-use crate::tls::certificate::{LoadedCertificate, Purpose, load, load_roots};
+use crate::tls::certificate::{LoadedCertificate, load, load_roots};
+use crate::tls::trusted::Purpose;
 
 const BOM: &str = "\u{feff}";
 

@@ -38,12 +38,12 @@ fn make(desk: &Desk, command: &str) -> CertificateInfo {
     load(&desk.files("k"), "").unwrap().info
 }
 
-fn pinned(pins: &[[u8; 32]]) -> ClientTls {
+pub(super) fn pinned(pins: &[[u8; 32]]) -> ClientTls {
     ClientTls { pins: pins.to_vec(), key: "backend".to_owned(), ..ClientTls::default() }
 }
 
 /// `openssl s_server` with these files; the address it listens on.
-async fn s_server(desk: &Desk, arguments: &str) -> (tokio::process::Child, TcpStream) {
+pub(super) async fn s_server(desk: &Desk, arguments: &str) -> (tokio::process::Child, TcpStream) {
     let mut server = Command::new("openssl")
         .args("s_server -accept 127.0.0.1:0 -cert k.pem -key k.key -naccept 1".split(' '))
         .args(arguments.split_whitespace())
