@@ -185,6 +185,11 @@ pub(super) fn long_hello(error: &BackendError, settings: &config::Backend) -> Op
 
 /// What to do about a fault.
 pub(super) fn of(error: &BackendError) -> &'static str {
+    if let BackendError::Tls { reason } = error
+        && let Some(advice) = certificates::version_advice(reason)
+    {
+        return advice;
+    }
     match error {
         BackendError::Resolve { .. } => "check the backend's `address` and this machine's resolver",
         BackendError::NoSource { .. } | BackendError::Source { .. } => {

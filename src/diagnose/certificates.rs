@@ -3,15 +3,25 @@
 use super::{Finding, State};
 use crate::base::clock::{date, unix_now};
 use crate::diagnose::table::Shown;
-use crate::tls::CertificateFault;
 use crate::tls::certificate::CertificateInfo;
 use crate::tls::server::ServerTls;
+use crate::tls::{CertificateFault, HandshakeError};
 
 /// Days before its end at which a certificate is reported: enough time to renew it by hand.
 const NEAR: i64 = 14;
 const DAY: i64 = 24 * 60 * 60;
 /// The number of names that are shown.
 const NAMES: usize = 4;
+
+/// What to do about a peer without a TLS version of usher's; `None` for every other failure.
+pub(super) fn version_advice(error: &HandshakeError) -> Option<&'static str> {
+    // The peer says so by an alert, or by a version that is not offered: `tls::reason` has one text for both.
+    let is_version = error.to_string().contains("no common TLS version");
+    is_version.then_some(
+        "the server has no TLS 1.2 or 1.3, and usher speaks nothing older: enable TLS 1.2 there, or update the server \
+         or its TLS library",
+    )
+}
 
 /// usher's own certificates that are over, or nearly.
 #[must_use]

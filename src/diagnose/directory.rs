@@ -11,7 +11,9 @@ use crate::directory::{
     ConnectionFault, Entry, LockoutPolicy, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause, UserCount,
 };
 use crate::login::explain::{Verdict, tls_advice};
-use crate::proto::ldap::result::{NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS};
+use crate::proto::ldap::result::{
+    CONFIDENTIALITY_REQUIRED, NO_SUCH_OBJECT, SIZE_LIMIT, STRONGER_AUTH_REQUIRED, SUCCESS,
+};
 use crate::tls::HandshakeFailure;
 
 /// The longest window that `throttle.forget_every` can be.
@@ -90,6 +92,11 @@ fn words(trouble: &UnavailableCause) -> String {
 }
 
 fn advice(trouble: &UnavailableCause) -> &'static str {
+    if let UnavailableCause::Connection { fault: ConnectionFault::Tls(error), .. } = trouble
+        && let Some(advice) = certificates::version_advice(error)
+    {
+        return advice;
+    }
     match trouble {
         UnavailableCause::Connection { fault, .. } => match fault {
             ConnectionFault::Tls(error) => match error.failure {
@@ -101,6 +108,12 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
             },
             ConnectionFault::StartTls(_) => {
                 "the server has no TLS for StartTLS: give it a certificate, or use ldaps://"
+            }
+            ConnectionFault::Notice(ServerResult {
+                code: STRONGER_AUTH_REQUIRED | CONFIDENTIALITY_REQUIRED, ..
+            }) => {
+                "the server accepts connections with TLS only: write ldaps:// into directory.servers, or set \
+                 directory.starttls to true"
             }
             ConnectionFault::Refused(_) => "is the directory running, and does it listen at this port?",
             ConnectionFault::Resolve(_) | ConnectionFault::NoAddress => {

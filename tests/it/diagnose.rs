@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::kit::certs::Leaf;
-use crate::kit::process::free_port;
+use crate::kit::process::{Server, folder, free_port, wait_for_port};
 use crate::kit::scripted::{GREETING, Scripted};
 use crate::kit::slapd::{Options, SYNCPROV, Slapd};
 use crate::kit::users::SERVICE_DN;
@@ -247,6 +247,27 @@ fn unreachable_directory_is_reported() {
     let (code, found) = directory_of(&config, "service bind");
     assert_eq!(code, 69);
     is(&found, "problem", &[SERVICE_DN, "result 49", "wrong.password"]);
+}
+
+/// OpenSSL with TLS 1.1 alone, as a directory and as a mail server.
+#[test]
+fn server_with_old_tls_only_is_reported_with_its_own_advice() {
+    let (pair, port) = (&shared().ldap, free_port());
+    let (port_text, chain) = (port.to_string(), pair.chain.display().to_string());
+    let key = pair.key.display().to_string();
+    let words = ["openssl", "s_server", "-quiet", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0", "-accept", &port_text];
+    let command = words.into_iter().chain(["-cert", &chain, "-key", &key]).map(String::from).collect();
+    let log = folder("s_server").join("log");
+    let _running = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" }.start().0;
+    wait_for_port(port, &log);
+
+    let config = Config::with_directory(slapd()).backend("server3", port, &["server3"]);
+    let config = config.set("/directory/servers/0", format!("ldaps://127.0.0.1:{port}"));
+    let (code, found) = directory_of(&config, "connection");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["no common TLS version", "enable TLS 1.2 there"]);
+    let config = Config::with_directory(slapd()).backend("server3", port, &["server3"]);
+    is(&backend_of(&config, "tls").1, "problem", &["no common TLS version", "enable TLS 1.2 there"]);
 }
 
 #[test]
