@@ -1,0 +1,194 @@
+//! Configurations with files that are right, wrong, missing or too open.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+use crate::config::parse;
+
+fn secret(path: &Path, content: &str) {
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn mistakes_of_the_config_and_its_files_are_reported_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
+    let two = rcgen::generate_simple_self_signed(vec!["two.example".to_owned()]).unwrap();
+    fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
+    secret(&folder.path().join("two.key"), &two.signing_key.serialize_pem());
+    secret(&folder.path().join("empty"), "\n");
+    let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: one.pem, key: two.key}]}
+directory:
+  servers: ['ldaps://ldap.example']
+  ca: absent.pem
+  bind_dn: cn=usher
+  bind_password_file: empty
+  base: dc=example
+  filter: '(uid={login})'
+routing:
+  backends: [{name: server3, ca: absent.pem, imap: {address: '192.0.2.3:993', tls: implicit}}]
+limits: {connections: none}
+control: {path: control.sock, group: there-is-no-such-group}
+";
+    let mistakes = parse(&folder.path().join("config.yaml"), text).unwrap_err();
+    let mut all = mistakes.problems;
+    all.extend(problems(&mistakes.draft.unwrap()));
+    let reported: Vec<_> = all.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
+    let expected = [
+        ("limits.connections", 12),
+        ("tls.certificates[0].key", 2),
+        ("directory.bind_password_file", 7),
+        ("directory.ca", 5),
+        ("routing.backends[0].ca", 11),
+        ("control.group", 13),
+    ];
+    assert_eq!(reported, expected, "{all:#?}");
+}
+
+const CONFIG: &str = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: one.pem, key: one.key}]}
+directory:
+  servers: ['ldap://127.0.0.1']
+  bind_dn: cn=usher
+  bind_password_file: password
+  base: dc=example
+  filter: '(uid={login})'
+routing:
+  backends:
+    - name: server3
+      ca: ca.pem
+      imap: {address: '192.0.2.3:993', tls: implicit}
+      probe: login
+      probe_account: {login: watcher, password_file: probe.password}
+";
+
+/// A folder with what [`CONFIG`] names.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
+    fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
+    secret(&folder.path().join("one.key"), &one.signing_key.serialize_pem());
+    fs::write(folder.path().join("ca.pem"), one.cert.pem()).unwrap();
+    for name in ["password", "probe.password"] {
+        secret(&folder.path().join(name), "service");
+    }
+    folder
+}
+
+#[test]
+fn secrets_readable_by_others_are_refused() {
+    let folder = folder();
+    let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
+    Files::read(&config).unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    for name in ["one.key", "password"] {
+        fs::set_permissions(folder.path().join(name), Permissions::from_mode(0o644)).unwrap();
+    }
+    let problems = Files::read(&config).unwrap_err();
+    let reported: Vec<_> = problems.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
+    assert_eq!(reported, [("tls.certificates[0].key", 2), ("directory.bind_password_file", 6)]);
+    for problem in &problems {
+        assert!(problem.message.contains("mode 0644") && problem.message.contains("run `chmod 640 /"), "{problem}");
+    }
+}
+
+#[test]
+fn secrets_readable_by_others_are_accepted_with_a_warning_in_a_closed_folder() {
+    let text = CONFIG.replace("{cert", "{ticket_keys_file: ticket.keys, cert")
+        + "      client_certificate: {chain: one.pem, key: client.key}\n"
+        + "      service: {login: usher, password_file: service.password}\n"
+        + "auth_http: {address: '127.0.0.1:9940', allow: 127.0.0.1, key_file: nginx.key}\n";
+    let text = text
+        .replace("  base: ", "  client_certificate: {chain: one.pem, key: ldap.key}\n  login_attribute: uid\n  base: ");
+    let text = text.replace("ldap://", "ldaps://");
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["ldap.key", "client.key"] {
+        fs::copy(path("one.key"), path(name)).unwrap();
+    }
+    for name in ["service.password", "nginx.key"] {
+        secret(&path(name), "service");
+    }
+    secret(&path("ticket.keys"), &format!("{}\n", "QUJD".repeat(16)));
+    let config = parse(&path("config.yaml"), &text).unwrap();
+    assert_eq!(Files::read(&config).unwrap().warnings, []);
+    let expected = [
+        ("tls.certificates[0].key", "one.key"),
+        ("tls.ticket_keys_file", "ticket.keys"),
+        ("directory.client_certificate.key", "ldap.key"),
+        ("directory.bind_password_file", "password"),
+        ("routing.backends[0].client_certificate.key", "client.key"),
+        ("routing.backends[0].service.password_file", "service.password"),
+        ("routing.backends[0].probe_account.password_file", "probe.password"),
+        ("auth_http.key_file", "nginx.key"),
+    ];
+    for (_, name) in expected {
+        fs::set_permissions(path(name), Permissions::from_mode(0o444)).unwrap();
+    }
+    for mode in [0o700, 0o750] {
+        fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+        let warnings = Files::read(&config).unwrap().warnings;
+        let keys: Vec<_> = warnings.iter().map(|warning| warning.key.as_str()).collect();
+        assert_eq!(keys, expected.map(|(key, _)| key));
+        let words = format!("(mode {mode:04o}) is closed to others: run `chmod 640 /");
+        assert!(warnings.iter().all(|warning| warning.line.is_some() && warning.message.contains(&words)));
+    }
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let mut refused: Vec<_> = Files::read(&config).unwrap_err().into_iter().map(|problem| problem.key).collect();
+    let mut all = expected.map(|(key, _)| key.to_owned());
+    refused.sort();
+    all.sort();
+    assert_eq!(refused, all);
+}
+
+#[test]
+fn unusable_password_files_are_reported_with_cause_and_remedy() {
+    let folder = folder();
+    let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
+    let path = folder.path().join("password");
+    for (content, words) in [
+        (&b"\xff\xfes\0\n\0"[..], "is UTF-16 text, as PowerShell's `>` and some editors write it: convert it with"),
+        (b"\xef\xbb\xbfsecret\n", "begins with a byte order mark"),
+        (b"\n", "is empty; put the password into its first line"),
+        (b"a\0b", "holds NUL bytes"),
+        (b"p\xe4ssword", "is not UTF-8"),
+        (b"secret\n\n", "has more than one line"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let problems = Files::read(&config).unwrap_err();
+        assert_eq!((problems.len(), problems[0].key.as_str()), (1, "directory.bind_password_file"));
+        let words = format!("{} {words}", path.display());
+        assert!(problems[0].message.starts_with(&words), "{}", problems[0].message);
+    }
+    fs::remove_file(&path).unwrap();
+    let missing = Files::read(&config).unwrap_err();
+    assert!(
+        missing[0].message.ends_with("it must exist and be readable by the user that usher runs as"),
+        "{missing:?}"
+    );
+    fs::create_dir(&path).unwrap();
+    let problems = Files::read(&config).unwrap_err();
+    assert!(problems[0].message.contains("it is a folder, not a regular file; name the file itself"), "{problems:?}");
+}
+
+#[test]
+fn fingerprint_depends_only_on_the_content() {
+    let folder = folder();
+    let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
+    let first = Fingerprint::of(&config);
+    assert_eq!(Files::read(&config).unwrap().fingerprint, first);
+    for name in ["one.pem", "one.key", "ca.pem", "password", "probe.password"] {
+        let path = folder.path().join(name);
+        let content = fs::read(&path).unwrap();
+        fs::write(&path, "another").unwrap();
+        let changed = Fingerprint::of(&config);
+        assert_ne!(changed, first, "{name}");
+        fs::remove_file(&path).unwrap();
+        assert!(![first, changed].contains(&Fingerprint::of(&config)), "{name}");
+        fs::write(&path, content).unwrap();
+        assert_eq!(Fingerprint::of(&config), first, "{name}");
+    }
+}
