@@ -179,6 +179,18 @@ fn special_characters_arrive_unchanged() {
     }
 }
 
+/// nginx would send what the client typed to the backend, where it is another user.
+#[test]
+fn nginx_gets_the_name_without_white_space_at_its_ends() {
+    let usher = Usher::start(config().without("/directory/login_attribute"));
+    let port = port(&usher);
+    for (typed, sent) in [("alice", None), ("alice%20", Some("alice")), ("%20alice", Some("alice"))] {
+        let answer = ask(port, &question(typed, &password_of("alice"), "imap", 1, ""));
+        assert_eq!((header(&answer, "Auth-Status"), header(&answer, "Auth-User")), (Some("OK"), sent), "{answer}");
+    }
+    Imap::tls(Nginx::start(port, "").imaps).login("alice ", &password_of("alice")).ok();
+}
+
 #[test]
 fn outage_is_not_reported_as_a_wrong_password() {
     let slapd = Slapd::private();
