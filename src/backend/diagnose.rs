@@ -48,7 +48,7 @@ pub(crate) struct AddressInspection {
 }
 
 /// What came of a connection with a PROXY header in place of none, or without the configured one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum OtherHeader {
     /// It was not tried.
     NotTried,
@@ -56,6 +56,8 @@ pub(crate) enum OtherHeader {
     Fails,
     /// A login could have been sent.
     Works,
+    /// The server answers in TLS, which has another fault.
+    InTls(BackendError),
 }
 
 impl Backend {
@@ -93,6 +95,7 @@ impl Endpoint {
         let other_header = match &result {
             Err(error) if self.may_concern_header(error, &observed) => match self.try_other_header(address).await {
                 Ok(()) => OtherHeader::Works,
+                Err(error) if speaks_tls(&error) => OtherHeader::InTls(error),
                 Err(_) => OtherHeader::Fails,
             },
             Ok(()) | Err(_) => OtherHeader::NotTried,
@@ -128,11 +131,9 @@ impl Endpoint {
         // A server that waits for a header says nothing.
         let silent = observed.greeting.is_none();
         match error {
-            BackendError::Tls { reason } => match reason.failure {
-                HandshakeFailure::Alert | HandshakeFailure::Other => silent,
-                HandshakeFailure::NotTls => sends && silent,
-                HandshakeFailure::Certificate(_) | HandshakeFailure::Incompatible => false,
-            },
+            BackendError::Tls { reason } => {
+                silent && !speaks_tls(error) && (sends || reason.failure != HandshakeFailure::NotTls)
+            }
             BackendError::Broken { .. } | BackendError::Closed => sends || silent,
             BackendError::Timeout { awaited, .. } => match awaited {
                 Awaited::Tls | Awaited::Greeting => true,
@@ -176,5 +177,14 @@ impl Endpoint {
             Ok(_) | Err(BackendError::Fault(BackFault::NoMechanism)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Whether the handshake failed by what the server has shown in it.
+const fn speaks_tls(error: &BackendError) -> bool {
+    let BackendError::Tls { reason } = error else { return false };
+    match reason.failure {
+        HandshakeFailure::Alert | HandshakeFailure::NotTls | HandshakeFailure::Other => false,
+        HandshakeFailure::Certificate(_) | HandshakeFailure::Incompatible => true,
     }
 }

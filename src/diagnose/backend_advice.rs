@@ -132,8 +132,8 @@ const fn word(method: ForwardMethod) -> &'static str {
 }
 
 /// usher and the server differ in whether there is a PROXY header: the other way works. `fault`: what came of the
-/// configured way.
-pub(super) fn header(endpoint: &config::Endpoint, fault: &str) -> Finding {
+/// configured way; `other`: what the server does the other way.
+pub(super) fn header(endpoint: &config::Endpoint, fault: &str, other: &str) -> Finding {
     let own = endpoint.protocol.forward_method.map(word);
     let word = match endpoint.forward {
         Forward::Nothing => "none",
@@ -143,7 +143,7 @@ pub(super) fn header(endpoint: &config::Endpoint, fault: &str) -> Finding {
     };
     if matches!(endpoint.forward, Forward::Header(_)) {
         let found = format!(
-            "usher sends a PROXY header (`forward: {word}`) and the server expects none at this port: without one it greets \
+            "usher sends a PROXY header (`forward: {word}`) and the server expects none at this port: without one {other} \
              (with it: {fault})"
         );
         let others = own.map(|own| format!("`{own}` or ")).unwrap_or_default();
@@ -154,7 +154,7 @@ pub(super) fn header(endpoint: &config::Endpoint, fault: &str) -> Finding {
         return Finding::problem("proxy header", found, advice);
     }
     let found = format!(
-        "the server expects a PROXY header at this port and usher sends none (`forward: {word}`): with one it greets \
+        "the server expects a PROXY header at this port and usher sends none (`forward: {word}`): with one {other} \
          (without: {fault})"
     );
     let advice = "write `forward: proxy_v2`, or a port of the server that expects no header as `address` (Dovecot: without \
@@ -166,7 +166,10 @@ pub(super) fn header(endpoint: &config::Endpoint, fault: &str) -> Finding {
 pub(super) fn either_header(error: &BackendError) -> String {
     let more = "it is the same with a PROXY header and without: where the server expects one, is usher in its trusted \
                 networks (Dovecot: `haproxy_trusted_networks`)?";
-    format!("{}; {more}", of(error))
+    match of(error) {
+        "" => more.to_owned(),
+        advice => format!("{advice}; {more}"),
+    }
 }
 
 /// What to do about a server that does not answer the first message of the handshake, where that is a long one.

@@ -105,19 +105,25 @@ fn address(
             findings.push(Finding::ok("login", format!("the probe account logged in within {milliseconds} ms")))
         }
         Ok(()) => findings.push(Finding::ok("login", format!("ready to send after {milliseconds} ms"))),
-        Err(error) => findings.push(match inspection.other_header {
-            OtherHeader::Works => backend_advice::header(endpoint, &words(error)),
-            OtherHeader::Fails => {
-                let advice = backend_advice::long_hello(error, settings);
-                let advice = advice.unwrap_or_else(|| backend_advice::either_header(error));
-                Finding::problem(stage(error, inspection), words(error), advice)
+        Err(error) => {
+            let problem =
+                |error: &BackendError, advice: String| Finding::problem(stage(error, inspection), words(error), advice);
+            match &inspection.other_header {
+                OtherHeader::Works => findings.push(backend_advice::header(endpoint, &words(error), "it greets")),
+                OtherHeader::InTls(next) => {
+                    findings.push(backend_advice::header(endpoint, &words(error), "it answers in TLS"));
+                    findings.push(problem(next, backend_advice::of(next).to_owned()));
+                }
+                OtherHeader::Fails => {
+                    let advice = backend_advice::long_hello(error, settings);
+                    findings.push(problem(error, advice.unwrap_or_else(|| backend_advice::either_header(error))));
+                }
+                OtherHeader::NotTried => {
+                    let advice = backend_advice::long_hello(error, settings);
+                    findings.push(problem(error, advice.unwrap_or_else(|| backend_advice::of(error).to_owned())));
+                }
             }
-            OtherHeader::NotTried => {
-                let advice = backend_advice::long_hello(error, settings);
-                let advice = advice.unwrap_or_else(|| backend_advice::of(error).to_owned());
-                Finding::problem(stage(error, inspection), words(error), advice)
-            }
-        }),
+        }
     }
     findings
 }

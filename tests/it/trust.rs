@@ -245,6 +245,11 @@ fn check_reports_a_proxy_header_that_the_server_misses() {
         let (code, findings) = checked(&config(protocol, "server3", port, tls, "proxy_v2"));
         assert_eq!(code, 0, "{findings:#?}");
     }
+    // A second mistake is told beside it.
+    let wrong_ca = config("imap", "server3", imaps, "implicit", "none");
+    let (_, findings) = checked(&wrong_ca.set("/routing/backends/0/ca", json!(shared().certificates.wrong_ca())));
+    has(&finding(&findings, "proxy header"), "problem", &["the server expects a PROXY header", "it answers in TLS"]);
+    has(&finding(&findings, "tls"), "problem", &["no known authority", "`ca` must name"]);
     // nginx waits for the header.
     let [imaps, imap] = [free_port(), free_port()];
     let servers = format!(
@@ -318,6 +323,7 @@ fn check_sends_no_credentials_the_other_way_and_says_when_both_fail() {
         assert_eq!(code, 69, "{findings:#?}");
         let problem = findings.iter().find(|finding| finding["state"] == "problem").unwrap();
         has(problem, "problem", &["with a PROXY header and without", "`haproxy_trusted_networks`"]);
+        assert!(problem["advice"].as_str().unwrap().starts_with("it is the same"), "{problem}");
     }
     // Nor is it tried for a fault that no header explains.
     let closed = self::config("imap", "server3", free_port(), "implicit", "none");
