@@ -70,6 +70,7 @@ fn superfluous_blanks_are_treated_as_by_dovecot() {
         "a ID  (\"name\"  \"x\") ".to_owned(),
         "a ID NIL ".to_owned(),
         "a ID ( )".to_owned(),
+        "a ID ".to_owned(),
         "a ID ( NIL )".to_owned(),
         "a ID (name x)".to_owned(),
         "a ID \"NIL\"".to_owned(),

@@ -181,6 +181,10 @@ impl<'a> ImapArguments<'a> {
     /// ID: the client's name and version; `NIL` and `()` are empty.
     pub(super) fn id(mut self) -> Result<ClientId, CommandError> {
         let (mut id, mut ip, mut port) = (ClientId::default(), None, 0);
+        // Nothing at all is no ID of RFC 2971, but Dovecot answers it.
+        if self.end().is_ok() {
+            return Ok(id);
+        }
         self.blanks()?;
         if self.nil() {
             self.end()?;

@@ -295,7 +295,7 @@ fn superfluous_blanks_are_ignored() {
     ] {
         script(TLS, &format!("C: a ID{id}\nS: * ID (\"name\" \"usher\")\nS: a OK ID completed\n=> id \"x\" \"1.0\""));
     }
-    for id in [" NIL ", "  NIL", " ( )", " (  )  ", " ( \"name\" NIL )"] {
+    for id in ["", " ", " NIL ", "  NIL", " ( )", " (  )  ", " ( \"name\" NIL )"] {
         script(TLS, &format!("C: a ID{id}\nS: * ID (\"name\" \"usher\")\nS: a OK ID completed"));
     }
     script(
@@ -765,8 +765,6 @@ fn id_is_answered_and_stored_within_bounds() {
         "#,
     );
     for wrong in [
-        "",
-        " ",
         " name",
         " (\"name\")",
         " (\"name\" \"x\"",
