@@ -342,8 +342,8 @@ fn files_of(root: &Path, modules: &[&str]) -> Vec<PathBuf> {
     places.flat_map(|place| [place.with_extension("rs"), place.join("mod.rs")]).filter(|path| path.exists()).collect()
 }
 
-/// Whether a name in the page's column of tests is that of a test, of a module of tests or of a fuzz target. A name
-/// alone is one of `file`, the file of `tests/it` that was named last.
+/// Whether a name in the page's column of tests is that of a test, of a module of tests, of a fuzz target or of a
+/// script. A name alone is one of `file`, the file of `tests/it` that was named last.
 fn exists<'p>(root: &Path, quoted: &'p str, file: &mut Option<&'p str>) -> bool {
     let name = match quoted.strip_prefix("it/").and_then(|rest| rest.split_once(".rs: ")) {
         Some((named, test)) => {
@@ -352,6 +352,9 @@ fn exists<'p>(root: &Path, quoted: &'p str, file: &mut Option<&'p str>) -> bool 
         }
         None => quoted,
     };
+    if name.contains('/') {
+        return root.join(name).exists();
+    }
     if !name.contains("::") {
         let is_fuzz_target = root.join(format!("fuzz/fuzz_targets/{name}.rs")).exists();
         return is_fuzz_target
