@@ -200,6 +200,10 @@ impl LoginContext {
     /// understood. It is about the form if it has no response code and either nothing of the account was sent in
     /// this exchange or its text is about the form.
     pub(super) fn refused(&self, reply: BackendReply) -> Result<Transition, BackFault> {
+        // Dovecot lists USER without having PLAIN, and says so with [AUTH] after PASS.
+        if reply.text.trim_end_matches('.').eq_ignore_ascii_case("Unsupported authentication mechanism") {
+            return Ok(Transition::NotUnderstood);
+        }
         if !reply.code.is_empty() || !self.has_sent_nothing() && !is_about_form(&reply.text) {
             return Ok(Transition::Refused(reply));
         }

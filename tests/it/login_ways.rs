@@ -2,9 +2,10 @@
 //! asked, or say more than OK.
 
 use crate::kit::client::base64;
+use crate::kit::dovecot::Dovecot;
 use crate::kit::scripted::{Peer, Scripted};
 use crate::kit::usher::command;
-use crate::kit::{Config, Imap, Sieve, Usher, password_of, slapd};
+use crate::kit::{Config, Imap, Sieve, Usher, password_of, shared, slapd};
 
 /// What a server expects and what it answers; of the first line only the answer counts, its greeting. `{PLAIN}`, `{USER}` and `{PASS}` are
 /// alice's message and its parts in base64, `{password}` is her password.
@@ -133,6 +134,33 @@ fn mechanism_login_is_used_where_nothing_else_is_offered() {
     let password = ("\"{USER}\"", "{12}\r\nUGFzc3dvcmQ6\r\n");
     let script = &[listed, name, password, ("\"{PASS}\"", "OK \"in\"\r\n"), ("NOOP", "OK\r\n")];
     succeeds("managesieve", script, "OK \"in\"");
+}
+
+#[test]
+fn dovecot_with_the_mechanism_login_alone_is_logged_in_to() {
+    let more = "auth_mechanisms = login\n";
+    let dovecot = Dovecot::start_with(&shared().certificates, &shared().server3, false, more);
+    let _relay = dovecot.relay();
+    for (protocol, port, success) in [
+        ("imap", dovecot.imaps, "OK [CAPABILITY "),
+        ("pop3", dovecot.pop3s, "+OK Logged in."),
+        ("submission", dovecot.submissions, "235 2.7.0 Logged in."),
+        ("managesieve", dovecot.sieve, "OK \"Logged in.\""),
+    ] {
+        let mut config = Config::with_directory(slapd()).backend("server3", port, &["server3"]);
+        if protocol != "imap" {
+            config = config.speaking(protocol, &[port]).without("/routing/backends/0/imap");
+        }
+        if protocol == "managesieve" {
+            config.change("/routing/backends/0/managesieve/tls", "starttls");
+        }
+        config.write();
+        let checked = command(&config, &["check", "--connect"], b"").stdout;
+        assert!(checked.contains("mechanisms    LOGIN") || protocol == "managesieve", "{protocol}: {checked}");
+        let usher = Usher::start(config);
+        let reply = log_in(protocol, &usher);
+        assert!(reply.starts_with(success), "{protocol}: {reply}: {}", usher.login("alice"));
+    }
 }
 
 #[test]

@@ -25,6 +25,8 @@ const LITERAL_MINUS: usize = 4096;
 pub(super) struct ImapBack {
     /// All capabilities that were listed since the greeting, or since TLS: some servers split the list.
     offered: Option<Vec<u8>>,
+    /// Whether there were several lists, in which a capability may occur twice.
+    is_merged: bool,
     /// The last list after that: the capabilities after the login.
     capabilities: Option<Vec<u8>>,
     /// Untagged lines for the client.
@@ -95,7 +97,7 @@ impl BackDialect for ImapBack {
     }
 
     fn tls_started(&mut self) {
-        self.offered = None;
+        (self.offered, self.is_merged) = (None, false);
     }
 
     /// Sends the client's address in the fields that Dovecot takes from its `login_trusted_networks`.
@@ -138,10 +140,12 @@ impl BackDialect for ImapBack {
         if !login_written {
             return Vec::new();
         }
-        let mut seen = HashSet::new();
         let words = self.offered.as_deref().unwrap_or_default().split(|byte| *byte == b' ');
-        let new = words.filter(|word| !word.is_empty() && seen.insert(word.to_ascii_uppercase()));
-        let mut listed: Vec<String> = new.map(|word| printable(word, TEXT)).collect();
+        let mut listed: Vec<String> = words.filter(|word| !word.is_empty()).map(|word| printable(word, TEXT)).collect();
+        if self.is_merged {
+            let mut seen = HashSet::new();
+            listed.retain(|word| seen.insert(word.to_ascii_uppercase()));
+        }
         // LITERAL+ implies LITERAL- (RFC 7888 section 4).
         if listed.iter().any(|word| word.eq_ignore_ascii_case("LITERAL+")) {
             listed.push("LITERAL-".to_owned());
@@ -164,7 +168,13 @@ impl ImapBack {
         match listed {
             // They change with the login (RFC 9051 section 6.2.3).
             Some(listed) if phase == Phase::Login => self.capabilities = Some(listed.to_vec()),
-            Some(listed) => self.offered.get_or_insert_default().extend([b" ", listed].concat()),
+            Some(listed) => match &mut self.offered {
+                Some(offered) => {
+                    offered.extend([b" ", listed].concat());
+                    self.is_merged = true;
+                }
+                None => self.offered = Some(listed.to_vec()),
+            },
             None => {}
         }
         match (phase, status.map(|status| status.word)) {

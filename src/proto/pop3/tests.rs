@@ -635,6 +635,10 @@ fn mechanism_login_is_the_last_way() {
     greeted(ALICE, "SASL LOGIN,USER", "C: USER alice");
     greeted(ALICE, "SASL LOGIN,SASL PLAIN", "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==");
     greeted(PROXY, "SASL LOGIN,USER", "=> fault NoMechanism");
+    // As Dovecot with `auth_mechanisms = login`.
+    let user = "C: USER alice\nS: +OK\nC: PASS secret\nS: -ERR [AUTH] Unsupported authentication mechanism.\n";
+    greeted(ALICE, "SASL LOGIN,USER", &format!("{user}{login}S: +OK in\n=> ready [] in"));
+    greeted(ALICE, "USER", &format!("{user}=> fault Bad"));
     // USER and PASS cannot carry a line end, a base64 line can.
     greeted(Login { password: b"a\r\nb", ..ALICE }, "USER,SASL LOGIN", "C: AUTH LOGIN");
 }
