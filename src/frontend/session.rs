@@ -398,7 +398,7 @@ impl Frontend for Conversation {
                     return Err(BackendError::Refused(words).refusal(backend.pass_refusals));
                 }
                 attempt.count_backend(backend, BackendResult::Refused);
-                Ok(Completion::Redecided(decision))
+                Ok(Completion::Redecided(Box::new(decision)))
             }
             Err(error) => {
                 attempt.count_backend(backend, error.result());

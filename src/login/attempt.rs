@@ -80,7 +80,7 @@ pub(crate) enum Completion<T> {
     /// The entry has changed meanwhile: the directory is asked again.
     Outdated,
     /// The directory was asked again already.
-    Redecided(AuthDecision),
+    Redecided(Box<AuthDecision>),
     /// A reload has replaced the cache: the login is decided again by the core in force.
     Reloaded,
 }
@@ -192,7 +192,7 @@ impl LoginAttempt<'_> {
             decision = match frontend.complete(self, credential, routed, event).await? {
                 Completion::Accepted(accepted) => return Ok(Some(accepted)),
                 Completion::Reloaded => return Ok(None),
-                Completion::Redecided(decision) => decision,
+                Completion::Redecided(decision) => *decision,
                 Completion::Outdated if redecisions == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
                 Completion::Outdated => {
                     redecisions += 1;

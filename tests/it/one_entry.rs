@@ -87,7 +87,8 @@ fn unknown_name_sounds_like_a_wrong_password_whatever_the_result_of_its_bind() {
 fn entry_without_a_password_sounds_like_a_wrong_password_on_real_servers() {
     let backend = Scripted::accepting();
     let role = User::new("role", Some("server3"));
-    let (dirsrv, slapd) = (DirSrv::start(&[("passwordStorageScheme", "CLEAR")], &[role.clone()]), Slapd::private());
+    let (dirsrv, slapd) =
+        (DirSrv::start(&[("passwordStorageScheme", "CLEAR")], std::slice::from_ref(&role)), Slapd::private());
     slapd.add(&role);
     dirsrv.set(&role, "userPassword", None);
     slapd.set(&role, "userPassword", None);
