@@ -167,6 +167,26 @@ const ID_FIELDS: &[&str] = &[
 const XCLIENT_ATTRIBUTES: &[&str] =
     &["NAME", "ADDR", "PORT", "PROTO", "HELO", "SESSION", "DESTADDR", "DESTPORT", "TTL", "TIMEOUT"];
 
+/// Texts of common servers, and usher's own, that are shown whatever the password is: if one of them were hidden,
+/// it would show that the password has a part of it.
+const TEXTS: &[&str] = &[
+    "Authentication failed.",
+    "Authentication failed",
+    "authentication failure",
+    "Error: authentication failed:",
+    "Invalid login or password",
+    "Invalid user name or password",
+    "LOGIN failed.",
+    "Logged in",
+    "Logged in.",
+    "Login failed.",
+    "Login failed: authentication failure",
+    "Login incorrect",
+    "Logon failure: unknown user name or bad password.",
+    "Success (tls protection)",
+    "User logged in",
+];
+
 /// The longest name of a client in EHLO that is shown (RFC 1035 section 2.3.4).
 const HOST: usize = 255;
 /// How many bytes in a row an echo has in common with a form of the secret, in any case.
@@ -283,12 +303,17 @@ pub(super) fn foreign_reply(protocol: &str, line: &[u8], is_tag_shown: bool) -> 
     }
     let rest = match rest {
         b"" => String::new(),
-        // usher's own, where the backend has none.
-        b"Logged in" | b"\"Logged in\"" => text(rest),
+        rest if is_public(rest) => text(rest),
         rest => bytes(rest.len()),
     };
     let space = if shown.is_empty() || shown.ends_with(' ') || rest.is_empty() { "" } else { " " };
     format!("{shown}{space}{rest}")
+}
+
+/// Whether a text, quoted or not, is one of [`TEXTS`].
+fn is_public(text: &[u8]) -> bool {
+    let bare = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(text);
+    TEXTS.iter().any(|known| known.as_bytes() == bare)
 }
 
 fn is_reply_code(code: &[u8]) -> bool {

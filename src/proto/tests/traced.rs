@@ -6,7 +6,8 @@ use std::sync::{Arc, LazyLock, Mutex};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::super::transcript::{Leg, Recorder, Transcript, Way};
+use super::super::sasl::Account;
+use super::super::transcript::{BackScribe, Leg, Recorder, Transcript, Way};
 use super::super::trial::{HOST, SESSION, calling};
 use super::super::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
 use crate::base::secret::{Secret, SecretBuf};
@@ -299,6 +300,25 @@ fn no_form_of_a_password_is_shown_of_a_backend_that_repeats_it() {
         let bytes = backend_script(protocol, service).replace('#', &harmless);
         let shown = back(protocol, service, bytes.as_bytes(), 1_000);
         assert_eq!(shown.last().unwrap(), &format!("> {}", harmless.trim_end()), "{protocol}: {shown:#?}");
+    }
+}
+
+#[test]
+fn usual_texts_of_a_backend_say_nothing_about_the_password() {
+    let account = |password: &str| Account {
+        login: b"alice".to_vec(),
+        password: Secret::copy_of(password.as_bytes()),
+        service: None,
+    };
+    for password in ["password", "failed.1", "x"] {
+        for text in ["u2 NO [AUTHENTICATIONFAILED] Authentication failed.", "u2 OK Logged in"] {
+            let collected = Arc::new(Collected::default());
+            let transcript = Transcript::new("imap", Arc::clone(&collected) as Arc<dyn Recorder>);
+            let scribe = BackScribe::new(transcript).unwrap();
+            scribe.reply(format!("{text}\r\n").as_bytes(), Some(&account(password)));
+            let shown = collected.lines();
+            assert!(shown[0].ends_with(text.split_once(' ').unwrap().1), "{password}: {shown:?}");
+        }
     }
 }
 
