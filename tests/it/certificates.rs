@@ -41,7 +41,7 @@ fn issue(folder: &Path, key: &str, extensions: &str, more: &str) {
     openssl(&format!("req -new -newkey {key} -nodes -keyout k.key -out k.csr -subj /CN={HOST}"));
     let extensions = if extensions.is_empty() { "" } else { "-extfile extensions" };
     openssl(&format!(
-        "x509 -req -in k.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 9 {extensions} {more} -out k.pem"
+        "x509 -req -in k.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 90 {extensions} {more} -out k.pem"
     ));
 }
 
