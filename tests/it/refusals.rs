@@ -61,11 +61,11 @@ fn credentials_that_no_bind_can_carry_are_refused_before_it() {
     let (slapd, backend) = (Slapd::private(), Scripted::accepting());
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 50));
     let mut imap = Imap::tls(usher.imaps_port());
-    for password in [&b"alice-secret\xff"[..], b"\xc3\x28", b"alice-secret\0", b"\0alice-secret"] {
+    for password in [&b"alice-secret\0"[..], b"\0alice-secret", b"\xff\0"] {
         imap.send([format!("a LOGIN alice {{{}+}}\r\n", password.len()).as_bytes(), password, b"\r\n"].concat());
         imap.reply("a").is("NO [AUTHENTICATIONFAILED]");
     }
-    assert_eq!(usher.metric("usher_logins_total", &[("result", "unusable_password")]), 4.0);
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "unusable_password")]), 3.0);
     for name in [&b"alice\0"[..], b"\0", b"alice\r\n", b"ali\x01ce", b"alice\x7f", b"alice\xff", &[b'a'; 2_000]] {
         imap.send([format!("a LOGIN {{{}+}}\r\n", name.len()).as_bytes(), name, b" secret\r\n"].concat());
         imap.reply("a").is("NO [AUTHENTICATIONFAILED]");
