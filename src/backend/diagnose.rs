@@ -163,7 +163,7 @@ impl Endpoint {
         }
     }
 
-    /// Connects once with a PROXY header in place of none, or without the configured one, up to a login of nobody, which
+    /// Connects once with a PROXY header in place of none, or without the configured one, up to a login without an account, which
     /// is not sent.
     async fn try_other_header(&self, address: SocketAddr) -> Result<(), BackendError> {
         let header = match self.forward {

@@ -126,7 +126,7 @@ impl Endpoint {
         Ok(proof)
     }
 
-    /// A login that no user asked for: as this account, as far as a service account's, or as nobody.
+    /// A login without a user: as this account, as far as a service account's, or without any account.
     pub(super) fn trial(
         &self,
         account: Option<&Service>,

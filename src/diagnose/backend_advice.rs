@@ -112,7 +112,7 @@ pub(super) fn of_dovecot(
                 false => (
                     State::Note,
                     format!(
-                        "Dovecot ignores the clients' addresses, without a word, unless it trusts {own}: its log shows them as rip="
+                        "Dovecot ignores the clients' addresses, without a log line, unless it trusts {own}: its log shows them as rip="
                     ),
                 ),
             };

@@ -215,7 +215,7 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
             };
             let dns: Vec<_> = dns.into_iter().map(|dn| Shown(dn).to_string()).collect();
             let found = format!("{filter} finds several entries: {}", dns.join(" and "));
-            // Of a user that nobody has named it is not known whether it matters.
+            // Without `--sample` it is not known whether this user matters.
             let state = if chosen.is_some() { State::Problem } else { State::Warning };
             Finding::new("filter", state, found).advised(advice.trim_end())
         }
@@ -254,7 +254,7 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
     }
 }
 
-/// What to do about a server that does not let anybody search over this connection; `None` if the result does not
+/// What to do about a server that refuses searches over this connection; `None` if the result does not
 /// say so.
 fn access_advice(config: &Config, code: u32) -> Option<&'static str> {
     let is_anonymous = config.directory.find.service().is_none();

@@ -24,7 +24,7 @@ const WITHHELD: &str = "(text withheld: it repeats the password)";
 pub struct ServerResult {
     /// The code.
     pub code: u32,
-    /// The message: one line of printable characters, bounded; `None` if there is none.
+    /// The message: one line of printable characters, bounded; `None` without one.
     pub message: Option<Arc<str>>,
 }
 

@@ -414,7 +414,7 @@ impl<D: BackDialect> BackendLogin<D> {
         Ok(())
     }
 
-    /// Writes the login in the next way; `none_left` is the fault if there is none.
+    /// Writes the login in the next way; `none_left` is the fault if no way is left.
     fn log_in(&mut self, none_left: BackFault, out: &mut SecretBuf) -> Result<(), BackFault> {
         let way = self.ways.pop_front().ok_or(none_left)?;
         self.way = Some(way);

@@ -31,13 +31,13 @@ labels! {
 }
 
 labels! {
-    /// Which way a line went.
-    pub(crate) enum Way {
+    /// What a line of a trace is.
+    pub(crate) enum LineKind {
         /// To usher.
         Received => "in",
         /// From usher.
         Sent => "out",
-        /// Neither: a sentence about what happened.
+        /// A sentence about what happened.
         Note => "note",
     }
 }
@@ -45,7 +45,7 @@ labels! {
 /// Takes the lines of one session.
 pub(crate) trait Recorder: fmt::Debug + Send + Sync {
     /// Takes one line: masked, not yet escaped.
-    fn record(&self, leg: Leg, way: Way, line: &[u8]);
+    fn record(&self, leg: Leg, kind: LineKind, line: &[u8]);
 }
 
 /// Where the lines of a session go, if it is traced.
@@ -64,7 +64,7 @@ impl Transcript {
     /// Writes a sentence, which is made only if the session is traced.
     pub(crate) fn note(&self, leg: Leg, sentence: impl FnOnce() -> String) {
         if let Some(recorder) = &self.recorder {
-            recorder.record(leg, Way::Note, sentence().as_bytes());
+            recorder.record(leg, LineKind::Note, sentence().as_bytes());
         }
     }
 
@@ -78,9 +78,9 @@ impl Transcript {
         self.recorder.is_some()
     }
 
-    fn line(&self, leg: Leg, way: Way, line: &str) {
+    fn line(&self, leg: Leg, kind: LineKind, line: &str) {
         if let Some(recorder) = &self.recorder {
-            recorder.record(leg, way, line.as_bytes());
+            recorder.record(leg, kind, line.as_bytes());
         }
     }
 }
@@ -119,7 +119,7 @@ impl FrontScribe {
                 Ok(Action::Literal(literal)) => format!("{} {literal}", masked.line),
                 _ => masked.line,
             };
-            self.transcript.line(Leg::Client, Way::Received, &line);
+            self.transcript.line(Leg::Client, LineKind::Received, &line);
         }
         self.recorded = command.bytes().len();
     }
@@ -135,7 +135,7 @@ impl FrontScribe {
     pub(super) fn response(&mut self, line: &LineBuffer) {
         self.record_discarded();
         if line.line() == b"*" {
-            self.transcript.line(Leg::Client, Way::Received, "*");
+            self.transcript.line(Leg::Client, LineKind::Received, "*");
         } else {
             self.rest(line);
         }
@@ -147,7 +147,7 @@ impl FrontScribe {
         let recorded = if before_line(line) > 0 { self.recorded } else { 0 };
         let bytes = line.bytes().strip_suffix(b"\r\n").unwrap_or(line.bytes());
         let line = masking::bytes(bytes.len().saturating_sub(recorded));
-        self.transcript.line(Leg::Client, Way::Received, &line);
+        self.transcript.line(Leg::Client, LineKind::Received, &line);
     }
 
     /// Counts bytes of a refused command that are discarded, however they arrive.
@@ -159,7 +159,7 @@ impl FrontScribe {
         let count = std::mem::take(&mut self.discarded);
         if count > 0 {
             let line = format!("{} discarded", masking::bytes(count));
-            self.transcript.line(Leg::Client, Way::Received, &line);
+            self.transcript.line(Leg::Client, LineKind::Received, &line);
         }
     }
 
@@ -185,7 +185,7 @@ impl FrontScribe {
             } else {
                 masking::own_reply(protocol, line, self.is_tag_shown)
             };
-            self.transcript.line(Leg::Client, Way::Sent, &line);
+            self.transcript.line(Leg::Client, LineKind::Sent, &line);
         }
     }
 }
@@ -211,7 +211,7 @@ impl BackScribe {
             } else {
                 String::from_utf8_lossy(line).into_owned()
             };
-            self.0.line(Leg::Backend, Way::Received, &line);
+            self.0.line(Leg::Backend, LineKind::Received, &line);
         }
     }
 
@@ -229,7 +229,7 @@ impl BackScribe {
         if !written.is_empty() {
             let line = written.strip_suffix(b"\r\n").unwrap_or(written);
             let masked = masking::command(self.0.protocol, line, is_harmless);
-            self.0.line(Leg::Backend, Way::Sent, &masked.line);
+            self.0.line(Leg::Backend, LineKind::Sent, &masked.line);
         }
     }
 
@@ -237,7 +237,7 @@ impl BackScribe {
     pub(super) fn continuation(&self, written: &[u8]) {
         if !written.is_empty() {
             let line = written.strip_suffix(b"\r\n").unwrap_or(written);
-            self.0.line(Leg::Backend, Way::Sent, &masking::continuation(self.0.protocol, line));
+            self.0.line(Leg::Backend, LineKind::Sent, &masking::continuation(self.0.protocol, line));
         }
     }
 }

@@ -69,7 +69,7 @@ impl Server {
             return Err(refused);
         }
         // New listeners are bound before anything changes: if one fails, nothing has.
-        let opened = open_new(&snapshot.config, &self.listeners, self.auth_http.as_ref()).map_err(told)?;
+        let opened = open_new(&snapshot.config, &self.listeners, self.auth_http.as_ref()).map_err(messages)?;
         let present = self.auth_http.as_ref().map(|(address, _)| *address);
         let stays = snapshot.config.auth_http.as_ref().map(|settings| settings.address) == present;
         self.apply_snapshot(&snapshot);
@@ -134,7 +134,7 @@ impl Server {
 }
 
 /// The mistakes of a configuration, or why an address cannot be bound.
-fn told(error: StartError) -> Vec<String> {
+fn messages(error: StartError) -> Vec<String> {
     match error {
         StartError::Config(problems) => problems.iter().map(ToString::to_string).collect(),
         StartError::Bind { .. } | StartError::Inherit(_) | StartError::Signals(_) => vec![error.to_string()],

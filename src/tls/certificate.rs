@@ -169,7 +169,7 @@ struct PemCertificate {
 }
 
 /// Every certificate of a PEM file, at least one. Keys and parameters may stand beside them, as where one file
-/// is chain and key; of anything else nobody could say what was left out.
+/// is chain and key; of anything else it would be unknown what was left out.
 fn read_certificates(path: &Path) -> Result<Vec<PemCertificate>, TlsError> {
     let bytes = read(path)?;
     let broken = |PemError { line, fault }| TlsError::BrokenPem { path: path.to_owned(), line, fault };

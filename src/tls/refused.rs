@@ -190,7 +190,7 @@ fn broken_rule(rule: &webpki::Error) -> (CertificateFault, &'static str) {
             (CertificateFault::Other, "the certificate of its issuer is not that of an authority (no CA:TRUE)")
         }
         webpki::Error::PathLenConstraintViolated => {
-            (CertificateFault::Other, "an authority of its chain may not issue to so many others (path length)")
+            (CertificateFault::Other, "its chain is longer than an authority in it allows (path length)")
         }
         webpki::Error::UnsupportedCriticalExtension => {
             (CertificateFault::Other, "its certificate has a critical extension that is not supported")

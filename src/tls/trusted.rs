@@ -13,7 +13,7 @@ pub(crate) enum Purpose {
     Clients,
 }
 
-/// The length of the first element; all of it if there is none.
+/// The length of the first element; all of it without one.
 pub(super) fn length(der: &[u8]) -> usize {
     Any::from_der(der).map_or(der.len(), |(rest, _)| der.len() - rest.len())
 }

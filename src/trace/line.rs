@@ -52,7 +52,7 @@ pub(crate) enum TraceMessage {
     },
     /// A line.
     Line(TraceLine),
-    /// So many lines are missing here.
+    /// This number of lines is missing here.
     Lost(u64),
     /// It is over.
     Ended(TraceSummary),

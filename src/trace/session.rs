@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::following::{Following, Subject};
 use super::line::TraceLine;
 use super::{NewSession, Traces};
-use crate::proto::transcript::{Leg, Recorder, Transcript, Way};
+use crate::proto::transcript::{Leg, LineKind, Recorder, Transcript};
 use crate::telemetry::log::EscapedUpTo;
 
 /// Lines that are held of a session before it matches; older ones are dropped.
@@ -52,14 +52,14 @@ impl SessionTrace {
     /// Writes a sentence, which is made only if the session is traced.
     pub(crate) fn note(&self, leg: Leg, sentence: impl FnOnce() -> String) {
         if let Some(recorder) = &self.0 {
-            recorder.record(leg, Way::Note, sentence().as_bytes());
+            recorder.record(leg, LineKind::Note, sentence().as_bytes());
         }
     }
 
     /// Writes a line, as [`Self::note`]. What of it is secret must be masked already.
-    pub(crate) fn line(&self, leg: Leg, way: Way, line: impl FnOnce() -> String) {
+    pub(crate) fn line(&self, leg: Leg, kind: LineKind, line: impl FnOnce() -> String) {
         if let Some(recorder) = &self.0 {
-            recorder.record(leg, way, line().as_bytes());
+            recorder.record(leg, kind, line().as_bytes());
         }
     }
 
@@ -150,23 +150,23 @@ impl SessionRecorder {
         }
     }
 
-    fn traced(&self, leg: Leg, way: Way, text: String) -> Arc<TraceLine> {
+    fn traced(&self, leg: Leg, kind: LineKind, text: String) -> Arc<TraceLine> {
         // Microseconds are noise here.
         let ms = (self.new.since.elapsed().as_secs_f64() * 10_000.0).round() / 10.0;
-        let (leg, direction) = (leg.label().into(), way.label().into());
+        let (leg, direction) = (leg.label().into(), kind.label().into());
         Arc::new(TraceLine { session: self.new.id, ms, leg, direction, text })
     }
 }
 
 impl Recorder for SessionRecorder {
-    fn record(&self, leg: Leg, way: Way, line: &[u8]) {
+    fn record(&self, leg: Leg, kind: LineKind, line: &[u8]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.followers.is_empty() || state.lines > LINES || state.bytes > BYTES {
             return;
         }
         let text = EscapedUpTo(line, LINE).to_string();
         let length = text.len();
-        let line = self.traced(leg, way, text);
+        let line = self.traced(leg, kind, text);
         let State { followers, held, lines, bytes, .. } = &mut *state;
         let is_sent = followers.iter().any(|follower| follower.matched);
         // A trace that is over follows nothing more.
@@ -181,7 +181,7 @@ impl Recorder for SessionRecorder {
             (*lines, *bytes) = (*lines + 1, *bytes + length);
             if *lines > LINES || *bytes > BYTES {
                 let words = "the rest of this session is not shown: it has too many lines".to_owned();
-                let last = self.traced(Leg::Usher, Way::Note, words);
+                let last = self.traced(Leg::Usher, LineKind::Note, words);
                 for follower in followers.iter().filter(|follower| follower.matched) {
                     let _ = follower.following.send(&last);
                 }

@@ -2,7 +2,7 @@
 
 use super::following::QUEUED;
 use super::*;
-use crate::proto::transcript::{Leg, Way};
+use crate::proto::transcript::{Leg, LineKind};
 use crate::sessions::registry::Registry;
 
 fn traces() -> Arc<Traces> {
@@ -26,7 +26,7 @@ fn session(traces: &Arc<Traces>, client: &str) -> SessionTrace {
 }
 
 fn says(session: &SessionTrace, line: &str) {
-    session.line(Leg::Client, Way::Received, || line.to_owned());
+    session.line(Leg::Client, LineKind::Received, || line.to_owned());
 }
 
 fn named(session: &SessionTrace, name: &str) {

@@ -150,7 +150,7 @@ fn password_in_another_charset_is_judged_by_the_directory() {
 #[test]
 fn client_that_enables_utf8_before_login_goes_on() {
     let usher = Usher::start(Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]));
-    // imaplib checks the capabilities, and allows ENABLE only after login unless it is told otherwise.
+    // imaplib checks the capabilities, and allows ENABLE only after login unless it is configured otherwise.
     let script = format!(
         "imaplib.Commands['ENABLE'] = ('NONAUTH', 'AUTH')\nprint(connection.enable('UTF8=ACCEPT')[0])\n\
          connection._encoding = 'utf-8'\nprint(connection.login('gruen', {:?})[0])",
@@ -183,18 +183,18 @@ fn managesieve_literal_without_plus_is_no_command() {
 }
 
 #[test]
-fn connection_limit_of_the_backend_is_told_in_every_protocol() {
+fn connection_limit_of_the_backend_is_passed_on_in_every_protocol() {
     let dovecot = dovecot_with(b"", "mail_max_userip_connections = 1\n");
     let _relay = dovecot.relay();
     let usher = Usher::start(everything(slapd(), &dovecot));
     let password = password_of("alice");
-    let told = "Maximum number of connections from user+IP exceeded";
+    let text = "Maximum number of connections from user+IP exceeded";
     let starts = ["NO [LIMIT] ", "-ERR [IN-USE] ", "454 4.7.0 ", "NO (TRYLATER) \""];
     for (protocol, start) in PROTOCOLS.into_iter().zip(starts) {
         let first = log_in(&usher, protocol, "alice", password.as_bytes());
         assert!(first.reply.starts_with(accepted(protocol)), "{protocol}: {}", first.reply);
         let second = log_in(&usher, protocol, "alice", password.as_bytes()).reply;
-        assert!(second.starts_with(&format!("{start}{told}")), "{protocol}: {second}");
+        assert!(second.starts_with(&format!("{start}{text}")), "{protocol}: {second}");
         let event = usher.wait_log("login", |line| line["protocol"] == protocol && line["result"] != "ok");
         assert_eq!(event["result"], "backend_rejected", "{event}");
         // It is this user's limit: the address stays in use.
@@ -288,7 +288,7 @@ fn directory_that_closes_after_a_wrong_password_stays_in_use() {
 
 #[test]
 fn references_beside_an_entry_are_not_followed() {
-    // A server nobody may connect to: the reference that Active Directory sends for its DNS zones.
+    // A server that must not be connected to: the reference that Active Directory sends for its DNS zones.
     let trap = TcpListener::bind("127.0.0.1:0").unwrap();
     trap.set_nonblocking(true).unwrap();
     let references: String = ["DomainDnsZones", "ForestDnsZones"]

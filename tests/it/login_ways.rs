@@ -347,7 +347,7 @@ fn what_comes_with_the_ok_reaches_the_client() {
     let server = Scripted::tls(|peer| play(peer, &[IMAP, (IMAP_PLAIN, "u1 OK [ALERT] Enable IMAP first\r\n")]));
     let usher = Usher::start(config("imap", &server));
     let mut imap = Imap::tls(usher.imaps_port());
-    // A client that has asked before hears nothing that nobody has said.
+    // A client that has asked before receives nothing that the backend has not sent.
     imap.command("CAPABILITY").ok();
     let reply = imap.login("alice", &password_of("alice")).is("OK Enable IMAP first");
     assert_eq!(reply.untagged, ["* OK [ALERT] Enable IMAP first"]);

@@ -1,5 +1,5 @@
-//! Trouble with one entry, or one name, is told as such: never as an outage of the directory, and never so that names
-//! can be told apart.
+//! A fault of one entry, or one name, is reported as such: never as an outage of the directory, and never so that names
+//! can be distinguished.
 
 use std::time::{Duration, Instant};
 

@@ -281,7 +281,7 @@ fn passwords_are_shown_in_no_protocol_and_by_no_mechanism() {
     check(config, &sieve, 1);
     let imap = |usher: &Usher| {
         let mut imap = Imap::tls(usher.imaps_port());
-        // A client that is out of step: the password as a command, and a literal that nobody asked for.
+        // A client that is out of step: the password as a command, and a literal that was not requested.
         imap.send(format!("{password}\r\na1 LOGIN alice {{5000000}}\r\n{password} NOOP\r\na2 ID {password}\r\n"));
         (0..4).for_each(|_| drop(imap.line()));
         imap.authenticate("", "alice", wrong.as_bytes()).is("NO");

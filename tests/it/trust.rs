@@ -245,7 +245,7 @@ fn check_reports_a_proxy_header_that_the_server_misses() {
         let (code, findings) = checked(&config(protocol, "server3", port, tls, "proxy_v2"));
         assert_eq!(code, 0, "{findings:#?}");
     }
-    // A second mistake is told beside it.
+    // A second mistake is reported beside it.
     let wrong_ca = config("imap", "server3", imaps, "implicit", "none");
     let (_, findings) = checked(&wrong_ca.set("/routing/backends/0/ca", json!(shared().certificates.wrong_ca())));
     has(&finding(&findings, "proxy header"), "problem", &["the server expects a PROXY header", "it answers in TLS"]);

@@ -1,7 +1,7 @@
-//! Who may read a file with a secret besides usher, and what to do about it.
+//! Whether others than usher can read a file with a secret, and the advice if so.
 //!
 //! Modes that let other users read are refused (systemd's credentials and `root:usher 0640` are not such), with one
-//! exception: nobody reaches a file below a folder that is closed to others (path_resolution(7)), as with secrets
+//! exception: no other user reaches a file below a folder that is closed to others (path_resolution(7)), as with secrets
 //! that a container runtime mounts with mode 0444. Such a mount cannot be changed from inside, so that the advice
 //! there names the setting of the mount instead of chmod. A mount is recognized as read-only (statvfs(3)), and a
 //! Kubernetes volume by its `..data` link, of which every file of the volume is a part.

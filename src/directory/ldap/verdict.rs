@@ -67,7 +67,7 @@ impl BindVerdicts {
                 let seen = (said.is_none() && is_looked_at).then(|| Box::new(seen.clone()));
                 Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
             }
-            // A server that answers unknown names so must not be told apart from one that answers 49.
+            // A server that answers unknown names so must not be distinguishable from one that answers 49.
             (BindMeaning::NoSuchName, _) if origin == DnOrigin::Template => Err(DirectoryError::NoEntry),
             (BindMeaning::NoPassword, _) => Err(DirectoryError::NoPassword { dn: dn.into() }),
             (BindMeaning::NoSuchName | BindMeaning::ServerFailed | BindMeaning::Undecided, _) => {

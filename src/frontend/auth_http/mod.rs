@@ -28,7 +28,7 @@ use crate::login::event::{ConnectionInfo, LoginEvent};
 use crate::outcome::Refusal;
 use crate::process::{Shared, Snapshot};
 use crate::proto::NginxReply;
-use crate::proto::transcript::{Leg, Way};
+use crate::proto::transcript::{Leg, LineKind};
 use crate::telemetry::labels::AuthHttpResult;
 use crate::tls::stream::Stream;
 use crate::trace::{Fact, NewSession};
@@ -178,7 +178,7 @@ async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sna
     let new = NewSession { id: info.session, client, protocol: protocol.name, since: Instant::now() };
     let trace = shared.traces.session(new, || false);
     let secret = password.expose().len();
-    trace.line(Leg::Client, Way::Received, || {
+    trace.line(Leg::Client, LineKind::Received, || {
         let (user, method) = (login.len(), if plain { "plain" } else { "unsupported" });
         format!(
             "auth_http of nginx at {nginx}: Auth-Protocol {}, Auth-Method {method}, Auth-User <{user} bytes>, Auth-Pass \
@@ -188,7 +188,7 @@ async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sna
     });
     let answer = |text: String| {
         for line in text.lines().filter(|line| line.starts_with("Auth-")) {
-            trace.line(Leg::Client, Way::Sent, || line.to_owned());
+            trace.line(Leg::Client, LineKind::Sent, || line.to_owned());
         }
         text
     };

@@ -9,7 +9,7 @@ use crate::base::credential::Login;
 use crate::directory::Trace;
 use crate::outcome::Refusal;
 
-/// Who was asked, and what the answer was.
+/// What was asked (cache or directory), and its answer.
 pub(super) fn source(decision: &AuthDecision) -> String {
     let answer = match decision.by {
         DecidedBy::Directory => return asked(decision),

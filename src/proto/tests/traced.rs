@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::super::sasl::Account;
-use super::super::transcript::{BackScribe, Leg, Recorder, Transcript, Way};
+use super::super::transcript::{BackScribe, Leg, LineKind, Recorder, Transcript};
 use super::super::trial::{HOST, SESSION, calling};
 use super::super::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
 use crate::base::secret::{Secret, SecretBuf};
@@ -23,11 +23,11 @@ const SERVICE: &str = "Ht5!uG\"8 cR\\4nBd";
 struct Collected(Mutex<Vec<String>>);
 
 impl Recorder for Collected {
-    fn record(&self, _: Leg, way: Way, line: &[u8]) {
-        let arrow = match way {
-            Way::Received => ">",
-            Way::Sent => "<",
-            Way::Note => "-",
+    fn record(&self, _: Leg, kind: LineKind, line: &[u8]) {
+        let arrow = match kind {
+            LineKind::Received => ">",
+            LineKind::Sent => "<",
+            LineKind::Note => "-",
         };
         let line = format!("{arrow} {}", String::from_utf8_lossy(line));
         self.0.lock().unwrap().push(line);
@@ -107,7 +107,7 @@ fn forms(secret: &str) -> Vec<String> {
     let mut forms = vec![secret.to_owned(), quoted(secret), base64(secret)];
     for before in ["\0alice\0", "alice\0alice\0", "alice\0proxy\0", "a", "ab"] {
         let whole = base64(&format!("{before}{secret}"));
-        // What stands before the secret is none.
+        // What stands before the secret is shown.
         forms.push(whole[(before.len() * 8).div_ceil(6)..].to_owned());
     }
     forms

@@ -271,7 +271,7 @@ fn bundle_of_the_system_is_read_whole() {
         found
     };
     assert_eq!(system::roots(found(), Some(&bundle)).unwrap().len(), 3);
-    // One block that cannot be read is no outage, and an excluded authority is none.
+    // One block that cannot be read is no outage, and an excluded authority is not trusted.
     desk.write("bundle.pem", &two.replace("-----E", "----E"));
     assert_eq!(system::roots(found(), Some(&bundle)).unwrap().len(), 1);
     desk.write("two.pem", &two);
