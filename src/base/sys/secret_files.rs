@@ -2,7 +2,8 @@
 //!
 //! Modes that let other users read are refused (systemd's credentials and `root:usher 0640` are not such), with one
 //! exception: no other user reaches a file below a folder that is closed to others (path_resolution(7)), as with secrets
-//! that a container runtime mounts with mode 0444. Such a mount cannot be changed from inside, so that the advice
+//! that a container runtime mounts with mode 0444. A folder that a group may pass is closed only if the group may read
+//! the file anyway. Such a mount cannot be changed from inside, so that the advice
 //! there names the setting of the mount instead of chmod. A mount is recognized as read-only (statvfs(3)), and a
 //! Kubernetes volume by its `..data` link, of which every file of the volume is a part.
 
@@ -13,12 +14,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
-use rustix::process::{Uid, geteuid};
+use rustix::process::{Uid, getegid, geteuid, getgroups};
 
 /// Reading for the group is as intended.
 const BEYOND_GROUP_READ: u32 = 0o027;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const PASSABLE_FOR_OTHERS: u32 = 0o001;
+const PASSABLE_FOR_GROUP: u32 = 0o010;
 
 /// A file with a secret whose mode lets others read or change it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,18 +84,37 @@ pub(crate) fn exposure(path: &Path, file: &Metadata) -> Option<Exposure> {
         return None;
     }
     // Others come by the real path, whatever links lead there.
-    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let closed = closed_folder(&real, file.uid(), geteuid());
-    Some(Exposure { path: path.to_owned(), mode, place: place(path, &real), closed })
+    let real = fs::canonicalize(path).ok();
+    let closed =
+        real.as_deref().and_then(|real| closed_folder(real, (file.uid(), file.gid()), &Reader::this_process()));
+    let place = place(path, real.as_deref().unwrap_or(path));
+    Some(Exposure { path: path.to_owned(), mode, place, closed })
 }
 
-/// The nearest folder above that others cannot pass, of an owner that may read the file anyway. root does not know
-/// the user that usher will run as (User= of the unit), and accepts any.
-fn closed_folder(real: &Path, owner: u32, user: Uid) -> Option<(PathBuf, u32)> {
+/// Who reads secrets.
+struct Reader {
+    user: Uid,
+    groups: Vec<u32>,
+}
+
+impl Reader {
+    fn this_process() -> Self {
+        let groups = getgroups().unwrap_or_default().into_iter().chain([getegid()]);
+        Self { user: geteuid(), groups: groups.map(|group| group.as_raw()).collect() }
+    }
+}
+
+/// The nearest folder above that others cannot pass, of an owner, and for a group that may pass it, that may read the
+/// file anyway. root does not know the user that usher will run as (User= of the unit), and accepts any.
+fn closed_folder(real: &Path, (owner, group): (u32, u32), reader: &Reader) -> Option<(PathBuf, u32)> {
+    let Reader { user, groups } = reader;
     let is_trusted = |uid: u32| uid == 0 || user.is_root() || uid == user.as_raw() || uid == owner;
+    let is_trusted_group = |gid: u32| gid == 0 || user.is_root() || gid == group || groups.contains(&gid);
     real.ancestors().skip(1).find_map(|folder| {
         let found = fs::symlink_metadata(folder).ok()?;
-        let closed = found.mode() & PASSABLE_FOR_OTHERS == 0 && is_trusted(found.uid());
+        let closed = found.mode() & PASSABLE_FOR_OTHERS == 0
+            && is_trusted(found.uid())
+            && (found.mode() & PASSABLE_FOR_GROUP == 0 || is_trusted_group(found.gid()));
         closed.then(|| (folder.to_owned(), found.mode() & 0o7777))
     })
 }
@@ -189,9 +210,33 @@ mod tests {
         set_mode(folder, 0o700);
         let real = fs::canonicalize(&path).unwrap();
         let owner = fs::metadata(folder).unwrap().uid();
-        let closed = |file, user| closed_folder(&real, file, Uid::from_raw(user)).is_some();
+        let closed = |file, user| {
+            let reader = Reader { user: Uid::from_raw(user), groups: Vec::new() };
+            closed_folder(&real, (file, 65_533), &reader).is_some()
+        };
         assert!(closed(owner, 65_534) && closed(65_533, owner) && closed(65_533, 0));
         assert_eq!(closed(65_533, 65_534), owner == 0);
+    }
+
+    #[test]
+    fn folder_that_a_foreign_group_may_pass_closes_nothing() {
+        let (_root, path) = file();
+        let folder = path.parent().unwrap();
+        // Another group than root's: the right to set one belongs to root, or to a member.
+        let _ = std::os::unix::fs::chown(folder, None, Some(65_532));
+        let real = fs::canonicalize(&path).unwrap();
+        let (owner, group) = (fs::metadata(folder).unwrap().uid(), fs::metadata(folder).unwrap().gid());
+        let closed = |file, groups: &[u32], user| {
+            let reader = Reader { user: Uid::from_raw(user), groups: groups.to_vec() };
+            closed_folder(&real, (owner, file), &reader).is_some()
+        };
+        for mode in [0o750, 0o710, 0o770] {
+            set_mode(folder, mode);
+            assert_eq!(closed(65_531, &[65_530], 65_534), group == 0, "{mode:o}");
+            assert!(closed(group, &[], 65_534) && closed(65_531, &[65_530, group], 65_534) && closed(65_531, &[], 0));
+        }
+        set_mode(folder, 0o700);
+        assert!(closed(65_531, &[], 65_534));
     }
 
     #[test]
