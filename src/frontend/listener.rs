@@ -11,7 +11,6 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
@@ -40,9 +39,7 @@ pub(crate) struct BoundListener {
 /// # Errors
 /// It is no socket that listens.
 pub(crate) fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Result<BoundListener> {
-    if !SockRef::from(&socket).is_listener()? {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket that was handed over does not listen"));
-    }
+    sockets::require_listening(&socket)?;
     socket.set_nonblocking(true)?;
     // Once for all that it will accept. Options that cannot be set cost speed or a late end, not the login.
     let _ = sockets::tune(&socket, &sockets::CLIENT);
@@ -123,6 +120,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpStream;
+
+    use socket2::SockRef;
 
     use super::*;
 

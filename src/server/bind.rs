@@ -261,6 +261,7 @@ fn adopt_http(
     adopted: Adopted,
 ) -> Result<Vec<(TcpListener, OwnedFd)>, StartError> {
     let both = |socket: std::net::TcpListener| {
+        sys::sockets::require_listening(&socket)?;
         socket.set_nonblocking(true)?;
         info!(address = %socket.local_addr()?, "{words}");
         let once_more = socket.try_clone()?.into();
@@ -306,6 +307,14 @@ mod tests {
         tokio::task::yield_now().await;
         listening.close().await;
         assert!(sockets.iter().all(|address| TcpStream::connect(address).is_err()));
+    }
+
+    #[tokio::test]
+    async fn socket_for_datagrams_serves_no_http() {
+        let datagrams = OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let adopted = Adopted { sockets: vec![datagrams.into()], by_name: false };
+        let refused = adopt_http("admin.address", "127.0.0.1:9100".parse().unwrap(), "listening", adopted).unwrap_err();
+        assert!(refused.to_string().contains("does not listen"), "{refused}");
     }
 
     fn key(address: &str, tls: ListenerTls) -> ListenerKey {

@@ -160,6 +160,18 @@ pub fn listen(address: SocketAddr, only_v6: bool) -> io::Result<std::net::TcpLis
     Ok(socket.into())
 }
 
+/// Refuses a socket that accepts no connections (SO_ACCEPTCONN, socket(7)): a service manager may have opened it for
+/// datagrams.
+///
+/// # Errors
+/// It does not listen.
+pub fn require_listening<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
+    if socket.into().is_listener()? {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket that was handed over does not listen"))
+}
+
 /// Where a socket listens; an IPv4 address in IPv6 notation is the IPv4 address.
 pub fn local_address(socket: &impl AsFd) -> Option<SocketAddr> {
     let address = SockRef::from(socket).local_addr().ok()?.as_socket()?;
