@@ -97,6 +97,12 @@ impl Filter {
         Ok(())
     }
 
+    /// Whether a login name is that of the user: without white space at its ends, as logins are.
+    #[must_use]
+    pub(crate) fn is_name(user: &str, login: &str) -> bool {
+        login.trim().eq_ignore_ascii_case(user.trim())
+    }
+
     /// Whether it fits every session.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
@@ -108,7 +114,7 @@ impl Filter {
     #[must_use]
     pub(crate) fn choose(&self, mut sessions: Vec<Arc<Session>>, dn: Option<Arc<str>>, now: u64) -> Vec<Arc<Session>> {
         if let Some(user) = &self.user {
-            let named = |session: &&Arc<Session>| session.login.eq_ignore_ascii_case(user);
+            let named = |session: &&Arc<Session>| Self::is_name(user, &session.login);
             let mut dns: BTreeSet<String> =
                 sessions.iter().filter(named).map(|session| session.dn.to_lowercase()).collect();
             dns.extend([user.to_lowercase()]);
@@ -194,7 +200,12 @@ mod tests {
             assert_eq!(chosen(&[("user", name)]), ["alice", "alice@example.com"], "{name}");
         }
         assert_eq!(chosen(&[("user", "robert")]), ["bob"], "what the cache knows of a name counts");
-        assert!(chosen(&[("user", "ali")]).is_empty());
+        assert_eq!(
+            chosen(&[("user", " alice\u{a0}")]),
+            ["alice", "alice@example.com"],
+            "as the log has what was typed"
+        );
+        assert!(chosen(&[("user", "ali")]).is_empty() && chosen(&[("user", " ")]).is_empty());
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Following {
         let mut known = self.dns.lock().unwrap_or_else(PoisonError::into_inner);
         let dn = subject.dn.as_ref().map(|dn| dn.to_lowercase());
         let mut names = [&subject.login, &subject.backend_login].into_iter().flatten();
-        let is_named = names.any(|name| name.eq_ignore_ascii_case(user));
+        let is_named = names.any(|name| Filter::is_name(user, name));
         let Some(dn) = dn else { return is_named };
         let is_known = known.iter().any(|known| **known == *dn);
         if is_named && !is_known && known.len() < DNS {

@@ -60,8 +60,8 @@ async fn lines_are_held_until_the_name_is_known() {
     says(&one, "second");
     says(&other, "not shown either");
     assert_eq!(arrived(&mut alice).await, ["first", "second"]);
-    // The next attempt of the same connection may be by the user.
-    named(&other, "ALICE");
+    // The next attempt of the same connection may be by the user, who typed a blank behind the name.
+    named(&other, "ALICE ");
     assert_eq!(arrived(&mut alice).await, ["not shown", "not shown either"]);
 }
 

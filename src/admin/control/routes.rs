@@ -94,7 +94,7 @@ impl Control {
     fn dns(&self, filter: &Filter) -> Vec<Arc<str>> {
         let Some(user) = &filter.user else { return Vec::new() };
         let sessions = self.shared.registry.sessions();
-        let named = sessions.iter().filter(|session| session.login.eq_ignore_ascii_case(user));
+        let named = sessions.iter().filter(|session| Filter::is_name(user, &session.login));
         let mut dns: Vec<Arc<str>> = named.map(|session| Arc::clone(&session.dn)).collect();
         dns.extend(cached_dn(&self.snapshot(), filter));
         dns.sort_unstable();
