@@ -60,6 +60,44 @@ async fn session_resumes_under_an_odd_server_name() {
     }
 }
 
+/// A handshake of openssl with a greeting behind it, with which the tickets of TLS 1.3 leave.
+async fn greeted(desk: &Desk, server: &Acceptor, arguments: &str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = tokio::process::Command::new("openssl")
+        .args(["s_client", "-CAfile", "ca.pem", "-ign_eof", "-connect"])
+        .arg(listener.local_addr().unwrap().to_string())
+        .args(arguments.split_whitespace())
+        .current_dir(desk.dir.path())
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let serve = async {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut stream = server.accept(tcp).await.unwrap();
+        let mut greeting = crate::base::secret::SecretBuf::new();
+        greeting.extend(b"* OK ready\r\n");
+        stream.send(&mut greeting).await.unwrap();
+        stream.shutdown().await.unwrap();
+    };
+    let (client, ()) = timeout(DEADLINE, async { tokio::join!(client, serve) }).await.unwrap();
+    String::from_utf8_lossy(&client.unwrap().stdout).into_owned()
+}
+
+/// The ticket's binder covers the beginning of the message, with the name in it (RFC 8446 section 4.2.11.2).
+#[tokio::test]
+async fn ticket_of_tls_1_3_is_taken_under_an_odd_server_name_and_under_no_other_kind() {
+    let desk = Desk::new();
+    let server = acceptor(&two(&desk));
+    for name in ["-servername [mail.example.com]", "-noservername", "-servername mail.example.com"] {
+        greeted(&desk, &server, &format!("-tls1_3 {name} -sess_out session")).await;
+        for (other, groups) in [("-servername m..x", ""), ("-servername m..x", "-groups P-384:X25519")] {
+            let report = greeted(&desk, &server, &format!("-tls1_3 {other} {groups} -sess_in session")).await;
+            let expected = if name == "-servername mail.example.com" { "New, " } else { "Reused, " };
+            assert!(report.contains(expected), "{name}, {other} {groups}: {report}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn client_certificate_is_verified_under_an_odd_server_name() {
     let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));
