@@ -10,7 +10,8 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use super::login_way::{LoginWay, is_about_form};
+use super::login_way::{LoginWay, is_about_credentials, is_about_form};
+use super::masking::EchoGuard;
 use super::sasl::{Account, ClientExchange, Mechanism};
 use super::transcript::{BackScribe, Transcript};
 use super::watch::CommandWatch;
@@ -18,6 +19,9 @@ use super::wire::{Invalid, LineBuffer, Literal, Scan, write_line};
 use super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
 use crate::base::secret::SecretBuf;
 use crate::outcome::BackendReply;
+
+/// Instead of a text that repeats the password.
+const WITHHELD: &str = "(text withheld: it repeats the password)";
 
 /// The reply that is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -348,9 +352,13 @@ impl<D: BackDialect> BackendLogin<D> {
                     input.extend(behind.as_slice());
                     return Ok(BackStep::Ready(welcome));
                 }
+                // Nothing was sent that could be wrong.
+                Transition::Refused(reply) if self.login.has_sent_nothing() && is_about_credentials(&reply.code) => {
+                    self.log_in(BackFault::Bad, out)?;
+                }
                 Transition::Refused(reply) => {
                     self.phase = Phase::Over;
-                    return Ok(BackStep::Refused(reply));
+                    return Ok(BackStep::Refused(self.without_secret(reply)));
                 }
                 Transition::NotUnderstood => {
                     self.rejects_initial |= matches!(self.way, Some(LoginWay::InitialResponse(_)));
@@ -427,6 +435,14 @@ impl<D: BackDialect> BackendLogin<D> {
         self.phase = Phase::Login;
         self.login_written = true;
         Ok(())
+    }
+
+    /// A refusal for the log and the client: some servers repeat the command that they have refused.
+    fn without_secret(&self, reply: BackendReply) -> BackendReply {
+        if EchoGuard::new(&self.login.account).finds_whole(reply.text.as_bytes()) {
+            return BackendReply { text: WITHHELD.to_owned(), ..reply };
+        }
+        reply
     }
 
     /// Records what has arrived of a reply: all of it, or what makes it invalid.

@@ -46,7 +46,7 @@ pub(super) fn login_ways(
 
 /// Whether the text of a refusal without a response code is about the form of the command. POP3 and ManageSieve
 /// have one word for a wrong password and for a command that is not understood, so only words decide; where both
-/// kinds occur, it is a refusal.
+/// kinds occur, it is a refusal, and so is one that is about the mailbox.
 ///
 /// Exchange: `Protocol error. 17`, `Command is not valid in this state.`; Courier: `Invalid command.`; qpopper:
 /// `Unknown command: "auth".`; UW: `Bad AUTHENTICATE command`, `Unknown AUTHENTICATE mechanism`; timsieved:
@@ -55,7 +55,7 @@ pub(super) fn is_about_form(text: &str) -> bool {
     const FORM: &[&str] = &[
         "argument",
         "command",
-        "expected",
+        "expected a",
         "mechanism",
         "not implemented",
         "not supported",
@@ -66,11 +66,30 @@ pub(super) fn is_about_form(text: &str) -> bool {
         "unrecogni",
         "unsupported",
     ];
-    const ACCOUNT: &[&str] =
-        &["account", "bad login", "credential", "denied", "fail", "incorrect", "invalid login", "locked", "password"];
+    const ACCOUNT: &[&str] = &[
+        "account",
+        "bad login",
+        "credential",
+        "denied",
+        "fail",
+        "incorrect",
+        "invalid login",
+        "locked",
+        "mailbox",
+        "maildrop",
+        "password",
+        "quota",
+        "unexpected",
+    ];
     let text = text.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     says(FORM) && !says(ACCOUNT)
+}
+
+/// Whether a refusal with this response code is about the credentials: without any it can only be about the mechanism.
+pub(super) fn is_about_credentials(code: &str) -> bool {
+    let word = code.split(' ').next().unwrap_or_default();
+    ["AUTHENTICATIONFAILED", "AUTH", "535"].iter().any(|known| known.eq_ignore_ascii_case(word))
 }
 
 #[cfg(test)]
@@ -103,6 +122,9 @@ mod tests {
             "authentication failure: unsupported user",
             "Maximum POP sessions reached",
             "Unable to lock maildrop",
+            "Unexpected error",
+            "Mailbox format not supported",
+            "Invalid quota parameter for this user",
         ] {
             assert!(!is_about_form(refusal), "{refusal}");
         }

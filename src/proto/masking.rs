@@ -2,6 +2,8 @@
 //! mechanisms, arguments of a few commands that were carried out. All else is its number of bytes, so that a
 //! password in a place where none belongs is not shown either.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
@@ -453,16 +455,35 @@ impl EchoGuard {
     /// Whether the text has some bytes in a row in common with the secret, whole or in part, as it is, quoted, in
     /// base64 or in hexadecimal digits.
     pub(super) fn finds_echo(&self, text: &[u8]) -> bool {
-        // Escaped quotes, and the line ends of a folded text.
-        let bare = text.iter().filter(|byte| !matches!(byte, b'\\' | b'\r' | b'\n')).map(u8::to_ascii_lowercase);
-        let lower = Zeroizing::new(text.to_ascii_lowercase());
-        let bare = Zeroizing::new(bare.collect::<Vec<u8>>());
+        self.finds(text, ECHO)
+    }
+
+    /// Whether the text has the whole secret in one of these forms; one that is shorter than an echo may be part of any
+    /// word.
+    pub(super) fn finds_whole(&self, text: &[u8]) -> bool {
+        let texts = Self::texts(text);
+        let mut forms = self.forms.iter().filter(|form| form.len() >= ECHO);
+        forms.any(|form| texts.iter().any(|text| text.windows(form.len()).any(|window| window == form.as_slice())))
+    }
+
+    /// Whether a part of this length is in the text, or the whole of a form that is shorter.
+    fn finds(&self, text: &[u8], length: usize) -> bool {
+        let texts = Self::texts(text);
+        // Not one by one: a user chooses how long the password is.
+        let parts: HashSet<&[u8]> = texts.iter().flat_map(|text| text.windows(length)).collect();
         let mut forms = self.forms.iter().filter(|form| !form.is_empty());
-        forms.any(|form| {
-            let length = form.len().min(ECHO);
-            form.windows(length)
-                .any(|part| [&lower, &bare].into_iter().any(|text| text.windows(length).any(|window| window == part)))
+        forms.any(|form| match form.len() {
+            short if short < length => {
+                texts.iter().any(|text| text.windows(short).any(|window| window == form.as_slice()))
+            }
+            _ => form.windows(length).any(|part| parts.contains(part)),
         })
+    }
+
+    /// A text in lower case, also without escaped quotes and the line ends of a folded text.
+    fn texts(text: &[u8]) -> [Zeroizing<Vec<u8>>; 2] {
+        let bare = text.iter().filter(|byte| !matches!(byte, b'\\' | b'\r' | b'\n')).map(u8::to_ascii_lowercase);
+        [Zeroizing::new(text.to_ascii_lowercase()), Zeroizing::new(bare.collect::<Vec<u8>>())]
     }
 }
 

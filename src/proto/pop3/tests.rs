@@ -600,6 +600,7 @@ fn error_about_the_form_leads_to_the_next_way_once() {
     let later = Login { initial_response: false, ..ALICE };
     greeted(later, "SASL PLAIN,USER", &format!("{two_steps}C: USER alice"));
     greeted(later, "SASL PLAIN", &format!("{two_steps}=> fault Bad"));
+    greeted(later, "SASL PLAIN", "C: AUTH PLAIN\nS: -ERR [AUTH] no\n=> fault Bad");
     greeted(later, "SASL PLAIN", "C: AUTH PLAIN\nS: -ERR [SYS/TEMP] later\n=> refused [SYS/TEMP] later");
 }
 

@@ -523,6 +523,8 @@ fn syntax_error_leads_to_the_next_way_once() {
             &format!("C: AUTH PLAIN YWxpY2UAcHJveHkAc2VjcmV0\nS: {error}\nC: AUTH PLAIN\nS: {error}\n=> fault Bad"),
         );
     }
+    // Nothing was sent that could be wrong.
+    listing(ALICE, "AUTH LOGIN", "C: AUTH LOGIN\nS: 535 5.7.3 no\n=> fault Bad");
     // Not before the backend has seen the login.
     listing(ALICE, "AUTH LOGIN", "C: AUTH LOGIN\nS: 235 in\n=> fault ProtocolViolation");
 }

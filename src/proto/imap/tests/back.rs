@@ -236,6 +236,15 @@ fn bad_to_the_command_leads_to_the_next_way_once() {
     // A code about the account is no question of form.
     logged_in("S: u1 BAD [AUTHENTICATIONFAILED] no\n=> fault Bad");
     logged_in("S: u1 NO [AUTHENTICATIONFAILED] no\n=> refused [AUTHENTICATIONFAILED] no");
+    // Nothing was sent that could be wrong, whatever the code; a limit is one.
+    let two_steps = "C: u1 AUTHENTICATE PLAIN\nS: u1 NO [AUTHENTICATIONFAILED] no\n";
+    greeted(ALICE, "IMAP4rev1 AUTH=PLAIN", &format!("{two_steps}C: u2 LOGIN \"alice\" \"secret\""));
+    greeted(
+        PROXY,
+        "IMAP4rev1 AUTH=PLAIN",
+        "C: u1 AUTHENTICATE PLAIN\nS: u1 NO [AUTHENTICATIONFAILED] no\n=> fault Bad",
+    );
+    greeted(ALICE, "IMAP4rev1 AUTH=PLAIN", "C: u1 AUTHENTICATE PLAIN\nS: u1 NO [LIMIT] no\n=> refused [LIMIT] no");
     // A service account has no LOGIN.
     greeted(
         PROXY,
@@ -249,6 +258,18 @@ fn bad_to_the_command_leads_to_the_next_way_once() {
         ",
     );
     greeted(Login { initial_response: false, ..ALICE }, "IMAP4rev1 SASL-IR AUTH=PLAIN", "C: u1 AUTHENTICATE PLAIN");
+}
+
+#[test]
+fn text_that_repeats_the_secret_is_withheld() {
+    let withheld = "(text withheld: it repeats the password)";
+    for echo in ["LOGIN alice Secret", "AGFsaWNlAHNlY3JldA== is wrong", "c2VjcmV0", "736563726574"] {
+        logged_in(&format!("S: u1 NO [X] no: {echo}\n=> refused [X] {withheld}"));
+    }
+    logged_in("S: u1 NO [X] no: sec ret\n=> refused [X] no: sec ret");
+    // A password as short may be in any word.
+    let short = "C: u1 AUTHENTICATE PLAIN AGFsaWNlAHg=\nS: u1 NO [X] next\n=> refused [X] next";
+    greeted(Login { password: b"x", ..ALICE }, "IMAP4rev1 SASL-IR AUTH=PLAIN", short);
 }
 
 #[test]
