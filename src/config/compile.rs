@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use super::model::{Config, Draft, Endpoint, Listener, Routing};
 use super::raw::Section;
-use super::routing::Surroundings;
+use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
 use super::{directory, limits, listeners, names, process, routing, throttle, tls};
+use crate::proto::Protocol;
 
 /// Compiles the whole file, as far as it is sound.
 pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draft) {
@@ -24,9 +25,10 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let (directory, facts) =
         directory.map_or((None, directory::Facts::default()), |draft| (draft.directory, draft.facts));
     let surroundings = Surroundings { listeners: listeners.as_deref().unwrap_or_default(), directory: &facts };
-    let routing = root.section("routing", |routing| routing::read(routing, &surroundings)).flatten();
-    if let (Some(listeners), Some(routing)) = (&listeners, &routing) {
-        served(root, listeners, routing);
+    let mut taken = Taken::default();
+    let routing = root.section("routing", |routing| routing::read(routing, &surroundings, &mut taken)).flatten();
+    if let (Some(listeners), Some(_)) = (&listeners, &routing) {
+        served(root, listeners, &taken.protocols);
     }
     if let (Some(directory), Some(routing)) = (&directory, &routing)
         && routing.default.is_some()
@@ -86,11 +88,10 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
 }
 
 /// A listener whose protocol no backend serves is a door with nothing behind it.
-fn served(root: &Section<'_>, listeners: &[Listener], routing: &Routing) {
-    let endpoints = routing.backends.iter().flat_map(|backend| &backend.endpoints);
+fn served(root: &Section<'_>, listeners: &[Listener], protocols: &[&'static Protocol]) {
     for (index, listener) in listeners.iter().enumerate() {
         let name = listener.protocol.name;
-        if endpoints.clone().all(|endpoint| endpoint.protocol != listener.protocol) {
+        if !protocols.contains(&listener.protocol) {
             let message =
                 format!("no backend serves it: add `{name}: {{address: .., tls: ..}}` to one, or remove this");
             root.problem(&format!("listeners[{index}].protocol"), message);

@@ -28,20 +28,21 @@ pub(super) struct Surroundings<'a> {
     pub(super) directory: &'a Facts,
 }
 
-/// What no two backends may share.
+/// What no two backends may share, and what one of them must have.
 #[derive(Default)]
-struct Taken {
+pub(super) struct Taken {
     names: Unique,
     hosts: Unique,
+    /// The protocols that a backend names, also one with a mistake.
+    pub(super) protocols: Vec<&'static Protocol>,
 }
 
 /// Reads the section.
-pub(super) fn read(routing: &Section<'_>, surroundings: &Surroundings<'_>) -> Option<Routing> {
+pub(super) fn read(routing: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut Taken) -> Option<Routing> {
     let hint = "add `- {name: server3, hosts: [server3.example.com], imap: {address: \"server3.example.com:993\", \
                 tls: implicit}}`";
     let items = routing.required("backends", hint).and_then(|node| node.list());
-    let mut taken = Taken::default();
-    let mut read = |item: &Node<'_>| item.section(|section| backend(section, surroundings, &mut taken)).flatten();
+    let mut read = |item: &Node<'_>| item.section(|section| backend(section, surroundings, taken)).flatten();
     let backends: Option<Vec<_>> = items.map(|items| items.iter().map(&mut read).collect());
     let default = routing.get("default").map(|node| (node.parsed(names::backend_name), node));
     if let (Some((Some(name), node)), Some(backends)) = (&default, &backends) {
@@ -94,7 +95,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     let health = health(backend);
     let logins_in_flight = backend.integer("logins_in_flight", 200, 1..=100_000);
     let source = backend.get("source").map_or(Some(Vec::new()), |node| sources(&node));
-    let endpoints = endpoints(backend, surroundings.listeners);
+    let endpoints = endpoints(backend, surroundings.listeners, &mut taken.protocols);
     let source = source.filter(|source| {
         let unreached = endpoints.iter().find_map(|endpoint| unreached(endpoint, source));
         if let Some(address) = unreached {
@@ -186,12 +187,13 @@ fn health(backend: &Section<'_>) -> Option<Health> {
 }
 
 /// One key for each protocol that usher speaks.
-fn endpoints(backend: &Section<'_>, listeners: &[Listener]) -> Vec<Endpoint> {
+fn endpoints(backend: &Section<'_>, listeners: &[Listener], protocols: &mut Vec<&'static Protocol>) -> Vec<Endpoint> {
     let nodes = PROTOCOLS.iter().filter_map(|protocol| Some((protocol, backend.get(protocol.name)?)));
     let nodes: Vec<_> = nodes.collect();
     if nodes.is_empty() {
         backend.problem("", format!("serves no protocol: add {}, each with `address` and `tls`", protocol_names()));
     }
+    protocols.extend(nodes.iter().map(|(protocol, _)| *protocol));
     let read = |(protocol, node): &(&'static Protocol, Node<'_>)| {
         node.section(|section| endpoint(protocol, section, listeners)).flatten()
     };

@@ -474,6 +474,19 @@ fn mistakes_in_the_groups_of_servers_are_reported() {
 }
 
 #[test]
+fn mistake_in_the_only_backend_of_a_protocol_is_one_problem() {
+    let text = replaced(SECOND_LISTENER, "  - {protocol: pop3, address: \"[::]:110\", tls: starttls}");
+    let pop3 = |pop3: &str, groups: &str| {
+        text.replacen("      imap:\n", &format!("      groups: {groups}\n      pop3: {pop3}\n      imap:\n"), 1)
+    };
+    let sound = "{address: \"192.0.2.4:110\", tls: starttls}";
+    let text = pop3(sound, "[] # HERE");
+    only_problem(&text, marked(&text), "routing.backends[1].groups", "the list is empty");
+    let text = pop3("{address: \"192.0.2.4:110\", tls: none} # HERE", "[x25519]");
+    only_problem(&text, marked(&text), "routing.backends[1].pop3.tls", "write one of `implicit`");
+}
+
+#[test]
 fn pin_mistakes_are_reported() {
     let pin = "[47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]";
     mistake(pin, "47DEQpj8HBSa # HERE", "routing.backends[1].pin_sha256", "base64 form of a SHA-256");
