@@ -84,6 +84,8 @@ pub struct AuthDecision {
     pub other_dn: Option<Arc<str>>,
     /// Why the entry cannot be used.
     pub fault: Option<Box<EntryFault>>,
+    /// Why the directory gave no verdict.
+    pub unavailable: Option<Box<str>>,
     /// Details of the directory request.
     pub trace: Trace,
     /// The entry for which the password was not sent, because too many were tried.
@@ -101,7 +103,8 @@ impl AuthDecision {
     }
 
     fn new(result: Result<Proven, Refusal>, by: DecidedBy) -> Self {
-        Self { result, by, dn: None, other_dn: None, fault: None, trace: Trace::default(), withheld: None }
+        let (trace, withheld) = (Trace::default(), None);
+        Self { result, by, dn: None, other_dn: None, fault: None, unavailable: None, trace, withheld }
     }
 }
 
@@ -383,11 +386,12 @@ impl Authenticator {
             Err(DirectoryError::NoEntry) if trace.server.is_none() => DecidedBy::Usher,
             Ok(_) | Err(_) => DecidedBy::Directory,
         };
-        let (mut other_dn, mut fault) = (None, None);
+        let (mut other_dn, mut fault, mut unavailable) = (None, None, None);
         match answer {
             Ok(identity) => fault.clone_from(&identity.entry().fault),
             Err(DirectoryError::SeveralEntries { dns, .. }) => other_dn = dns.get(1).cloned(),
             Err(DirectoryError::UnusableEntry { fault: why, .. }) => fault = Some(why.clone()),
+            Err(DirectoryError::Unavailable(cause)) => unavailable = Some(cause.to_string().into()),
             Err(_) => {}
         }
         let (result, dn) = match answer {
@@ -419,7 +423,7 @@ impl Authenticator {
             }
         };
         let (trace, withheld) = (trace.clone(), check.withheld.clone());
-        AuthDecision { result, by, dn, other_dn, fault, trace, withheld }
+        AuthDecision { result, by, dn, other_dn, fault, unavailable, trace, withheld }
     }
 }
 

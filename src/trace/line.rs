@@ -74,7 +74,8 @@ impl fmt::Display for TraceLine {
 impl fmt::Display for TraceSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { reason, sessions, lines, lost, skipped, is_complete: _ } = self;
-        write!(f, "trace ended: {reason}; {sessions} sessions, {lines} lines")?;
+        let ending = |count: &u64| if *count == 1 { "" } else { "s" };
+        write!(f, "trace ended: {reason}; {sessions} session{}, {lines} line{}", ending(sessions), ending(lines))?;
         if *lost > 0 {
             write!(f, ", {lost} of them lost")?;
         }

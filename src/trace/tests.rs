@@ -181,7 +181,7 @@ async fn trace_ends_with_a_sentence() {
         last = Some(message);
     }
     let Some(TraceMessage::Ended(summary)) = last else { panic!("{last:?}") };
-    assert_eq!(summary.to_string(), "trace ended: 5 s are over; 1 sessions, 1 lines");
+    assert_eq!(summary.to_string(), "trace ended: 5 s are over; 1 session, 1 line");
     assert!(summary.is_complete);
 
     for (end, sentence) in [(TraceEnd::Reload, "reloaded"), (TraceEnd::Upgrade, "another process")] {

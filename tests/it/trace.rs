@@ -232,6 +232,17 @@ fn outage_of_a_backend_is_shown_with_its_reason() {
 }
 
 #[test]
+fn outage_of_the_directory_is_shown_with_its_reason() {
+    let dead = format!("ldaps://127.0.0.1:{}", free_port());
+    let usher = Usher::start(Config::shared().set("/directory/servers/0", dead));
+    let mut tracer = Tracer::start(&usher, &["--user", "alice"]);
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).is("NO [UNAVAILABLE]");
+    let line = tracer.wait_text("no verdict on the password: ");
+    assert!(has(&line, "Connection refused") && line["leg"] == "directory", "{line}");
+    tracer.wait_text("login refused: directory_unavailable");
+}
+
+#[test]
 fn passwords_are_shown_in_no_protocol_and_by_no_mechanism() {
     relay();
     let mail = dovecot();

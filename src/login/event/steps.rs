@@ -59,6 +59,9 @@ pub(super) fn result(decision: &AuthDecision) -> String {
             format!("password accepted: entry {dn}, mail host {hosts}{held}")
         }
         Err(refusal) => {
+            if let Some(cause) = &decision.unavailable {
+                return format!("no verdict on the password: {cause}");
+            }
             let other = decision.other_dn.as_ref().map_or_else(String::new, |other| format!(" and {other}"));
             let fault = decision.fault.as_ref().map_or_else(String::new, |fault| format!(": {fault}"));
             format!("not accepted: {refusal}, entry {dn}{other}{fault}")
