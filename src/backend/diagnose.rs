@@ -132,7 +132,9 @@ impl Endpoint {
         let silent = observed.greeting.is_none();
         match error {
             BackendError::Tls { reason } => {
-                silent && !speaks_tls(error) && (sends || reason.failure != HandshakeFailure::NotTls)
+                // With TLS in both directions it has read no header: it sends an alert, or speaks no TLS at all.
+                let understood = matches!(reason.failure, HandshakeFailure::NotTls | HandshakeFailure::Alert);
+                silent && !speaks_tls(error) && (sends || !understood)
             }
             BackendError::Broken { .. } | BackendError::Closed => sends || silent,
             BackendError::Timeout { awaited, .. } => match awaited {

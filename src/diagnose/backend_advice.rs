@@ -112,11 +112,12 @@ pub(super) fn of_dovecot(
                 false => (
                     State::Note,
                     format!(
-                        "Dovecot ignores the clients' addresses, without a log line, unless it trusts {own}: its log shows them as rip="
+                        "Dovecot uses the clients' addresses only if it trusts {own}, which cannot be seen from here: if it does, \
+                         its log has them as rip="
                     ),
                 ),
             };
-            Some(Finding::new("forward", state, found).advised(format!("write {line} in Dovecot's configuration")))
+            Some(Finding::new("forward", state, found).advised(format!("{line} must be in Dovecot's configuration")))
         }
         // XCLIENT is offered to trusted addresses alone, and a header is accepted from them alone.
         (Forward::Dialogue | Forward::Header(_), _) => None,

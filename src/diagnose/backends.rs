@@ -87,7 +87,8 @@ fn address(
             findings.push(Finding::ok("mechanisms", escaped(&mechanisms.join(" "))));
         }
         let can: Vec<&str> = can.iter().map(|one| one.as_str()).collect();
-        findings.push(Finding::ok("capabilities", can.iter().map(|one| escaped(one)).collect::<Vec<_>>().join(", ")));
+        let can = if can.is_empty() { "none".to_owned() } else { escaped(&can.join(", ")) };
+        findings.push(Finding::ok("capabilities", can));
     }
     if sight.watched {
         let found = "the server takes UNAUTHENTICATE, after which a client could log in past usher: \

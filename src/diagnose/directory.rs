@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Finding, State, Subject, certificates};
 use crate::base::credential::Login;
-use crate::config::{Config, LdapScheme, WatchMode};
+use crate::config::{Config, DirectoryServer, LdapScheme, WatchMode};
 use crate::diagnose::table::{Shown, thousands};
 use crate::directory::{
     ConnectionFault, Entry, LockoutPolicy, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause, UserCount,
@@ -72,9 +72,21 @@ fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
             } else {
                 advice(trouble).to_owned()
             };
-            Finding::problem("connection", words(trouble), advice)
+            Finding::problem("connection", words(trouble), for_server(&advice, server))
         }
     }
+}
+
+/// The advice with the server's own address in the command.
+fn for_server(advice: &str, server: Option<&DirectoryServer>) -> String {
+    let Some(DirectoryServer { scheme, host, port, .. }) = server else { return advice.to_owned() };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let address = match scheme {
+        LdapScheme::Ldaps => format!("{host}:{port}"),
+        LdapScheme::Ldap => format!("{host}:{port} -starttls ldap"),
+        LdapScheme::Ldapi => return advice.to_owned(),
+    };
+    advice.replace("HOST:636", &address)
 }
 
 /// The trouble without the server's name, which stands above it.

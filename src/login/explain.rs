@@ -159,7 +159,7 @@ impl Verdict {
 fn unusable(fault: &EntryFault) -> String {
     let advice = match fault {
         EntryFault::TooManyValues(_) | EntryFault::LongValue(_) => {
-            "; usher reads no more of an attribute: remove values from the entry, or name an attribute with fewer"
+            "; that is the limit: remove values from the entry, or use another attribute"
         }
         EntryFault::LongDn | EntryFault::Ended(_) => "",
     };

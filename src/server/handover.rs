@@ -23,6 +23,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
+use tracing::field::display;
 use tracing::{error, info, warn};
 
 use super::sockets::OpenSocket;
@@ -85,8 +86,8 @@ impl Inherited {
     /// The old process has given this one up, and serves itself.
     pub(super) fn serving(self) -> io::Result<()> {
         for OpenSocket { name, socket } in &self.sockets {
-            let address = socket.local_addr().ok();
-            warn!(name, ?address, "inherited socket matches no listener");
+            let address = socket.local_addr().ok().map(display);
+            warn!(name, address, "inherited socket matches no listener");
         }
         if self.upgrade {
             send(io::stdin().as_fd(), SIGN, SendFlags::NOSIGNAL)?;

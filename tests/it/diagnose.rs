@@ -267,7 +267,25 @@ fn server_with_old_tls_only_is_reported_with_its_own_advice() {
     assert_eq!(code, 69);
     is(&found, "problem", &["no common TLS version", "enable TLS 1.2 there"]);
     let config = Config::with_directory(slapd()).backend("server3", port, &["server3"]);
-    is(&backend_of(&config, "tls").1, "problem", &["no common TLS version", "enable TLS 1.2 there"]);
+    let (_, found) = backend_of(&config, "tls");
+    is(&found, "problem", &["no common TLS version", "enable TLS 1.2 there"]);
+    // An alert is TLS: it is no matter of a PROXY header.
+    assert!(!found.to_string().contains("PROXY"), "{found}");
+}
+
+#[test]
+fn advice_to_try_openssl_has_the_host_and_port_of_the_server() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let config = Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]);
+    let at = |url: String| config.clone().set("/directory/servers/0", url);
+    let (code, found) = directory_of(&at(format!("ldaps://127.0.0.1:{port}")), "connection");
+    assert_eq!(code, 69);
+    is(&found, "problem", &[&format!("openssl s_client -connect 127.0.0.1:{port}`")]);
+    let config = at(format!("ldap://127.0.0.1:{port}")).set("/directory/starttls", true);
+    let expected = format!("openssl s_client -connect 127.0.0.1:{port} -starttls ldap`");
+    is(&directory_of(&config, "connection").1, "problem", &[&expected]);
 }
 
 #[test]

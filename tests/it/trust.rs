@@ -175,7 +175,7 @@ fn check_recognizes_dovecot_without_the_clients_addresses() {
     }
     // Whether it trusts usher it does not say.
     let (_, findings) = checked(&config("imap", "server3", dovecot.imaps, "implicit", "id"));
-    has(&finding(&findings, "forward"), "note", &["unless it trusts 127.0.0.1", "rip=", "login_trusted_networks"]);
+    has(&finding(&findings, "forward"), "note", &["only if it trusts 127.0.0.1", "rip=", "login_trusted_networks"]);
     let (_, findings) = checked(&config("imap", "server4", cyrus().imaps, "implicit", "none"));
     assert!(findings.iter().all(|finding| finding["check"] != "forward"), "{findings:#?}");
     let distrusting = Scripted::plain(|peer| {

@@ -189,8 +189,10 @@ fn socket_without_a_listener_at_a_configured_port_prevents_the_start() {
     assert_eq!(output.code, 78, "{output:#?}");
     assert!(output.stderr.contains("admin.address: "), "{output:#?}");
     // At another port it is closed with a warning, as before.
-    let usher = start_with(listening(&[ipv6(port)]), vec![opened("0.0.0.0", free_port(), false)], "other");
-    usher.wait_log("inherited socket matches no listener", |line| line["name"] == "other");
+    let unused = free_port();
+    let usher = start_with(listening(&[ipv6(port)]), vec![opened("0.0.0.0", unused, false)], "other");
+    let of_it = |line: &Value| line["name"] == "other" && line["address"] == format!("0.0.0.0:{unused}");
+    usher.wait_log("inherited socket matches no listener", of_it);
     both_greet(port);
 }
 
