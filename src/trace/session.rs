@@ -10,9 +10,11 @@ use super::{NewSession, Traces};
 use crate::proto::transcript::{Leg, LineKind, Recorder, Transcript};
 use crate::telemetry::log::EscapedUpTo;
 
-/// Lines that are held of a session before it matches; older ones are dropped.
+/// Lines that are held of a session before it matches, and their bytes: a client that does not log in may fill them.
+/// Older ones are dropped.
 const HELD: usize = 64;
-/// Bytes of a line; one that is longer is cut.
+const HELD_BYTES: usize = 32 * 1024;
+/// Bytes of a line, before and after it is escaped; one that is longer is cut.
 const LINE: usize = 1_024;
 /// Lines of a session, and their bytes: enough for any login, and little for a client that never logs in.
 const LINES: usize = 1_000;
@@ -103,6 +105,7 @@ struct State {
     followers: Vec<Follower>,
     subject: Subject,
     held: VecDeque<Arc<TraceLine>>,
+    held_bytes: usize,
     /// Lines that were sent, and their bytes.
     lines: usize,
     bytes: usize,
@@ -111,7 +114,7 @@ struct State {
 impl SessionRecorder {
     pub(super) fn new(traces: Arc<Traces>, new: NewSession, followers: Vec<Follower>) -> Self {
         let subject = Subject { client: Some(new.client), protocol: new.protocol, ..Subject::default() };
-        let state = State { followers, subject, held: VecDeque::new(), lines: 0, bytes: 0 };
+        let state = State { followers, subject, held: VecDeque::new(), held_bytes: 0, lines: 0, bytes: 0 };
         let recorder = Self { new, traces, state: Mutex::new(state) };
         recorder.learn(Fact::Client(new.client));
         recorder
@@ -164,18 +167,19 @@ impl Recorder for SessionRecorder {
         if state.followers.is_empty() || state.lines > LINES || state.bytes > BYTES {
             return;
         }
-        let text = EscapedUpTo(line, LINE).to_string();
+        let text = cut(EscapedUpTo(line, LINE).to_string());
         let length = text.len();
         let line = self.traced(leg, kind, text);
-        let State { followers, held, lines, bytes, .. } = &mut *state;
+        let State { followers, held, held_bytes, lines, bytes, .. } = &mut *state;
         let is_sent = followers.iter().any(|follower| follower.matched);
         // A trace that is over follows nothing more.
         followers.retain(|follower| !follower.matched || follower.following.send(&line));
         if followers.iter().any(|follower| !follower.matched) {
-            if held.len() >= HELD {
-                held.pop_front();
-            }
             held.push_back(line);
+            *held_bytes += length;
+            while held.len() > HELD || *held_bytes > HELD_BYTES {
+                *held_bytes -= held.pop_front().map_or(*held_bytes, |dropped| dropped.text.len());
+            }
         }
         if is_sent {
             (*lines, *bytes) = (*lines + 1, *bytes + length);
@@ -188,6 +192,17 @@ impl Recorder for SessionRecorder {
             }
         }
     }
+}
+
+/// A control character is eight times as long once it is escaped.
+fn cut(mut text: String) -> String {
+    if text.len() > LINE + '…'.len_utf8() {
+        let end = (0..=LINE).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or_default());
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
 }
 
 impl Drop for SessionRecorder {

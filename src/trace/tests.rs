@@ -137,8 +137,16 @@ async fn session_and_its_lines_are_bounded() {
     let held = arrived(&mut receiver).await;
     assert_eq!((held.len(), held[1].as_str(), held[64].as_str()), (65, "36", "99"), "the last 64");
     says(&one, &"x".repeat(5_000));
-    let long = arrived(&mut receiver).await;
-    assert!(long[0].len() < 1_100 && long[0].ends_with('…'), "{}", long[0].len());
+    says(&one, &"\u{1}".repeat(1_000));
+    says(&one, &"\u{e000}".repeat(1_000));
+    for long in arrived(&mut receiver).await {
+        assert!(long.len() < 1_100 && long.ends_with('…'), "{}", long.len());
+    }
+    let other = session(&traces, "192.0.2.2");
+    (0..100).for_each(|_| says(&other, &"\u{1}".repeat(1_000)));
+    named(&other, "alice");
+    let held: usize = arrived(&mut receiver).await.iter().map(String::len).sum();
+    assert!((30 * 1024..=32 * 1024).contains(&held), "{held}");
     says(&one, "\u{1b}[31m\u{202e}\0");
     assert_eq!(arrived(&mut receiver).await, [r"\u{1b}[31m\u{202e}\0"]);
     let mut shown = 0;
