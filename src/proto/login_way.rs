@@ -55,7 +55,7 @@ pub(super) fn is_about_form(text: &str) -> bool {
     const FORM: &[&str] = &[
         "argument",
         "command",
-        "expected a",
+        "expected",
         "mechanism",
         "not implemented",
         "not supported",
@@ -79,9 +79,9 @@ pub(super) fn is_about_form(text: &str) -> bool {
         "maildrop",
         "password",
         "quota",
-        "unexpected",
     ];
-    let text = text.to_ascii_lowercase();
+    // Which says nothing about what was expected.
+    let text = text.to_ascii_lowercase().replace("unexpected", "");
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     says(FORM) && !says(ACCOUNT)
 }
@@ -107,6 +107,8 @@ mod tests {
             "Unknown AUTHENTICATE mechanism",
             "Expected a command. Got something else.",
             "SYNTAX",
+            "Expected EOL",
+            "Unexpected argument",
             "Too many arguments for command",
             "unrecognized authentication type",
         ] {
