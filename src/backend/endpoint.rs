@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -79,6 +80,20 @@ impl Handshakes {
     pub(super) fn new(metrics: &Metrics, backend: &str, protocol: &str) -> Self {
         let of = |resumed| metrics.backend_handshakes.with_label_values(&[backend, protocol, resumed]);
         Self { full: of("no"), resumed: of("yes") }
+    }
+}
+
+/// A connection on the way to a login.
+struct Greeting {
+    attempt: ConnectAttempt,
+    /// Whether the server was told a name that the client has chosen: what it does from then on may concern that name
+    /// only, and one client must not take the server from all others.
+    names_client: Arc<AtomicBool>,
+}
+
+impl Greeting {
+    fn names_client(&self) -> bool {
+        self.names_client.load(Ordering::Relaxed)
     }
 }
 
@@ -159,7 +174,7 @@ impl Endpoint {
     ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
         let mut error = self.late(Awaited::Connection);
         let mut greeting = FuturesUnordered::new();
-        let mut pending: Vec<ConnectAttempt> = Vec::new();
+        let mut pending: Vec<Greeting> = Vec::new();
         loop {
             if let Some(first) = candidates.pop_front() {
                 let mut dialling = pin!(self.dial(first, &mut candidates, deadline));
@@ -174,8 +189,9 @@ impl Endpoint {
                 };
                 match tcp {
                     Ok(tcp) => {
-                        pending.push(attempt);
-                        greeting.push(self.greet(attempt, tcp, deadline, settings, header, transcript));
+                        let names_client = Arc::new(AtomicBool::new(false));
+                        pending.push(Greeting { attempt, names_client: Arc::clone(&names_client) });
+                        greeting.push(self.greet(attempt, tcp, deadline, (settings, header), transcript, names_client));
                     }
                     Err(fault) => {
                         transcript.note(Leg::Backend, || format!("no connection to {}: {fault}", attempt.address));
@@ -205,14 +221,17 @@ impl Endpoint {
     fn settle(
         &self,
         (attempt, greeted): (ConnectAttempt, Result<BackendDialogue, BackendError>),
-        pending: &mut Vec<ConnectAttempt>,
+        pending: &mut Vec<Greeting>,
     ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
-        pending.retain(|other| other.address != attempt.address);
+        let own = |other: &Greeting| other.attempt.address == attempt.address;
+        let names_client = pending.iter().any(|other| own(other) && other.names_client());
+        pending.retain(|other| !own(other));
         match greeted {
             Ok(talk) => {
                 // These were connected first and are overtaken: a fault, unless they are known to greet late.
-                for late in pending.iter().filter(|other| self.pool.is_overdue(other)) {
-                    self.pool.failed(late, &self.late(Awaited::Greeting));
+                let late = pending.iter().filter(|other| self.pool.is_overdue(&other.attempt) && !other.names_client());
+                for late in late {
+                    self.pool.failed(&late.attempt, &self.late(Awaited::Greeting));
                 }
                 self.record_capabilities(attempt.address, &talk);
                 self.pool.greeted(attempt.address, talk.greeted_after);
@@ -223,7 +242,7 @@ impl Endpoint {
                 // After a wait for this address there may be too little time for its greeting.
                 let is_short = attempt.began.elapsed() < self.timeout / 10 * 9;
                 let too_soon = matches!(fault, BackendError::Timeout { .. }) && is_short;
-                if fault.is_server_fault() && (!too_soon || self.pool.is_overdue(&attempt)) {
+                if fault.is_server_fault() && !names_client && (!too_soon || self.pool.is_overdue(&attempt)) {
                     self.pool.failed(&attempt, &fault);
                 }
                 Err(fault)
@@ -237,9 +256,9 @@ impl Endpoint {
         attempt: ConnectAttempt,
         mut tcp: TcpStream,
         deadline: Instant,
-        settings: &BackSettings,
-        header: &[u8],
+        (settings, header): (&BackSettings, &[u8]),
         transcript: &Transcript,
+        names_client: Arc<AtomicBool>,
     ) -> (ConnectAttempt, Result<BackendDialogue, BackendError>) {
         let address = attempt.address;
         let greeted = async {
@@ -248,7 +267,7 @@ impl Endpoint {
                 transcript.note(Leg::Backend, || format!("PROXY header of {} bytes sent", header.len()));
             }
             send_header(&mut tcp, header).await?;
-            self.begin(tcp, settings.clone(), deadline, transcript, None).await
+            self.go_on(tcp, settings.clone(), deadline, transcript, None, &names_client).await
         };
         let greeted = greeted.await;
         if let Err(fault) = &greeted {
@@ -401,7 +420,20 @@ impl Endpoint {
         settings: BackSettings,
         deadline: Instant,
         transcript: &Transcript,
+        observed: Option<&mut Observations>,
+    ) -> Result<BackendDialogue, BackendError> {
+        self.go_on(tcp, settings, deadline, transcript, observed, &AtomicBool::new(false)).await
+    }
+
+    /// The same; `names_client` is set once the server is told a name that the client has chosen.
+    async fn go_on(
+        &self,
+        tcp: TcpStream,
+        settings: BackSettings,
+        deadline: Instant,
+        transcript: &Transcript,
         mut observed: Option<&mut Observations>,
+        names_client: &AtomicBool,
     ) -> Result<BackendDialogue, BackendError> {
         let began = Instant::now();
         let verified = |stream: &Stream| format!("{}; verified as {}", stream.describe(), self.server_name.to_str());
@@ -422,6 +454,9 @@ impl Endpoint {
                 observed.record(&talk.stream, talk.input.as_slice());
             }
             talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
+            if talk.dialogue.names_client() {
+                names_client.store(true, Ordering::Relaxed);
+            }
             // usher speaks only after the greeting.
             if awaited < Awaited::Reply && !talk.out.is_empty() {
                 (awaited, talk.greeted_after) = (Awaited::Reply, began.elapsed());

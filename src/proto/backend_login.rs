@@ -128,6 +128,11 @@ pub(super) trait BackDialect: Send {
     /// Writes the login in this way, or what can be sent of it at once.
     fn log_in(&mut self, way: LoginWay, login: &mut LoginContext, out: &mut SecretBuf) -> Result<(), BackFault>;
 
+    /// As [`Back::names_client`].
+    fn names_client(&self) -> bool {
+        false
+    }
+
     /// As [`Back::capabilities`].
     fn capabilities(&self, login_written: bool) -> Vec<String>;
 
@@ -284,6 +289,10 @@ impl<D: BackDialect> Back for BackendLogin<D> {
 
     fn has_refused_nothing(&self) -> bool {
         self.rejects_initial && self.login.has_sent_nothing()
+    }
+
+    fn names_client(&self) -> bool {
+        self.dialect.names_client()
     }
 
     fn capabilities(&self) -> Vec<String> {

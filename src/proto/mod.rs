@@ -463,6 +463,11 @@ pub trait Back: Send {
     /// may concern this user only.
     fn login_written(&self) -> bool;
 
+    /// Whether a name was written that the client has chosen: a fault from then on may concern that name only.
+    fn names_client(&self) -> bool {
+        false
+    }
+
     /// The backend's capabilities just before the login, as in [`FrontSettings::capabilities`]; empty before
     /// that, or if it lists none.
     fn capabilities(&self) -> Vec<String> {

@@ -145,6 +145,41 @@ fn temporary_backend_failures_stay_temporary() {
     }
 }
 
+/// A server that ends the connection over a name is in order: whoever logs in may choose one.
+#[test]
+fn name_of_one_client_takes_the_backend_from_no_other() {
+    for answer in ["421 4.7.1 no\r\n", "521 5.7.1 no\r\n", ""] {
+        let backend = Scripted::tls(move |peer| {
+            peer.send("220 scripted\r\n");
+            if peer.line().as_deref() == Some("EHLO odd.example.net") {
+                peer.send(answer);
+                return;
+            }
+            peer.send("250-scripted\r\n250 AUTH PLAIN\r\n");
+            if peer.line().is_some() {
+                peer.send("235 2.7.0 in\r\n");
+                peer.wait_for_end();
+            }
+        });
+        let config = Config::with_directory(slapd()).scripted(&backend).speaking("submission", &[backend.port]);
+        let config = config.set("/routing/backends/0/submission/ehlo", "client").set("/routing/backends/0/failures", 1);
+        let usher = Usher::start(config.without("/routing/backends/0/imap").set("/routing/backends/0/probe", "off"));
+        let log_in = |name: &str| {
+            let mut smtp = Imap::tls(usher.imaps_port());
+            assert!(ask(&mut smtp, &format!("EHLO {name}")).starts_with("250-"));
+            ask(&mut smtp, &plain("alice", &password_of("alice")))
+        };
+        for _ in 0..2 {
+            let refused = log_in("odd.example.net");
+            assert!(refused.starts_with("454 4."), "{answer}: {refused}");
+        }
+        let reply = log_in("here");
+        assert!(reply.starts_with("235 "), "{answer}: {reply}");
+        usher.nth_login(3, "alice");
+        assert!(!usher.log_text().contains("marked down"), "{answer}: {}", usher.log_text());
+    }
+}
+
 #[test]
 fn backend_is_reached_by_starttls_and_by_a_service_account() {
     let config = config().set("/directory/login_attribute", "uid").set("/hostname", "mail.example.com");

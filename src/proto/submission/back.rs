@@ -28,6 +28,8 @@ pub(super) struct SubmissionBack {
     forward_first: bool,
     /// The client's name is in the EHLO whose reply is awaited.
     named: bool,
+    /// That name was sent, in EHLO or to be forwarded.
+    names_client: bool,
     /// The client without its name, to be forwarded if the backend does not accept it with the name.
     unnamed: Option<Origin>,
     /// The lines of the current reply, without their codes.
@@ -116,6 +118,7 @@ impl BackDialect for SubmissionBack {
     fn request_capabilities(&mut self, out: &mut SecretBuf) {
         let client = self.client.as_deref().filter(|_| !self.tls_first && !self.forward_first);
         self.named = client.is_some();
+        self.names_client |= self.named;
         write_line(out, &[b"EHLO ", client.unwrap_or(&self.host).as_bytes()]);
     }
 
@@ -135,6 +138,7 @@ impl BackDialect for SubmissionBack {
         write_line(out, &[b"XCLIENT", xclient(origin, &attributes)?.as_bytes()]);
         self.forward_first = false;
         let named = origin.greeting.is_some() && attributes.iter().any(|taken| matches!(&**taken, "HELO" | "PROTO"));
+        self.names_client |= named;
         self.unnamed = named.then(|| Origin { greeting: None, ..origin.clone() });
         Ok(())
     }
@@ -159,6 +163,10 @@ impl BackDialect for SubmissionBack {
         Ok(())
     }
 
+    fn names_client(&self) -> bool {
+        self.names_client
+    }
+
     fn capabilities(&self, _: bool) -> Vec<String> {
         self.listed.clone()
     }
@@ -172,6 +180,7 @@ impl SubmissionBack {
             tls_first: settings.tls == BackTls::StartTls,
             forward_first: settings.forward.is_some(),
             named: false,
+            names_client: false,
             unnamed: None,
             lines: Vec::new(),
             code: None,
