@@ -1,8 +1,8 @@
 //! What an inspection of a mail server means.
 
 use super::{Finding, State, Subject, backend_advice, certificates};
-use crate::backend::BackendError;
 use crate::backend::diagnose::{AddressInspection, OtherHeader, ProtocolInspection};
+use crate::backend::{Awaited, BackendError};
 use crate::config;
 use crate::process::Snapshot;
 use crate::proto::{BackFault, BackTls, Protocol, capabilities};
@@ -148,7 +148,9 @@ const fn stage(error: &BackendError, inspection: &AddressInspection) -> &'static
     match error {
         BackendError::NotServed | BackendError::Resolve { .. } | BackendError::Loop { .. } => "name",
         BackendError::Connect { .. } | BackendError::NoSource { .. } | BackendError::Source { .. } => "tcp",
-        BackendError::Tls { .. } | BackendError::Fault(BackFault::NoStartTls | BackFault::Injection) => "tls",
+        BackendError::Tls { .. }
+        | BackendError::Timeout { awaited: Awaited::Tls, .. }
+        | BackendError::Fault(BackFault::NoStartTls | BackFault::Injection) => "tls",
         BackendError::Fault(BackFault::NoMechanism) => "mechanisms",
         BackendError::Fault(BackFault::ForwardingRefused) => "forward",
         BackendError::Refused(_) => "login",

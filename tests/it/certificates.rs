@@ -162,6 +162,7 @@ fn dropped_hybrid_handshake_is_reported_and_groups_avoid_it() {
         let text = finding.to_string();
         assert!(text.contains("X25519MLKEM768") && text.contains(advice), "{finding:#}");
     }
+    assert_eq!(backend["check"], "tls", "{backend:#}");
     // With them both get through, and another fault is no longer reported as this one.
     let [backend, directory] = findings(ports, &ca, Some(json!(["x25519", "P-256"])));
     for finding in [&backend, &directory] {
