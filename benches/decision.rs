@@ -10,7 +10,7 @@
 )]
 
 use std::hint::black_box;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,8 @@ use usher::internals::open_directory;
 use usher::internals::{Authenticator, DecidedBy, LookupMode};
 use usher::internals::{Credential, CredentialSecret, Login};
 
+/// Where every client is.
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Number of concurrent lookups while the cache is filled.
 const FILLING: usize = 16;
 
@@ -100,7 +102,7 @@ fn user(number: usize, password: &Secret) -> Credential {
 
 async fn fill(authn: &Authenticator, password: &Secret, users: usize) {
     let decided = futures_util::stream::iter(0..users)
-        .map(|n| async move { authn.decide(&user(n, password), LookupMode::Cached).await.result.is_ok() })
+        .map(|n| async move { authn.decide(&user(n, password), CLIENT, LookupMode::Cached).await.result.is_ok() })
         .buffer_unordered(FILLING);
     assert!(decided.all(std::future::ready).await, "the directory accepts");
 }
@@ -119,7 +121,7 @@ fn decision(criterion: &mut Criterion) {
             bencher.iter(|| {
                 // An order that defeats the CPU caches.
                 next = (next + 7_919) % users;
-                let decision = authn.recall(&user(next, &password)).unwrap();
+                let decision = authn.recall(&user(next, &password), CLIENT).unwrap();
                 assert_eq!(decision.by, DecidedBy::Cache);
                 black_box(decision)
             });
@@ -128,7 +130,7 @@ fn decision(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("not cached: search and bind", users), |bencher| {
             bencher.iter(|| {
                 fresh += 1;
-                let decision = runtime.block_on(authn.decide(&user(fresh, &password), LookupMode::Cached));
+                let decision = runtime.block_on(authn.decide(&user(fresh, &password), CLIENT, LookupMode::Cached));
                 assert_eq!(decision.by, DecidedBy::Directory);
                 decision
             });

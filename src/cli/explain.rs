@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,6 +34,9 @@ pub(super) struct Args {
     /// Read the user's password from standard input and bind with it
     #[arg(long, conflicts_with = "all")]
     password_stdin: bool,
+    /// The client's address: whether the entry permits a login from there
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "all")]
+    from: Option<IpAddr>,
     /// Explain every user of the directory, or those in --users
     #[arg(long, conflicts_with = "login")]
     all: bool,
@@ -60,6 +64,10 @@ struct Explanation {
     /// The protocols that the entry may use.
     may_use: Vec<&'static str>,
     serves: Vec<String>,
+    /// The networks that the entry permits; empty: all.
+    networks: Vec<String>,
+    /// The client's address.
+    from: Option<IpAddr>,
     /// Whether the directory holds the user: then logins wait.
     held: bool,
     /// The state in the running usher; nothing if it could not be queried.
@@ -91,7 +99,8 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         return explain_all::explain(&config, &*directory, &arguments.all_users, arguments.json).await;
     };
     let attribute = config.directory.mail_host_attribute.clone();
-    let mut explanation = Explanation { login: login.clone(), attribute, ..Explanation::default() };
+    let from = arguments.from.map(|address| address.to_canonical());
+    let mut explanation = Explanation { login: login.clone(), attribute, from, ..Explanation::default() };
     let code = match Login::parse(login.as_bytes()) {
         None => explanation.judged(&config, Verdict::no_login()),
         Some(login) => {
@@ -155,8 +164,13 @@ impl Explanation {
 
     /// Takes over what is known; the exit code that goes with it.
     fn judged(&mut self, config: &Config, verdict: Verdict) -> u8 {
+        let verdict = match self.from {
+            Some(client) => verdict.for_client(client),
+            None => verdict,
+        };
         verdict.label().clone_into(&mut self.result);
-        let Verdict { dn, mail_hosts, held, may_use, goal, words } = verdict;
+        let Verdict { dn, mail_hosts, held, networks, may_use, goal, words } = verdict;
+        self.networks = networks.map(|networks| networks.list()).unwrap_or_default();
         (self.dn, self.mail_host, self.held, self.may_use, self.explanation) = (dn, mail_hosts, held, may_use, words);
         let goal = match goal {
             Ok(goal) => goal,
@@ -195,6 +209,8 @@ impl Explanation {
         line("entry", self.dn.as_deref().unwrap_or_default());
         line(attribute, &self.mail_host.join(", "));
         line("may use", &self.may_use.join(", "));
+        line("networks", &self.networks.join(", "));
+        line("from", &self.from.map_or_else(String::new, |client| client.to_string()));
         line("backend", self.backend.as_deref().unwrap_or_default());
         line("serves", &self.serves.join(", "));
         line("logs in as", self.backend_login.as_deref().unwrap_or_default());
@@ -223,11 +239,13 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::EmptyPassword
         | Refusal::InvalidPassword
         | Refusal::NoPassword
+        | Refusal::NetworkNotAllowed
         | Refusal::Account { .. } => NO_PERMISSION,
         Refusal::DirectoryUnavailable => UNAVAILABLE,
         Refusal::InvalidUsername
         | Refusal::AuthzidNotAllowed
         | Refusal::NotAllowed
+        | Refusal::UnusableNetworks
         | Refusal::SeveralEntries(_)
         | Refusal::UnusableEntry(_)
         | Refusal::NoMailHost

@@ -44,6 +44,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let mail_host_attribute = directory.get("mail_host_attribute");
     let mail_host_attribute = mail_host_attribute.map_or(Some("mailHost".into()), |node| node.parsed(names::attribute));
     let login_attribute = directory.get("login_attribute").map(|node| node.parsed(names::attribute));
+    let networks_attribute = directory.get("networks_attribute").map(|node| node.parsed(names::attribute));
     let timeout = directory.duration("timeout", 5 * SECOND, SECOND / 10..=10 * SECOND);
     // A shorter `timeout` lowers this default, so that only one of them has to be set.
     let most = timeout.and_then(|whole| u64::try_from(whole.as_millis()).ok()).unwrap_or(10 * SECOND);
@@ -59,6 +60,11 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let balance = directory.get("balance").map_or(Some(Balance::First), |node| node.word(&words));
     let connections = directory.section("connections", connections).flatten();
     let canary = directory.get("canary").map(|node| node.section(|section| canary(section, find.as_ref())).flatten());
+    if networks_attribute.is_some() && canary.is_none() {
+        let message = "without `directory.canary`, a lost access rule for this attribute would let all users in from \
+                       everywhere: name an entry that has a value of it";
+        directory.warn("networks_attribute", message);
+    }
     let reveal_account_state = directory.flag("reveal_account_state", false);
     let disabled_by = directory.get("disabled_by").map(|node| disabled_by(&node));
     let results = results(directory);
@@ -75,6 +81,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             find: find?,
             mail_host_attribute: mail_host_attribute?,
             login_attribute: login_attribute.flatten(),
+            networks_attribute: flat(networks_attribute)?,
             allow: allow?,
             timeout: timeout?,
             attempt_timeout: attempt_timeout?,

@@ -1,35 +1,12 @@
 //! Entries of a directory, and what distinguishes their versions.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::fault::EntryFault;
 use super::key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
-use super::result::ServerResult;
+use super::networks::Networks;
 use crate::outcome::AccountState;
-
-/// Values of one attribute that are read; an entry with more is not used.
-pub(super) const MAX_VALUES: usize = 64;
-/// Bytes of one value: longer than any host or login name.
-pub(super) const MAX_VALUE: usize = 1_024;
-/// Bytes of a DN.
-pub(super) const MAX_DN: usize = 8 * 1_024;
-
-/// Why an entry cannot be used although a server has returned it. It concerns this entry alone, and is no verdict on a
-/// password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EntryFault {
-    /// An attribute with too many values: those that are left out could be the ones that count.
-    #[error("{0} has more than {MAX_VALUES} values")]
-    TooManyValues(Box<str>),
-    /// An attribute with a long value: cut short it would be another one.
-    #[error("{0} has a value of more than {MAX_VALUE} bytes")]
-    LongValue(Box<str>),
-    /// The DN is too long to be kept, and is cut: it must not be bound.
-    #[error("its DN has more than {MAX_DN} bytes")]
-    LongDn,
-    /// The read of this one entry ended with this result.
-    #[error("the read of the entry ended with {0}")]
-    Ended(ServerResult),
-}
 
 /// The part of an entry that usher reads. It says nothing about a password: see [`Identity`](super::Identity).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +21,9 @@ pub struct Entry {
     pub allowed: Vec<String>,
     /// Whether it matches `allow_filter`; true when none is configured.
     pub in_group: bool,
+    /// The networks that its user may log in from; `None`: everywhere, because the entry has no value or no
+    /// `networks_attribute` is configured.
+    pub networks: Option<Arc<Networks>>,
     /// Why it leads nowhere, whatever it says.
     pub fault: Option<Box<EntryFault>>,
     /// The version, compared to detect changes.
@@ -51,6 +31,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether its user may log in from this address, canonical.
+    #[must_use]
+    pub fn permits(&self, client: IpAddr) -> bool {
+        self.networks.as_ref().is_none_or(|networks| networks.permit(client))
+    }
+
     /// The key of this entry.
     #[must_use]
     pub fn key(&self) -> EntryKey {
@@ -87,7 +73,23 @@ impl Entry {
     /// An entry of which only the DN is known.
     pub(crate) fn unread(dn: Arc<str>) -> Self {
         let (mail_hosts, logins, allowed) = Default::default();
-        Self { dn, mail_hosts, logins, allowed, in_group: true, fault: None, version: EntryVersion::default() }
+        Self {
+            dn,
+            mail_hosts,
+            logins,
+            allowed,
+            in_group: true,
+            networks: None,
+            fault: None,
+            version: EntryVersion::default(),
+        }
+    }
+
+    /// This entry with these values of `networks_attribute`, for tests.
+    #[cfg(test)]
+    pub(crate) fn from_networks(self, values: &[&str]) -> Self {
+        let values: Vec<_> = values.iter().map(|value| value.as_bytes().to_vec()).collect();
+        Self { networks: (!values.is_empty()).then(|| Networks::read(None, "nets", &values)), ..self }
     }
 
     /// An entry for tests.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::connection_fault::ConnectionFault;
-use super::entry::{EntryFault, EntryVersion};
+use super::entry::EntryVersion;
+use super::fault::EntryFault;
 use super::result::ServerResult;
 use crate::outcome::{AccountState, Proof};
 use crate::telemetry::labels::DirectoryOperation;
@@ -117,10 +118,12 @@ pub enum UnavailableCause {
         server: Arc<str>,
     },
     /// The server does not return the canary: wrong data, or insufficient access rights.
-    #[error("{server}: does not return the canary as configured")]
+    #[error("{server}: does not return the canary as configured{}", without(.lacks.as_deref()))]
     Canary {
         /// The server's URL.
         server: Arc<str>,
+        /// The attribute of which the canary shows no value; `None`: no such entry, or another mail host.
+        lacks: Option<Arc<str>>,
     },
     /// No server caught up in time with a known change of the entry.
     #[error("{server}: lags behind the last change of the entry, and so do all other servers")]
@@ -128,8 +131,8 @@ pub enum UnavailableCause {
         /// The URL of the server that was asked last.
         server: Arc<str>,
     },
-    /// The server returns no mail host for an entry that has one and was not modified.
-    #[error("{server}: returns no mail host for an entry that has one; check its access rules")]
+    /// The server returns no mail host, or no networks, for an entry that has them and was not modified.
+    #[error("{server}: returns no mail host or no networks for an entry that has them; check its access rules")]
     Hidden {
         /// The server's URL.
         server: Arc<str>,
@@ -161,6 +164,11 @@ impl UnavailableCause {
             | Self::NoServiceAccount => None,
         }
     }
+}
+
+/// The attribute that the canary lacks, for a message.
+fn without(lacks: Option<&str>) -> String {
+    lacks.map_or_else(String::new, |attribute| format!(": it shows no {attribute}"))
 }
 
 /// `: DN and DN`, for a message.

@@ -17,7 +17,7 @@ pub enum Freshness {
     CaughtUp,
     /// The server lags behind, or that is unknown; this is the newest version.
     Behind(Arc<Entry>),
-    /// The server returns no mail host although the entry has one: it hides it.
+    /// The server returns no mail host, or no networks, although the entry has them: it hides them.
     Hidden(Arc<Entry>),
     /// The entry was deleted; this server does not know it yet.
     Deleted,

@@ -11,12 +11,14 @@ mod diagnosis;
 mod diagnostic;
 mod entry;
 mod error;
+mod fault;
 mod floor;
 mod identity;
 mod key;
 pub(crate) mod ldap;
 #[cfg(test)]
 pub(crate) mod memory;
+mod networks;
 mod result;
 mod users;
 
@@ -36,11 +38,13 @@ pub(crate) use changes::{Change, ChangeHandler, ChangeSource, Refresh, ReportedE
 pub(crate) use connection_fault::ConnectionFault;
 pub(crate) use diagnosis::{Diagnosis, LockoutPolicy, SampleLookup, ServerDiagnosis, UserCount};
 pub(crate) use diagnostic::BindDiagnostic;
-pub(crate) use entry::{Entry, EntryFault, EntryVersion};
+pub(crate) use entry::{Entry, EntryVersion};
 pub(crate) use error::{DirectoryError, UnavailableCause};
+pub(crate) use fault::EntryFault;
 pub(crate) use floor::{Floor, Freshness, NoFloor};
 pub(crate) use identity::Identity;
 pub(crate) use key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
+pub(crate) use networks::Networks;
 pub(crate) use result::ServerResult;
 pub(crate) use users::{ListedUser, UserListing};
 

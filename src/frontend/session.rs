@@ -389,7 +389,8 @@ impl Frontend for Conversation {
             // Password or mail host may have changed since they were cached: bind again.
             Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
                 event.backend_reply(&words);
-                let decision = attempt.core.authn.decide_again(credential, proven.identity.entry()).await;
+                let decision =
+                    attempt.core.authn.decide_again(credential, attempt.client, proven.identity.entry()).await;
                 let fresh = decision.result.as_ref().ok();
                 let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), credential.login()).ok());
                 if fresh.is_some_and(|fresh| fresh.is(&target)) {

@@ -196,7 +196,7 @@ impl LoginAttempt<'_> {
                 Completion::Outdated if redecisions == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
                 Completion::Outdated => {
                     redecisions += 1;
-                    self.core.authn.decide(credential, LookupMode::Directory).await
+                    self.core.authn.decide(credential, self.client, LookupMode::Directory).await
                 }
             };
         }
@@ -235,7 +235,7 @@ impl LoginAttempt<'_> {
     async fn authenticate(&self, credential: &Credential, event: &mut LoginEvent) -> Result<AuthDecision, Refusal> {
         let (throttle, client) = (self.context.limits, self.client);
         let authn = &self.core.authn;
-        let recalled = match authn.recall(credential) {
+        let recalled = match authn.recall(credential, client) {
             Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
                 if let Ok(proven) = &decision.result {
                     throttle.cached_success(client, credential.login(), &proven.identity.entry().key());
@@ -252,7 +252,7 @@ impl LoginAttempt<'_> {
         wait_until(Instant::now() + turn.delay).await;
         let decision = match recalled {
             Some(known) => known,
-            None => authn.attempt(credential, turn.begin_lookup()).await,
+            None => authn.attempt(credential, client, turn.begin_lookup()).await,
         };
         turn.log_if_over_limit(client);
         if decision.withheld.is_some() {
@@ -267,6 +267,8 @@ impl LoginAttempt<'_> {
                     Refusal::WrongPassword
                     | Refusal::UnknownUser
                     | Refusal::NoPassword
+                    | Refusal::NetworkNotAllowed
+                    | Refusal::UnusableNetworks
                     | Refusal::SeveralEntries(Proof::Missing)
                     | Refusal::UnusableEntry(Proof::Missing)
                     | Refusal::Account { .. },
@@ -298,7 +300,7 @@ impl LoginAttempt<'_> {
             if proven.identity.entry().version.held {
                 self.wait_for_release(login, &proven).await?;
                 // Most likely the mailbox has moved meanwhile.
-                decision = self.core.authn.decide(credential, LookupMode::Directory).await;
+                decision = self.core.authn.decide(credential, self.client, LookupMode::Directory).await;
                 continue;
             }
             // Routed first: a login without a route takes no session slot and no part of the rate.

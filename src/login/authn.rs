@@ -3,9 +3,11 @@
 //! In order: input that must not reach a directory is refused; the cache answers what it knows; one flight per
 //! name and password asks the directory. Only the directory's invalidCredentials makes a password wrong, and
 //! only its own diagnostics make an account unusable; any other failure is a failed lookup
-//! ([`Refusal::DirectoryUnavailable`]). While no directory server is in use, cached users get in for up to
+//! ([`Refusal::DirectoryUnavailable`]). An answer counts only for clients at an address that the entry permits
+//! (`networks`): cached for another, it is as if there were none. While no directory server is in use, cached users get in for up to
 //! `cache.stale`, and no user is refused from that data.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::warn;
@@ -15,9 +17,10 @@ use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::labels;
 use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
 use crate::directory::{
-    Availability, Directory, DirectoryError, Entry, EntryFault, EntryKey, Identity, NameKind, Trace,
+    Availability, Directory, DirectoryError, Entry, EntryFault, EntryKey, Identity, NameKind, Networks, Trace,
 };
 use crate::limits::BindGate;
+use crate::login::networks;
 use crate::outcome::{AccountState, Refusal};
 use crate::telemetry::labels::DecisionBasis;
 use crate::telemetry::log::Repeats;
@@ -117,6 +120,8 @@ struct EntryCheck {
     locked: Option<Arc<Entry>>,
     /// Its key, if its delay had not passed: the password was not sent.
     withheld: Option<EntryKey>,
+    /// The networks that it permits.
+    networks: Option<Arc<Networks>>,
 }
 
 impl EntryCheck {
@@ -168,21 +173,23 @@ impl Authenticator {
     /// Decides without a lookup: a password that must not be sent, and cached answers. `None`: a directory
     /// lookup is needed, which counts as a guess.
     #[must_use]
-    pub fn recall(&self, credential: &Credential) -> Option<AuthDecision> {
-        unusable(credential).or_else(|| self.recalled(credential))
+    pub fn recall(&self, credential: &Credential, client: IpAddr) -> Option<AuthDecision> {
+        unusable(credential).or_else(|| self.recalled(credential, client))
     }
 
-    fn recalled(&self, credential: &Credential) -> Option<AuthDecision> {
-        let outdated =
-            || (self.directory.availability() == Availability::Unreachable).then(|| self.stale(credential)).flatten();
-        self.cached(credential).or_else(outdated)
+    fn recalled(&self, credential: &Credential, client: IpAddr) -> Option<AuthDecision> {
+        let is_unreachable = || self.directory.availability() == Availability::Unreachable;
+        let outdated = || is_unreachable().then(|| self.stale(credential, client)).flatten();
+        self.cached(credential, client).or_else(outdated)
     }
 
-    fn cached(&self, credential: &Credential) -> Option<AuthDecision> {
+    fn cached(&self, credential: &Credential, client: IpAddr) -> Option<AuthDecision> {
         let since = self.cache.stamp();
         match self.cache.lookup(credential) {
             // It may have expired since: the directory is asked again.
             cache::CacheAnswer::Right(identity) if account_state(&identity).is_some() => None,
+            // From another network it is a guess like any other, and takes as long.
+            cache::CacheAnswer::Right(identity) if !identity.entry().permits(client) => None,
             cache::CacheAnswer::Right(identity) => Some(AuthDecision::remembered(identity, since, DecidedBy::Cache)),
             cache::CacheAnswer::Wrong(dn) => {
                 let refused = AuthDecision::refused(Refusal::WrongPassword, DecidedBy::Negative);
@@ -193,33 +200,36 @@ impl Authenticator {
     }
 
     /// The cached decision to use while the directory is unreachable.
-    fn stale(&self, credential: &Credential) -> Option<AuthDecision> {
+    fn stale(&self, credential: &Credential, client: IpAddr) -> Option<AuthDecision> {
         let since = self.cache.stamp();
-        let identity = self.cache.stale(credential).filter(|identity| account_state(identity).is_none())?;
+        let is_usable =
+            |identity: &Arc<Identity>| account_state(identity).is_none() && identity.entry().permits(client);
+        let identity = self.cache.stale(credential).filter(is_usable)?;
         Some(AuthDecision::remembered(identity, since, DecidedBy::Stale))
     }
 
     /// Decides about an attempt whose delay has passed. The gate is checked before the entry is bound.
-    pub async fn attempt(&self, credential: &Credential, gate: Option<Arc<BindGate>>) -> AuthDecision {
-        let decision = self.decide_through(credential, LookupMode::Cached, gate.as_ref()).await;
+    pub async fn attempt(&self, credential: &Credential, client: IpAddr, gate: Option<Arc<BindGate>>) -> AuthDecision {
+        let decision = self.decide_through(credential, client, LookupMode::Cached, gate.as_ref()).await;
         // The flight may have been started by another client, whose prefix is not known.
         let is_let = |gate: &Arc<BindGate>| {
             decision.withheld.as_ref().is_some_and(|entry| gate.is_exempt() || gate.is_known(entry))
         };
         if gate.as_ref().is_some_and(is_let) {
-            return self.decide_through(credential, LookupMode::Cached, gate.as_ref()).await;
+            return self.decide_through(credential, client, LookupMode::Cached, gate.as_ref()).await;
         }
         decision
     }
 
     /// Decides, within the directory's `timeout`, plus the time of a probe for a cached user.
-    pub async fn decide(&self, credential: &Credential, ask: LookupMode) -> AuthDecision {
-        self.decide_through(credential, ask, None).await
+    pub async fn decide(&self, credential: &Credential, client: IpAddr, ask: LookupMode) -> AuthDecision {
+        self.decide_through(credential, client, ask, None).await
     }
 
     async fn decide_through(
         &self,
         credential: &Credential,
+        client: IpAddr,
         ask: LookupMode,
         gate: Option<&Arc<BindGate>>,
     ) -> AuthDecision {
@@ -227,7 +237,7 @@ impl Authenticator {
             return refused;
         }
         if ask == LookupMode::Cached
-            && let Some(cached) = self.recalled(credential)
+            && let Some(cached) = self.recalled(credential, client)
         {
             return cached;
         }
@@ -236,14 +246,14 @@ impl Authenticator {
         match result {
             // The first logins of an outage detect it here.
             Ok(result) if ask == LookupMode::Cached && matches!(result.0, Err(DirectoryError::Unavailable(_))) => {
-                match self.stale(credential) {
+                match self.stale(credential, client) {
                     Some(cached) if self.directory.settled_availability().await != Availability::Available => cached,
-                    Some(_) | None => self.judge(&result),
+                    Some(_) | None => self.judge(&result, client),
                 }
             }
             Ok(result) => {
-                let owner = gate.and_then(|gate| self.known_owner_of_locked(credential, &result, gate));
-                owner.unwrap_or_else(|| self.judge(&result))
+                let owner = gate.and_then(|gate| self.known_owner_of_locked(credential, client, &result, gate));
+                owner.unwrap_or_else(|| self.judge(&result, client))
             }
             Err(FlightError::TooMany) => AuthDecision::refused(Refusal::Limit, DecidedBy::Usher),
             Err(FlightError::Lost) => AuthDecision::refused(Refusal::Internal, DecidedBy::Usher),
@@ -252,8 +262,8 @@ impl Authenticator {
 
     /// Asks the directory although the entry was cached, because a backend refused the cached decision. If the
     /// password is wrong by now, or the entry is deleted, the cache forgets it.
-    pub async fn decide_again(&self, credential: &Credential, cached: &Entry) -> AuthDecision {
-        let decision = self.decide(credential, LookupMode::Directory).await;
+    pub async fn decide_again(&self, credential: &Credential, client: IpAddr, cached: &Entry) -> AuthDecision {
+        let decision = self.decide(credential, client, LookupMode::Directory).await;
         if let Err(
             Refusal::WrongPassword
             | Refusal::UnknownUser
@@ -273,6 +283,7 @@ impl Authenticator {
     fn known_owner_of_locked(
         &self,
         credential: &Credential,
+        client: IpAddr,
         result: &FlightResult,
         gate: &BindGate,
     ) -> Option<AuthDecision> {
@@ -284,7 +295,7 @@ impl Authenticator {
             Reconciled::Replaced(newer) => newer,
             Reconciled::Deleted => return None,
         };
-        if entry.version.disabled || entry.version.held {
+        if entry.version.disabled || entry.version.held || !entry.permits(client) {
             return None;
         }
         let identity = Arc::new(Identity::clone(&identity).with_entry(entry));
@@ -328,12 +339,17 @@ impl Authenticator {
                 });
                 let is_sent = !refused && withheld.is_none();
                 let locked = entry.version.locked.then(|| Arc::new(entry.clone()));
-                *check.lock().unwrap_or_else(PoisonError::into_inner) = EntryCheck { locked, withheld };
+                let networks = entry.networks.clone();
+                *check.lock().unwrap_or_else(PoisonError::into_inner) = EntryCheck { locked, withheld, networks };
                 !is_sent
             };
             let (answer, trace) = directory.authenticate(&credential, &refused_before, &*entries).await;
-            let check = check.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let answer = answer.and_then(|identity| newest(identity, &entries)).and_then(require_usable).map(Arc::new);
+            let mut check = check.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let answer = answer.and_then(|identity| newest(identity, &entries));
+            if let Ok(identity) = &answer {
+                check.networks.clone_from(&identity.entry().networks);
+            }
+            let answer = answer.and_then(require_usable).map(Arc::new);
             let locked = check.locked_by_guesses(&answer);
             match &answer {
                 // What is wrong with an entry may be mended without a change of what is tracked of it: it is looked
@@ -377,7 +393,8 @@ impl Authenticator {
         }
     }
 
-    fn judge(&self, result: &FlightResult) -> AuthDecision {
+    /// The decision for a client at this address: the answer may have been another client's.
+    fn judge(&self, result: &FlightResult, client: IpAddr) -> AuthDecision {
         let (answer, trace, since, check) = result.as_ref();
         let by = match answer {
             Err(DirectoryError::RefusedBefore { .. }) if check.withheld.is_some() => DecidedBy::Usher,
@@ -397,7 +414,8 @@ impl Authenticator {
         let (result, dn) = match answer {
             Ok(identity) => {
                 let proven = Proven { identity: Arc::clone(identity), since: *since };
-                (Ok(proven), Some(Arc::clone(&identity.entry().dn)))
+                let permitted = networks::permit(identity.entry().networks.as_deref(), client);
+                (permitted.map(|()| proven), Some(Arc::clone(&identity.entry().dn)))
             }
             Err(DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn }) => {
                 (Err(Refusal::WrongPassword), Some(Arc::clone(dn)))
@@ -422,6 +440,11 @@ impl Authenticator {
                 (Err(Refusal::DirectoryUnavailable), trace.dn.clone())
             }
         };
+        let seen = check.networks.as_deref();
+        let result = result.map_err(|refusal| networks::refused(refusal, seen, client));
+        if matches!(result, Err(Refusal::UnusableNetworks)) {
+            fault = seen.and_then(Networks::fault).cloned().map(Box::new);
+        }
         let (trace, withheld) = (trace.clone(), check.withheld.clone());
         AuthDecision { result, by, dn, other_dn, fault, unavailable, trace, withheld }
     }

@@ -2,9 +2,13 @@
 //!
 //! Asks [`route`], as a session does: what is said here is what `run` does.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use crate::base::credential::Login;
 use crate::config::{Config, DirectoryServer, LdapScheme};
-use crate::directory::{DirectoryError, Entry, EntryFault, UnavailableCause};
+use crate::directory::{DirectoryError, Entry, EntryFault, Networks, UnavailableCause};
+use crate::login::networks;
 use crate::outcome::{Proof, Refusal};
 use crate::proto::PROTOCOLS;
 use crate::proto::ldap::result::{CONFIDENTIALITY_REQUIRED, STRONGER_AUTH_REQUIRED};
@@ -19,6 +23,8 @@ pub(crate) struct Verdict {
     pub mail_hosts: Vec<String>,
     /// Whether the directory holds the user: then logins wait.
     pub held: bool,
+    /// The networks that the entry permits; `None`: all.
+    pub networks: Option<Arc<Networks>>,
     /// The protocols that the entry may use.
     pub may_use: Vec<&'static str>,
     /// Where it leads, or why nowhere.
@@ -42,8 +48,22 @@ impl Verdict {
     /// A refusal with its words.
     #[must_use]
     pub(crate) fn refused(refusal: Refusal, words: impl Into<String>) -> Self {
-        let (dn, held) = (None, false);
-        Self { dn, mail_hosts: Vec::new(), held, may_use: Vec::new(), goal: Err(refusal), words: words.into() }
+        let (dn, held, networks) = (None, false, None);
+        let (mail_hosts, may_use) = Default::default();
+        Self { dn, mail_hosts, held, networks, may_use, goal: Err(refusal), words: words.into() }
+    }
+
+    /// The same for a client at this address.
+    #[must_use]
+    pub(crate) fn for_client(self, client: IpAddr) -> Self {
+        match networks::permit(self.networks.as_deref(), client) {
+            Err(refusal @ Refusal::NetworkNotAllowed) => {
+                let words = format!("the entry does not permit logins from {client}");
+                Self { goal: Err(refusal), words, ..self }
+            }
+            // Unusable ones are a refusal from everywhere.
+            Ok(()) | Err(_) => self,
+        }
     }
 
     /// What is no login name.
@@ -74,7 +94,10 @@ impl Verdict {
         let directory = &config.directory;
         let allowed = PROTOCOLS.iter().filter(|protocol| routing::allowed(&directory.allow, entry, protocol).is_ok());
         let may_use: Vec<_> = allowed.map(|protocol| protocol.name).collect();
-        let (goal, words) = if let Some(fault) = &entry.fault {
+        let (goal, words) = if let Some(fault) = entry.networks.as_deref().and_then(Networks::fault) {
+            let words = format!("no login from anywhere: {fault}; write an address or a network as address/bits");
+            (Err(Refusal::UnusableNetworks), words)
+        } else if let Some(fault) = &entry.fault {
             (Err(Refusal::UnusableEntry(Proof::Given)), unusable(fault))
         } else if may_use.is_empty() {
             let words = match &directory.allow.attribute {
@@ -87,7 +110,7 @@ impl Verdict {
             goal(config, entry, login)
         };
         let (dn, mail_hosts) = (Some(entry.dn.to_string()), entry.mail_hosts.clone());
-        Self { dn, mail_hosts, held: entry.version.held, may_use, goal, words }
+        Self { dn, mail_hosts, held: entry.version.held, networks: entry.networks.clone(), may_use, goal, words }
     }
 
     fn of_error(config: &Config, error: &DirectoryError) -> Self {
@@ -161,7 +184,7 @@ fn unusable(fault: &EntryFault) -> String {
         EntryFault::TooManyValues(_) | EntryFault::LongValue(_) => {
             "; that is the limit: remove values from the entry, or use another attribute"
         }
-        EntryFault::LongDn | EntryFault::Ended(_) => "",
+        EntryFault::NoNetwork { .. } | EntryFault::LongDn | EntryFault::Ended(_) => "",
     };
     format!("the entry cannot be used: {fault}{advice}")
 }

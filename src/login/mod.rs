@@ -5,3 +5,4 @@ pub(crate) mod authn;
 pub(crate) mod core;
 pub(crate) mod event;
 pub(crate) mod explain;
+mod networks;

@@ -122,6 +122,10 @@ refusals! {
     AuthzidNotAllowed = "authzid_not_allowed", Client, Other, AuthzidNotAllowed;
     /// The password is right, and this user may not use this protocol, or not use mail at all.
     NotAllowed = "not_allowed", Client, NoRoute, NotPermitted;
+    /// The password is right, and the entry does not permit the client's address. The reply is that to a wrong one.
+    NetworkNotAllowed = "network_not_allowed", Client, Other, AuthenticationFailed;
+    /// The same, from everywhere: a value of `networks_attribute` is no network.
+    UnusableNetworks = "unusable_networks", Directory, NoRoute, AuthenticationFailed;
     /// The directory did not decide: unreachable, timed out, busy, or a result other than success and
     /// invalidCredentials.
     DirectoryUnavailable = "directory_unavailable", Directory, Outage, Unavailable;
@@ -196,6 +200,27 @@ impl Refusal {
             return Reply::of_backend(reply);
         }
         self.facts().reply.clone()
+    }
+
+    /// Whether it reveals that the password is right.
+    #[must_use]
+    pub const fn is_proven(&self) -> bool {
+        matches!(
+            self,
+            Self::Account { proven: true, .. } | Self::SeveralEntries(Proof::Given) | Self::UnusableEntry(Proof::Given)
+        )
+    }
+
+    /// The same for a client that must not learn whether the password is right.
+    #[must_use]
+    pub fn unproven(self) -> Self {
+        if let Self::Account { state, .. } = self {
+            return Self::Account { state, proven: false };
+        }
+        if let Self::SeveralEntries(_) = self {
+            return Self::SeveralEntries(Proof::Missing);
+        }
+        if let Self::UnusableEntry(_) = self { Self::UnusableEntry(Proof::Missing) } else { self }
     }
 
     /// The side that caused it.

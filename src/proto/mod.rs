@@ -123,6 +123,8 @@ pub enum ClosingNotice {
     PasswordChanged,
     /// The account was disabled or deleted, or has expired.
     AccountUnavailable,
+    /// The user may not be logged in from the client's network any more.
+    NetworkNotAllowed,
     /// The backend is being taken out of service.
     Maintenance,
     /// An administrator ended this session.
@@ -137,6 +139,7 @@ impl ClosingNotice {
             Self::MailboxMoved => "Your mailbox has moved, please reconnect",
             Self::PasswordChanged => "Your password was changed, please log in again",
             Self::AccountUnavailable => "Your account is no longer available",
+            Self::NetworkNotAllowed => "Your account is no longer available from your network",
             Self::Maintenance => "Mail server going down for maintenance, try again later",
             Self::Administrator => "Session ended by an administrator, please reconnect",
         }

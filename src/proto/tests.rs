@@ -65,6 +65,8 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::DirectoryUnavailable,
         Refusal::SeveralEntries(Proof::Missing),
         Refusal::NoPassword,
+        Refusal::NetworkNotAllowed,
+        Refusal::UnusableNetworks,
         Refusal::UnusableEntry(Proof::Missing),
         Refusal::NoMailHost,
         Refusal::SeveralMailHosts,

@@ -95,7 +95,10 @@ const RANKS: usize = 5;
 const fn rank(why: TerminationReason) -> usize {
     match why {
         TerminationReason::Hold => 0,
-        TerminationReason::Disabled | TerminationReason::Expired | TerminationReason::Kicked => 1,
+        TerminationReason::Network
+        | TerminationReason::Disabled
+        | TerminationReason::Expired
+        | TerminationReason::Kicked => 1,
         TerminationReason::Deleted => 2,
         TerminationReason::PasswordChanged => 3,
         TerminationReason::Moved | TerminationReason::Drain | TerminationReason::BackendDrained => 4,

@@ -66,6 +66,8 @@ pub enum TerminationReason {
     Deleted,
     /// The password was changed.
     PasswordChanged,
+    /// The entry does not permit the client's address any more.
+    Network,
     /// The account is held: no login until the hold ends.
     Hold,
     /// An administrator ended it.
@@ -82,6 +84,7 @@ impl TerminationReason {
             Self::Moved | Self::Hold => Some(ClosingNotice::MailboxMoved),
             Self::PasswordChanged => Some(ClosingNotice::PasswordChanged),
             Self::Disabled | Self::Expired | Self::Deleted => Some(ClosingNotice::AccountUnavailable),
+            Self::Network => Some(ClosingNotice::NetworkNotAllowed),
             Self::BackendDrained => Some(ClosingNotice::Maintenance),
             Self::Kicked => Some(ClosingNotice::Administrator),
             Self::Drain => None,
@@ -98,6 +101,7 @@ impl TerminationReason {
             Self::Expired => SessionEnd::Expired,
             Self::Deleted => SessionEnd::Deleted,
             Self::PasswordChanged => SessionEnd::PasswordChanged,
+            Self::Network => SessionEnd::Network,
             Self::Hold => SessionEnd::Hold,
             Self::Kicked => SessionEnd::Kicked,
             Self::BackendDrained => SessionEnd::BackendDrained,

@@ -220,6 +220,8 @@ labels! {
         Deleted => "deleted",
         /// The password was changed.
         PasswordChanged => "password_changed",
+        /// The client is not in the networks that the user may log in from.
+        Network => "network",
         /// The account is held.
         Hold => "hold",
         /// An administrator ended it.
@@ -274,6 +276,8 @@ labels! {
         Password => "password",
         /// A lock after wrong passwords.
         Lockout => "lockout",
+        /// The networks that the user may log in from.
+        Networks => "networks",
         /// The DN.
         Rename => "rename",
         /// The entry was deleted.

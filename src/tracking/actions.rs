@@ -53,7 +53,7 @@ pub(super) enum Report {
     Active,
     /// The number of entries of which the directory returns older versions.
     SetBack(usize),
-    /// The number of entries that have lost their mail host without a modification.
+    /// The number of entries that have lost their mail host or networks without a modification.
     Hidden(usize),
     /// An entry was deleted.
     Deleted(Arc<str>),

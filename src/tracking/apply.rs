@@ -52,7 +52,7 @@ pub(super) struct ChangeState {
     whole: bool,
     /// Its entries whose versions are older than before.
     set_back: usize,
-    /// Its entries that have no mail host any more although they were not modified.
+    /// Its entries that have no mail host or no networks any more although they were not modified.
     hidden: usize,
     repeats: Repeats,
 }
@@ -230,8 +230,14 @@ impl ChangeState {
         // A successful or failed login modifies only these attributes.
         let is_unedited =
             tracked.is_same(&entry) || (exact && tracked.entry.version.login_activity != entry.version.login_activity);
-        if tracked.loses_mail_host(&entry) && is_unedited {
-            entry.mail_hosts.clone_from(&tracked.entry.mail_hosts);
+        let (hides_host, hides_networks) = (tracked.loses_mail_host(&entry), tracked.loses_networks(&entry));
+        if (hides_host || hides_networks) && is_unedited {
+            if hides_host {
+                entry.mail_hosts.clone_from(&tracked.entry.mail_hosts);
+            }
+            if hides_networks {
+                entry.networks.clone_from(&tracked.entry.networks);
+            }
             self.hidden += 1;
         }
         let entry = Arc::new(entry);

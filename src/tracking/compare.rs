@@ -33,6 +33,8 @@ pub(super) struct Difference {
     /// The policy state of the password.
     pub(super) policy: bool,
     pub(super) renamed: bool,
+    /// The networks that the user may log in from.
+    pub(super) networks: bool,
     /// Another relevant attribute, or another spelling of the same mail host.
     pub(super) other: bool,
     /// The version is newer without a visible change: the password may have changed.
@@ -54,6 +56,7 @@ impl Difference {
             lockout: before.lockout != after.lockout,
             policy: before.password_policy != after.password_policy,
             renamed: old.dn != new.dn,
+            networks: old.networks != new.networks,
             other: before.policy_digest != after.policy_digest
                 || before.expires != after.expires
                 || (from == to && old.mail_hosts != new.mail_hosts),
@@ -91,6 +94,7 @@ impl Difference {
             || self.held.is_some()
             || self.password
             || self.renamed
+            || self.networks
             || self.other
             || self.unexplained
     }
@@ -107,6 +111,7 @@ impl Difference {
             (self.password, DirectoryChange::Password),
             (self.lockout || self.policy, DirectoryChange::Lockout),
             (self.renamed, DirectoryChange::Rename),
+            (self.networks, DirectoryChange::Networks),
             (self.other, DirectoryChange::Other),
             (self.unexplained, DirectoryChange::Unexplained),
         ];
@@ -153,6 +158,8 @@ pub(super) fn compare(
     let is_same_login = matches!(entry.logins.as_slice(), [login] if **login == *basis.backend_login);
     let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
     let reasons = [
+        // First: a client elsewhere learns nothing of the account.
+        (!entry.permits(session.client), TerminationReason::Network),
         (entry.version.held, TerminationReason::Hold),
         (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
         (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
@@ -179,7 +186,8 @@ pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
         TerminationReason::Moved => watch.on_move,
         TerminationReason::Disabled | TerminationReason::Expired | TerminationReason::Deleted => watch.on_disable,
         TerminationReason::PasswordChanged => watch.on_password_change,
-        TerminationReason::Hold
+        TerminationReason::Network
+        | TerminationReason::Hold
         | TerminationReason::Drain
         | TerminationReason::Kicked
         | TerminationReason::BackendDrained => OnChange::Close,
@@ -254,6 +262,10 @@ mod tests {
         assert_eq!(kinds(|entry| entry.version.disabled = true), [DirectoryChange::Disable]);
         assert_eq!(kinds(|entry| entry.version.held = true), [DirectoryChange::Hold]);
         assert_eq!(kinds(|entry| entry.version.policy_digest = 1), [DirectoryChange::Other]);
+        assert_eq!(
+            kinds(|entry| entry.networks = entry.clone().from_networks(&["192.0.2.0/24"]).networks),
+            [DirectoryChange::Networks]
+        );
         assert_eq!(kinds(|entry| entry.dn = "uid=b".into()), [DirectoryChange::Rename]);
         assert_eq!(kinds(|entry| entry.logins.push("b".into())), [DirectoryChange::Login]);
         // Without such a backend the route is the same: none.

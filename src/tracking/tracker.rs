@@ -186,8 +186,8 @@ fn log(report: Report) {
         }
         Report::Hidden(entries) => warn!(
             entries,
-            "entries have no visible mail host any more and were not modified: check the access rules; their routes \
-             are kept"
+            "entries have no visible mail host or networks any more and were not modified: check the access rules; \
+             their previous values are kept"
         ),
         Report::Deleted(dn) => info!(dn = %Bounded(dn.as_bytes()), "entry deleted"),
         Report::Renamed { old, new } => {

@@ -326,8 +326,8 @@ fn lost_access_rule_sends_no_tracked_user_to_the_default() {
     setup.usher.wait_log("directory lookup failed", warned);
     // A full refresh is sent, in which nothing was modified.
     assert_eq!(setup.usher.hup()["message"], "reloaded");
-    let line = "entries have no visible mail host any more and were not modified: check the access rules; their \
-                routes are kept";
+    let line = "entries have no visible mail host or networks any more and were not modified: check the access rules; \
+                their previous values are kept";
     let warning = setup.usher.wait_log(line, |_| true);
     assert_eq!(warning["entries"].as_u64(), Some(5), "{warning}");
     assert_eq!(setup.usher.metric("usher_directory_changes_total", &[("kind", "move")]), 0.0);

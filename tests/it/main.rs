@@ -45,6 +45,7 @@ mod memory;
 mod metrics;
 mod migrate;
 mod monitoring;
+mod networks;
 mod one_entry;
 mod policy;
 mod pop3;

@@ -29,6 +29,8 @@ pub struct Directory {
     pub mail_host_attribute: String,
     /// The attribute with the name at the backend; `None`: the name as typed.
     pub login_attribute: Option<String>,
+    /// The attribute with the networks that a user may log in from; `None`: all users from everywhere.
+    pub networks_attribute: Option<String>,
     /// The protocols that a user may use.
     pub allow: Allow,
     /// The whole decision.
@@ -67,6 +69,7 @@ impl Directory {
             find: Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts: Vec::new() } },
             mail_host_attribute: "mailHost".to_owned(),
             login_attribute: None,
+            networks_attribute: None,
             allow: Allow::default(),
             timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_millis(1_200),

@@ -119,6 +119,7 @@ fn commented_keys_are_valid() {
     for (key, more) in [
         ("hostname:", None),
         ("user_dn: \"{login}@", Some(("  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
+        ("networks_attribute:", Some(("# canary: {", "canary: {"))),
         ("allow_attribute:", None),
         ("allow_values:", Some(("# allow_attribute", "allow_attribute"))),
         ("allow_filter:", None),

@@ -233,6 +233,8 @@ fn service_account_mistakes_are_reported() {
 fn attribute_mistakes_are_reported() {
     mistake("mailServer", "mail host # HERE", "directory.mail_host_attribute", "letters, digits and hyphens");
     mistake("login_attribute: uid", "login_attribute: 0.9.2342 # HERE", "directory.login_attribute", "attribute name");
+    let networks = "login_attribute: uid\n  networks_attribute: \"allow nets\" # HERE";
+    mistake("login_attribute: uid", networks, "directory.networks_attribute", "attribute name");
 }
 
 #[test]
@@ -351,6 +353,19 @@ fn backend_name_and_host_mistakes_are_reported() {
         "routing.backends[1].name",
         "already used by routing.backends[0].hosts[1]",
     );
+}
+
+#[test]
+fn networks_without_a_canary_are_suspicious() {
+    let text = replaced("  login_attribute: uid", "  networks_attribute: nets # HERE\n  login_attribute: uid");
+    assert_eq!(parse_text(&text).unwrap().warnings, []);
+    let text = text
+        .replace("  canary: {login: canary@example.com, mail_host: server3}\n", "")
+        .replace("  default: server3\n", "");
+    let warnings = parse_text(&text).unwrap().warnings;
+    let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+    assert_eq!((warning.key.as_str(), warning.line), ("directory.networks_attribute", marked(&text)), "{warning}");
+    assert!(warning.message.contains("directory.canary"), "{warning}");
 }
 
 #[test]

@@ -66,6 +66,7 @@ fn every_key_is_read() {
         },
         mail_host_attribute: "mailServer".into(),
         login_attribute: Some("uid".into()),
+        networks_attribute: None,
         allow: Allow { values: own_names(), ..Allow::default() },
         timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_millis(700),
@@ -387,6 +388,12 @@ fn protocol_permissions_are_read() {
     values.insert("imap", vec!["imap".to_owned(), "all".to_owned()]);
     let filter = Some("(memberOf=cn=mail,dc=example)".to_owned());
     assert_eq!(allow, Allow { attribute: Some("mailAccess".into()), values, filter });
+}
+
+#[test]
+fn networks_attribute_is_read() {
+    let directory = sound("login_attribute: uid", "login_attribute: uid\n  networks_attribute: mailNetworks").directory;
+    assert_eq!(directory.networks_attribute.as_deref(), Some("mailNetworks"));
 }
 
 #[test]

@@ -164,9 +164,7 @@ impl Ldap {
         trace: &mut Trace,
     ) -> Option<SearchResult> {
         let found = server.service.search(query, deadline, trace).await.ok()?;
-        if found.lacks_mail_host() {
-            server.service.confirm_canary(deadline).await.ok()?;
-        }
+        server.service.confirm(&found, deadline).await.ok()?;
         Some(found)
     }
 }

@@ -33,6 +33,7 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
     let mut read = vec![(settings.mail_host_attribute.clone(), AttributeRole::MailHost)];
     read.extend(settings.login_attribute.clone().map(|name| (name, AttributeRole::Login)));
     read.extend(settings.watch.hold_attribute.clone().map(|name| (name, AttributeRole::Hold)));
+    read.extend(settings.networks_attribute.clone().map(|name| (name, AttributeRole::Networks)));
     read.extend(settings.allow.attribute.clone().map(|name| (name, AttributeRole::Allow)));
     read.extend(settings.disabled_by.iter().map(|attribute| disabling(*attribute)));
     // If the name alone determines the bind DN, nothing is read before the bind.
@@ -197,8 +198,9 @@ mod tests {
             names
         };
         assert_eq!(names("watch: off"), ["mailHost"]);
-        let keys = "watch: off, login_attribute: uid, hold_attribute: hold, allow_attribute: allow";
-        assert_eq!(names(keys), ["mailHost", "uid", "hold", "allow"]);
+        let keys =
+            "watch: off, login_attribute: uid, hold_attribute: hold, networks_attribute: nets, allow_attribute: allow";
+        assert_eq!(names(keys), ["mailHost", "uid", "hold", "nets", "allow"]);
         assert!(names("watch: auto").contains(&"entryUUID".to_owned()));
         let alone = sound_directory("user_dn: 'uid={login},dc=x'");
         assert!(!alone.is_followed() && attributes_of(&alone).len() == 5);

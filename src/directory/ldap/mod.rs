@@ -51,7 +51,7 @@ use self::bind_pool::BindLease;
 use self::error::RequestError;
 use self::fresh::{FreshnessCheck, not_caught_up};
 use self::lag::ReplicationLag;
-use self::probe::ServerProbe;
+use self::probe::{ExpectedCanary, ServerProbe};
 use self::query::{SearchRequest, SearchResult};
 use self::schema::Attributes;
 use self::selection::{DecisionTime, ServerPool};
@@ -61,8 +61,8 @@ use self::verdict::{BindVerdicts, DnOrigin};
 use super::identity::AcceptedBind;
 use super::{
     Availability, BoxFuture, ChangeSource, ConnectionFault, Diagnosis, Directory, DirectoryError, DirectoryFuture,
-    Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Probes, RefusedBefore, Trace, UnavailableCause,
-    UserListing,
+    Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Networks, Probes, RefusedBefore, Trace,
+    UnavailableCause, UserListing,
 };
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
@@ -200,7 +200,8 @@ impl Ldap {
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (name, query) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
-                let named = Entry::unread(name.as_str().into());
+                let networks = self.settings.networks_attribute.as_ref().map(|_| Arc::new(Networks::Unread));
+                let named = Entry { networks, ..Entry::unread(name.as_str().into()) };
                 trace.dn = Some(Arc::clone(&named.dn));
                 if refused_before(&named) {
                     return Err(DirectoryError::RefusedBefore { dn: named.dn });
@@ -231,7 +232,11 @@ impl Ldap {
                 let found = server.binds.read(&mut lease, &query, time.deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read returns, no other server gets the password.
-                let mut entry = verdict::read_entry(found.map_err(DirectoryError::Unavailable)?, trace)?;
+                let found = found.map_err(DirectoryError::Unavailable)?;
+                if self.settings.networks_attribute.is_some() {
+                    server.service.confirm(&found, time.deadline).await.map_err(DirectoryError::Unavailable)?;
+                }
+                let mut entry = verdict::read_entry(found, trace)?;
                 if let Some(query) = self.group_request(&entry.dn) {
                     let found = server.binds.read(&mut lease, &query, time.deadline, trace).await;
                     entry.in_group = verdict::matches(&found.map_err(DirectoryError::Unavailable)?, trace)?;
@@ -303,9 +308,9 @@ impl Ldap {
         loop {
             let server = tries.next(time, trace).await?;
             let mut answer = server.service.search(query, time.deadline, trace).await;
-            // No entry, or no mail host: only accepted from a server that returns the canary.
-            if answer.as_ref().is_ok_and(SearchResult::lacks_mail_host)
-                && let Err(cause) = server.service.confirm_canary(time.deadline).await
+            // No entry, or one without what may be hidden: only accepted from a server that returns the canary.
+            if let Ok(found) = &answer
+                && let Err(cause) = server.service.confirm(found, time.deadline).await
             {
                 answer = Err(RequestError::Indeterminate(cause));
             }
@@ -447,6 +452,11 @@ impl Probes for Ldap {
 /// client may read.
 fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> ServerProbe {
     let request = lookup::canary_request(settings, attributes);
-    let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
-    ServerProbe::new(Arc::new(request.unwrap_or_else(|| lookup::read(String::new(), attributes))), mail_host)
+    let attribute = |name: &Option<String>| name.as_deref().map(Arc::from);
+    let expected = settings.canary.as_ref().map(|canary| ExpectedCanary {
+        mail_host: canary.mail_host.clone(),
+        networks: attribute(&settings.networks_attribute),
+        hold: attribute(&settings.watch.hold_attribute),
+    });
+    ServerProbe::new(Arc::new(request.unwrap_or_else(|| lookup::read(String::new(), attributes))), expected)
 }

@@ -2,8 +2,8 @@
 //!
 //! The canary is an entry with a known mail host that every server must return. A server that lost its data,
 //! its access rules or the right subtree answers every search promptly and wrongly: "no such user", "no mail
-//! host". Only such an entry distinguishes that from the truth. It is read whenever a search connection is
-//! opened, at each probe, and before an empty result is accepted.
+//! host", "from everywhere". Only such an entry distinguishes that from the truth. It is read whenever a search
+//! connection is opened, at each probe, and before an answer is accepted that lacks what a server may hide.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,15 +16,26 @@ use crate::directory::ldap::error::RequestError;
 use crate::directory::ldap::health::OperationOrigin;
 use crate::directory::ldap::query::{SearchRequest, SearchResult};
 use crate::directory::ldap::tuning::locked;
-use crate::directory::{Trace, UnavailableCause};
+use crate::directory::{Entry, Trace, UnavailableCause};
 
 /// The request of a probe.
 #[derive(Debug)]
 pub(crate) struct ServerProbe {
     pub(crate) request: Arc<SearchRequest>,
-    /// The expected value; without a canary any reply is accepted.
-    mail_host: Option<String>,
+    /// What is expected; without a canary any reply is accepted.
+    expected: Option<ExpectedCanary>,
     canary: Mutex<CanaryState>,
+}
+
+/// What the canary has to show.
+#[derive(Debug)]
+pub(crate) struct ExpectedCanary {
+    /// The mail host.
+    pub(crate) mail_host: String,
+    /// `networks_attribute`: without a value, all users would be let in from everywhere.
+    pub(crate) networks: Option<Arc<str>>,
+    /// `hold_attribute`: without a value, no user would be held.
+    pub(crate) hold: Option<Arc<str>>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -34,13 +45,20 @@ struct CanaryState {
 }
 
 impl ServerProbe {
-    /// With `mail_host`, `query` asks for the canary.
-    pub(crate) fn new(query: Arc<SearchRequest>, mail_host: Option<String>) -> Self {
-        Self { request: query, mail_host, canary: Mutex::default() }
+    /// With `expected`, `query` asks for the canary.
+    pub(crate) fn new(query: Arc<SearchRequest>, expected: Option<ExpectedCanary>) -> Self {
+        Self { request: query, expected, canary: Mutex::default() }
     }
 
     pub(crate) fn has_canary(&self) -> bool {
-        self.mail_host.is_some()
+        self.expected.is_some()
+    }
+
+    /// Whether an answer lacks what a server may hide although the entry has it.
+    pub(crate) fn may_be_hidden(&self, found: &SearchResult) -> bool {
+        let lacks_attribute =
+            |entry: &Entry| self.expected.as_ref().is_some_and(|expected| expected.lacking(entry).is_some());
+        found.lacks_mail_host() || found.first.as_ref().is_some_and(lacks_attribute)
     }
 
     /// Whether the last read of the canary failed.
@@ -48,10 +66,17 @@ impl ServerProbe {
         locked(&self.canary).missing
     }
 
-    fn shows_canary(&self, found: &SearchResult) -> bool {
-        let Some(wanted) = &self.mail_host else { return true };
-        let hosts = found.first.as_ref().map(|entry| entry.mail_hosts.as_slice()).unwrap_or_default();
-        found.code == 0 && found.entries == 1 && hosts.iter().any(|host| host.eq_ignore_ascii_case(wanted))
+    /// Checks that the canary is shown as expected.
+    ///
+    /// # Errors
+    /// The attribute of which it shows no value; `None`: no entry, or another mail host.
+    fn shows_canary(&self, found: &SearchResult) -> Result<(), Option<Arc<str>>> {
+        let Some(expected) = &self.expected else { return Ok(()) };
+        let entry = found.first.as_ref().filter(|_| found.code == 0 && found.entries == 1).ok_or(None)?;
+        if !entry.mail_hosts.iter().any(|host| host.eq_ignore_ascii_case(&expected.mail_host)) {
+            return Err(None);
+        }
+        expected.lacking(entry).map_or(Ok(()), |attribute| Err(Some(attribute)))
     }
 
     /// Whether the canary must be read before an empty result is accepted: unless that was done just now.
@@ -81,7 +106,10 @@ impl ServerProbe {
         endpoint
             .note_result(operation, OperationOrigin::Probe, &found.result(), Instant::now())
             .map_err(RequestError::cause)?;
-        let shown = self.shows_canary(found);
+        let (shown, lacks) = match self.shows_canary(found) {
+            Ok(()) => (true, None),
+            Err(lacks) => (false, lacks),
+        };
         let mut canary = locked(&self.canary);
         let changed = canary.missing == shown;
         canary.missing = !shown;
@@ -97,10 +125,19 @@ impl ServerProbe {
         }
         if changed {
             let (code, entries, result) = (found.code, found.entries, found.result());
-            error!(server = %endpoint.url, code, %result, entries, "directory server does not return the canary; not used");
+            let lacks = lacks.as_deref();
+            error!(server = %endpoint.url, code, %result, entries, lacks, "directory server does not return the canary; not used");
         }
-        let cause = UnavailableCause::Canary { server: endpoint.url.clone() };
+        let cause = UnavailableCause::Canary { server: endpoint.url.clone(), lacks };
         endpoint.server_failed(OperationOrigin::Probe, &cause);
         Err(cause)
+    }
+}
+
+impl ExpectedCanary {
+    /// The attribute of which an entry shows no value.
+    fn lacking(&self, entry: &Entry) -> Option<Arc<str>> {
+        let networks = self.networks.as_ref().filter(|_| entry.networks.is_none());
+        networks.or_else(|| self.hold.as_ref().filter(|_| !entry.version.held)).cloned()
     }
 }

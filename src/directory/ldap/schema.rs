@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use ldap3::asn1::StructureTag;
 
-use crate::directory::entry::{MAX_DN, MAX_VALUE, MAX_VALUES};
-use crate::directory::{Entry, EntryFault, EntryId, ReportedEntry};
+use crate::directory::fault::{MAX_DN, MAX_VALUE, MAX_VALUES};
+use crate::directory::{Entry, EntryFault, EntryId, Networks, ReportedEntry};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::proto::ldap::ber::tagged;
 
@@ -142,6 +142,9 @@ impl ReportedEntry {
                 list(&mut entry.allowed);
             }
             AttributeRole::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
+            AttributeRole::Networks => {
+                entry.networks = Some(Networks::read(entry.networks.as_deref(), attribute, values))
+            }
             AttributeRole::Password => {
                 version.password_changed = Some(version.password_changed.unwrap_or_default() ^ digest(name, values))
             }

@@ -129,7 +129,16 @@ impl ServiceAccount {
         *locked(&self.search) = None;
     }
 
-    /// Reads the canary before an empty result is accepted, unless that was done just now.
+    /// Reads the canary before an answer is accepted that lacks what a server may hide.
+    pub(crate) async fn confirm(
+        self: &Arc<Self>,
+        found: &SearchResult,
+        deadline: Instant,
+    ) -> Result<(), UnavailableCause> {
+        if self.probe.may_be_hidden(found) { self.confirm_canary(deadline).await } else { Ok(()) }
+    }
+
+    /// Reads the canary, unless that was done just now.
     pub(crate) async fn confirm_canary(self: &Arc<Self>, deadline: Instant) -> Result<(), UnavailableCause> {
         if !self.probe.is_due(&self.endpoint) {
             return Ok(());

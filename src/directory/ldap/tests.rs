@@ -71,6 +71,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         find,
         mail_host_attribute: "mailHost".to_owned(),
         login_attribute: Some("uid".to_owned()),
+        networks_attribute: None,
         allow: config::Allow::default(),
         timeout: Duration::from_secs(5),
         attempt_timeout: Duration::from_millis(1_200),

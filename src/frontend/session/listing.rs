@@ -64,8 +64,11 @@ fn not_listed(why: TerminationReason) -> NotListed {
     // The backend has accepted the password that the directory had accepted.
     let account = |state| Refusal::Account { state, proven: true };
     NotListed::Refused(match why {
-        // A new decision finds the new mail host, waits for the hold, or rejects the password.
-        TerminationReason::Moved | TerminationReason::Hold | TerminationReason::PasswordChanged => {
+        // A new decision finds the new mail host or networks, waits for the hold, or rejects the password.
+        TerminationReason::Moved
+        | TerminationReason::Network
+        | TerminationReason::Hold
+        | TerminationReason::PasswordChanged => {
             return NotListed::Again;
         }
         TerminationReason::Disabled => account(AccountState::Disabled),

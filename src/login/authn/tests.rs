@@ -1,6 +1,7 @@
 //! The decision with a directory in memory: requests, avoided requests, results.
 
 const STALE: Duration = Duration::from_secs(3_600);
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::*;
@@ -15,6 +16,10 @@ use crate::telemetry::metrics::Metrics;
 use crate::tracking::{ChangeTracker, TrackingContext};
 
 const DN: &str = "uid=alice,ou=people";
+/// Where the client is.
+const HOME: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// In another network.
+const AWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
 
 struct Setup {
     directory: Arc<Memory>,
@@ -41,7 +46,11 @@ fn setup() -> Setup {
 
 impl Setup {
     async fn decide(&self, name: &str, password: &[u8]) -> (Option<Refusal>, DecidedBy) {
-        let decision = self.authn.decide(&Credential::for_tests(name, password), LookupMode::Cached).await;
+        self.decide_at(HOME, name, password).await
+    }
+
+    async fn decide_at(&self, client: IpAddr, name: &str, password: &[u8]) -> (Option<Refusal>, DecidedBy) {
+        let decision = self.authn.decide(&Credential::for_tests(name, password), client, LookupMode::Cached).await;
         (decision.result.err(), decision.by)
     }
 
@@ -166,13 +175,13 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     setup.directory.set_availability(Availability::Unreachable);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
     let credential = Credential::for_tests("alice", "sesame");
-    let recalled = setup.authn.recall(&credential).unwrap();
+    let recalled = setup.authn.recall(&credential, HOME).unwrap();
     assert_eq!(recalled.by, DecidedBy::Stale, "and costs no guess");
     assert_eq!(setup.binds(), binds + 1, "no lookup");
     // Another password, another name, a revalidation: only the directory can decide.
     assert_eq!(setup.decide("alice", b"other").await, (unavailable.clone(), DecidedBy::Directory));
     assert_eq!(setup.decide("bob", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
-    let again = setup.authn.decide_again(&credential, &Entry::for_tests(DN, &[])).await;
+    let again = setup.authn.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::DirectoryUnavailable);
     tokio::time::advance(STALE - Duration::from_secs(302)).await;
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale), "nothing was evicted");
@@ -184,11 +193,11 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
 async fn password_refused_on_revalidation_is_removed() {
     let setup = setup();
     let credential = Credential::for_tests("alice", "sesame");
-    let decision = setup.authn.decide(&credential, LookupMode::Cached).await;
+    let decision = setup.authn.decide(&credential, HOME, LookupMode::Cached).await;
     let proven = decision.result.unwrap();
     assert!(setup.authn.is_current(&proven));
     setup.directory.set_password("alice", "changed");
-    let again = setup.authn.decide_again(&credential, &Entry::for_tests(DN, &[])).await;
+    let again = setup.authn.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::WrongPassword);
     assert!(!setup.authn.is_current(&proven), "a login that is under way with the old decision must not end in OK");
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Negative));
@@ -200,7 +209,7 @@ async fn entry_missing_on_revalidation_is_removed() {
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     setup.directory.remove("alice");
     let credential = Credential::for_tests("alice", "sesame");
-    let again = setup.authn.decide_again(&credential, &Entry::for_tests(DN, &[])).await;
+    let again = setup.authn.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::UnknownUser);
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
 }
@@ -314,7 +323,7 @@ async fn entry_that_cannot_be_used_is_not_cached() {
     setup.authn.cache().drop_all();
     for binds in 2..4 {
         // The password is right: routing refuses the entry.
-        let decision = setup.authn.decide(&Credential::for_tests("alice", "sesame"), LookupMode::Cached).await;
+        let decision = setup.authn.decide(&Credential::for_tests("alice", "sesame"), HOME, LookupMode::Cached).await;
         assert_eq!((decision.by, decision.result.is_ok()), (DecidedBy::Directory, true));
         assert_eq!(decision.fault.unwrap().to_string(), "memberOf has more than 64 values");
         assert_eq!(setup.binds(), binds, "it is looked up each time");
@@ -384,7 +393,7 @@ async fn reported_change_of_password_or_account_ends_the_cached_decision() {
             setup.directory.modify("alice", |entry| *entry = watched(2, change));
         })
         .await;
-        assert!(setup.authn.recall(&Credential::for_tests("alice", "sesame")).is_none());
+        assert!(setup.authn.recall(&Credential::for_tests("alice", "sesame"), HOME).is_none());
         assert_eq!(setup.binds(), 1);
     }
 }
@@ -420,4 +429,69 @@ directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
 routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
 ";
     config::parse(std::path::Path::new("/c.yaml"), text).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn networks_are_judged_for_each_client_whatever_is_cached() {
+    let setup = setup();
+    setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["192.0.2.0/24"]));
+    let elsewhere = (Some(Refusal::NetworkNotAllowed), DecidedBy::Directory);
+    // The same flight: one bind, a decision for each.
+    let (home, away) = tokio::join!(setup.decide("alice", b"sesame"), setup.decide_at(AWAY, "alice", b"sesame"));
+    assert_eq!((home.0, away, setup.binds()), (None, elsewhere.clone(), 1));
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache), "not remembered as a wrong one");
+    assert_eq!(setup.decide_at(AWAY, "alice", b"sesame").await, elsewhere);
+    assert!(setup.authn.recall(&Credential::for_tests("alice", "sesame"), AWAY).is_none());
+    assert_eq!(setup.decide_at(AWAY, "alice", b"guess").await.0, Some(Refusal::WrongPassword));
+    let decision = setup.authn.decide(&Credential::for_tests("alice", "sesame"), AWAY, LookupMode::Cached).await;
+    assert_eq!((decision.dn.as_deref(), decision.fault), (Some(DN), None));
+    // Widened: at once, without waiting for the end of `cache.ttl`.
+    setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&[]));
+    assert_eq!(setup.decide_at(AWAY, "alice", b"sesame").await, (None, DecidedBy::Directory));
+    assert_eq!(setup.decide_at(AWAY, "alice", b"sesame").await, (None, DecidedBy::Cache));
+    setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["local"]));
+    tokio::time::advance(Duration::from_secs(301)).await;
+    let decision = setup.authn.decide(&Credential::for_tests("alice", "sesame"), HOME, LookupMode::Cached).await;
+    assert_eq!(decision.result.err(), Some(Refusal::UnusableNetworks));
+    assert!(matches!(decision.fault.as_deref(), Some(EntryFault::NoNetwork { .. })), "{:?}", decision.fault);
+}
+
+#[tokio::test(start_paused = true)]
+async fn last_known_networks_hold_in_an_outage() {
+    let setup = setup();
+    setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["192.0.2.0/24"]));
+    assert_eq!(setup.decide("alice", b"sesame").await.0, None);
+    setup.directory.set_outage(true);
+    setup.directory.set_availability(Availability::Unreachable);
+    // Fresh or stale: the reply is that to a wrong password in an outage.
+    for wait in [0, 301] {
+        tokio::time::advance(Duration::from_secs(wait)).await;
+        assert_eq!(setup.decide("alice", b"sesame").await.0, None, "{wait}");
+        let unavailable = (Some(Refusal::DirectoryUnavailable), DecidedBy::Directory);
+        assert_eq!(setup.decide_at(AWAY, "alice", b"sesame").await, unavailable, "{wait}");
+        assert_eq!(setup.decide_at(AWAY, "alice", b"guess").await, unavailable, "{wait}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_of_an_account_is_hidden_from_other_networks() {
+    for (state, proven) in [(AccountState::PasswordExpired, true), (AccountState::Locked, false)] {
+        let setup = setup();
+        setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["192.0.2.0/24"]));
+        setup.directory.set_state("alice", state, proven);
+        assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::Account { state, proven }));
+        let away = setup.decide_at(AWAY, "alice", b"sesame").await.0.unwrap();
+        let expected = if proven { Refusal::NetworkNotAllowed } else { Refusal::Account { state, proven } };
+        assert_eq!(away, expected);
+        assert_eq!(away.reply(true), Refusal::WrongPassword.reply(true));
+    }
+    // Expired by its own attribute, which the server does not enforce.
+    let setup = setup();
+    setup.directory.modify("alice", |entry| {
+        *entry = entry.clone().from_networks(&["192.0.2.0/24"]);
+        entry.version.expires = Some(1);
+    });
+    let expired = Refusal::Account { state: AccountState::AccountExpired, proven: true };
+    assert_eq!(setup.decide("alice", b"sesame").await.0, Some(expired));
+    assert_eq!(setup.decide_at(AWAY, "alice", b"sesame").await.0, Some(Refusal::NetworkNotAllowed));
 }

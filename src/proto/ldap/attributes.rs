@@ -9,6 +9,8 @@ pub(crate) enum AttributeRole {
     Login,
     /// Held while it has a value.
     Hold,
+    /// The networks that the user may log in from.
+    Networks,
     /// Changes with the password: pwdChangedTime, pwdLastSet.
     Password,
     /// Protocols that the user may use.

@@ -121,16 +121,24 @@ impl TrackedEntry {
             }
     }
 
-    /// Whether a server hides the mail host: it returns none, and the entry was not modified accordingly.
+    /// Whether a server hides the mail host or the networks: it returns none, and the entry was not modified
+    /// accordingly.
     fn is_hidden(&self, shown: &Entry, source: &WatchSource) -> bool {
         // While all changes are reported, an unreported one did not happen.
-        self.loses_mail_host(shown) && (self.is_same(shown) || (source.is_live && self.reported))
+        (self.loses_mail_host(shown) || self.loses_networks(shown))
+            && (self.is_same(shown) || (source.is_live && self.reported))
     }
 
     /// Whether this version has no mail host although the tracked one has.
     #[must_use]
     pub(in crate::tracking) fn loses_mail_host(&self, shown: &Entry) -> bool {
         shown.mail_hosts.is_empty() && !self.entry.mail_hosts.is_empty()
+    }
+
+    /// Whether this version has no networks although the tracked one has: its user could log in from everywhere.
+    #[must_use]
+    pub(in crate::tracking) fn loses_networks(&self, shown: &Entry) -> bool {
+        shown.networks.is_none() && self.entry.networks.is_some()
     }
 
     /// Whether it is the same version, or the server does not expose it.

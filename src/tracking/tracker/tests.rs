@@ -204,6 +204,7 @@ fn changes(version: u32) -> Vec<(Entry, TerminationReason)> {
         entry
     };
     vec![
+        (changed(|entry| *entry = entry.clone().from_networks(&["203.0.113.0/24"])), TerminationReason::Network),
         (changed(|entry| entry.version.held = true), TerminationReason::Hold),
         (changed(|entry| entry.version.disabled = true), TerminationReason::Disabled),
         (changed(|entry| entry.version.expires = Some(1)), TerminationReason::Expired),
@@ -229,7 +230,14 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
         let (_late, _asked) = setup.registry.list(late.clone(), basis(&decided));
         assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Err(why), "{changed:?}");
         // Decided after it.
-        if !matches!(why, TerminationReason::Hold | TerminationReason::Disabled | TerminationReason::Expired) {
+        let is_a_state = matches!(
+            why,
+            TerminationReason::Network
+                | TerminationReason::Hold
+                | TerminationReason::Disabled
+                | TerminationReason::Expired
+        );
+        if !is_a_state {
             let new = Session { backend: changed.mail_hosts.concat().into(), ..late };
             assert_eq!(setup.tracker.check_listed(&new, &basis(&changed), &setup.setting()), Ok(()), "{changed:?}");
         }
@@ -330,7 +338,7 @@ async fn submission_continues_after_a_move_and_ends_for_other_changes() {
 async fn sessions_are_kept_if_configured() {
     let setup = setup(", on_move: keep, on_disable: keep").following();
     for (changed, why) in changes(2) {
-        if why == TerminationReason::Hold {
+        if matches!(why, TerminationReason::Hold | TerminationReason::Network) {
             continue;
         }
         let (_listed, mut asked) = setup.user(&entry(1, "server3", 1));

@@ -891,6 +891,8 @@ fn refusals_have_their_replies() {
         (Refusal::WrongPassword, wrong),
         (Refusal::UnknownUser, wrong),
         (Refusal::NoPassword, wrong),
+        (Refusal::NetworkNotAllowed, wrong),
+        (Refusal::UnusableNetworks, wrong),
         (Refusal::EmptyPassword, wrong),
         (Refusal::InvalidUsername, wrong),
         (Refusal::InvalidPassword, wrong),

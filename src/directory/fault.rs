@@ -1,0 +1,36 @@
+//! Why an entry cannot be used, and how much of one is read.
+
+use super::result::ServerResult;
+
+/// Values of one attribute that are read; an entry with more is not used.
+pub(super) const MAX_VALUES: usize = 64;
+/// Bytes of one value: longer than any host or login name.
+pub(super) const MAX_VALUE: usize = 1_024;
+/// Bytes of a DN.
+pub(super) const MAX_DN: usize = 8 * 1_024;
+
+/// Why an entry cannot be used although a server has returned it. It concerns this entry alone, and is no verdict on a
+/// password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryFault {
+    /// An attribute with too many values: those that are left out could be the ones that count.
+    #[error("{0} has more than {MAX_VALUES} values")]
+    TooManyValues(Box<str>),
+    /// An attribute with a long value: cut short it would be another one.
+    #[error("{0} has a value of more than {MAX_VALUE} bytes")]
+    LongValue(Box<str>),
+    /// A value of `networks_attribute` that is no address or network: what it was to allow is unknown.
+    #[error("{attribute} has a value that is no address or network: {value:?}")]
+    NoNetwork {
+        /// The attribute.
+        attribute: Box<str>,
+        /// The beginning of the value.
+        value: Box<str>,
+    },
+    /// The DN is too long to be kept, and is cut: it must not be bound.
+    #[error("its DN has more than {MAX_DN} bytes")]
+    LongDn,
+    /// The read of this one entry ended with this result.
+    #[error("the read of the entry ended with {0}")]
+    Ended(ServerResult),
+}
