@@ -87,7 +87,7 @@ impl Entry {
 
     /// This entry with these values of `networks_attribute`, for tests.
     #[cfg(test)]
-    pub(crate) fn from_networks(self, values: &[&str]) -> Self {
+    pub(crate) fn permitting(self, values: &[&str]) -> Self {
         let values: Vec<_> = values.iter().map(|value| value.as_bytes().to_vec()).collect();
         Self { networks: (!values.is_empty()).then(|| Networks::read(None, "nets", &values)), ..self }
     }

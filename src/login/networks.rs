@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn refusal_after_the_right_password_is_hidden_elsewhere() {
-        let networks = |values: &[&str]| Entry::for_tests("uid=a", &[]).from_networks(values).networks;
+        let networks = |values: &[&str]| Entry::for_tests("uid=a", &[]).permitting(values).networks;
         let (home, away) = ("192.0.2.1".parse().unwrap(), "198.51.100.1".parse().unwrap());
         let (known, spoiled) = (networks(&["192.0.2.0/24"]), networks(&["local"]));
         let expired = || Refusal::Account { state: AccountState::PasswordExpired, proven: true };

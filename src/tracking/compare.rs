@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(kinds(|entry| entry.version.held = true), [DirectoryChange::Hold]);
         assert_eq!(kinds(|entry| entry.version.policy_digest = 1), [DirectoryChange::Other]);
         assert_eq!(
-            kinds(|entry| entry.networks = entry.clone().from_networks(&["192.0.2.0/24"]).networks),
+            kinds(|entry| entry.networks = entry.clone().permitting(&["192.0.2.0/24"]).networks),
             [DirectoryChange::Networks]
         );
         assert_eq!(kinds(|entry| entry.dn = "uid=b".into()), [DirectoryChange::Rename]);

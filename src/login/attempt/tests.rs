@@ -237,7 +237,7 @@ async fn silent_directory_ends_the_attempt_at_its_deadline() {
 #[tokio::test(start_paused = true)]
 async fn right_password_from_another_network_is_refused_like_a_wrong_one() {
     let process = Process::new();
-    process.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["198.51.100.0/24"]));
+    process.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["198.51.100.0/24"]));
     let frontend = Scripted::accepting();
     for nth in 1..=2 {
         let began = Instant::now();
@@ -246,11 +246,11 @@ async fn right_password_from_another_network_is_refused_like_a_wrong_one() {
         assert_eq!((began.elapsed(), process.events("network_not_allowed")), (REFUSAL_DELAY, nth));
     }
     // Cached from where it is permitted, it waits for the throttle and the directory all the same.
-    process.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["192.0.2.0/24"]));
+    process.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["192.0.2.0/24"]));
     assert!(process.alice("sesame", &frontend).await.is_ok());
     // A client elsewhere does not learn of a hold.
     process.directory.modify("alice", |entry| {
-        *entry = entry.clone().from_networks(&["198.51.100.0/24"]);
+        *entry = entry.clone().permitting(&["198.51.100.0/24"]);
         entry.version.held = true;
     });
     process.core.load().authn.cache().forget(&Entry::for_tests(DN, &["server3"]));

@@ -434,7 +434,7 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
 #[tokio::test(start_paused = true)]
 async fn networks_are_judged_for_each_client_whatever_is_cached() {
     let setup = setup();
-    setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["192.0.2.0/24"]));
+    setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["192.0.2.0/24"]));
     let elsewhere = (Some(Refusal::NetworkNotAllowed), DecidedBy::Directory);
     // The same flight: one bind, a decision for each.
     let (home, away) = tokio::join!(setup.decide("alice", b"sesame"), setup.decide_at(AWAY, "alice", b"sesame"));
@@ -446,10 +446,10 @@ async fn networks_are_judged_for_each_client_whatever_is_cached() {
     let decision = setup.authn.decide(&Credential::for_tests("alice", "sesame"), AWAY, LookupMode::Cached).await;
     assert_eq!((decision.dn.as_deref(), decision.fault), (Some(DN), None));
     // Widened: at once, without waiting for the end of `cache.ttl`.
-    setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&[]));
+    setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&[]));
     assert_eq!(setup.decide_at(AWAY, "alice", b"sesame").await, (None, DecidedBy::Directory));
     assert_eq!(setup.decide_at(AWAY, "alice", b"sesame").await, (None, DecidedBy::Cache));
-    setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["local"]));
+    setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["local"]));
     tokio::time::advance(Duration::from_secs(301)).await;
     let decision = setup.authn.decide(&Credential::for_tests("alice", "sesame"), HOME, LookupMode::Cached).await;
     assert_eq!(decision.result.err(), Some(Refusal::UnusableNetworks));
@@ -459,7 +459,7 @@ async fn networks_are_judged_for_each_client_whatever_is_cached() {
 #[tokio::test(start_paused = true)]
 async fn last_known_networks_hold_in_an_outage() {
     let setup = setup();
-    setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["192.0.2.0/24"]));
+    setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["192.0.2.0/24"]));
     assert_eq!(setup.decide("alice", b"sesame").await.0, None);
     setup.directory.set_outage(true);
     setup.directory.set_availability(Availability::Unreachable);
@@ -477,7 +477,7 @@ async fn last_known_networks_hold_in_an_outage() {
 async fn state_of_an_account_is_hidden_from_other_networks() {
     for (state, proven) in [(AccountState::PasswordExpired, true), (AccountState::Locked, false)] {
         let setup = setup();
-        setup.directory.modify("alice", |entry| *entry = entry.clone().from_networks(&["192.0.2.0/24"]));
+        setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["192.0.2.0/24"]));
         setup.directory.set_state("alice", state, proven);
         assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::Account { state, proven }));
         let away = setup.decide_at(AWAY, "alice", b"sesame").await.0.unwrap();
@@ -488,7 +488,7 @@ async fn state_of_an_account_is_hidden_from_other_networks() {
     // Expired by its own attribute, which the server does not enforce.
     let setup = setup();
     setup.directory.modify("alice", |entry| {
-        *entry = entry.clone().from_networks(&["192.0.2.0/24"]);
+        *entry = entry.clone().permitting(&["192.0.2.0/24"]);
         entry.version.expires = Some(1);
     });
     let expired = Refusal::Account { state: AccountState::AccountExpired, proven: true };

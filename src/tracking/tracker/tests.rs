@@ -204,7 +204,7 @@ fn changes(version: u32) -> Vec<(Entry, TerminationReason)> {
         entry
     };
     vec![
-        (changed(|entry| *entry = entry.clone().from_networks(&["203.0.113.0/24"])), TerminationReason::Network),
+        (changed(|entry| *entry = entry.clone().permitting(&["203.0.113.0/24"])), TerminationReason::Network),
         (changed(|entry| entry.version.held = true), TerminationReason::Hold),
         (changed(|entry| entry.version.disabled = true), TerminationReason::Disabled),
         (changed(|entry| entry.version.expires = Some(1)), TerminationReason::Expired),
