@@ -86,7 +86,7 @@ impl Handshakes {
 /// A connection on the way to a login.
 struct Greeting {
     attempt: ConnectAttempt,
-    /// Whether the server was told a name that the client has chosen: what it does from then on may concern that name
+    /// Whether the server was sent a name that the client has chosen: what it does from then on may concern that name
     /// only, and one client must not take the server from all others.
     names_client: Arc<AtomicBool>,
 }
@@ -425,7 +425,7 @@ impl Endpoint {
         self.go_on(tcp, settings, deadline, transcript, observed, &AtomicBool::new(false)).await
     }
 
-    /// The same; `names_client` is set once the server is told a name that the client has chosen.
+    /// The same; `names_client` is set once the server is sent a name that the client has chosen.
     async fn go_on(
         &self,
         tcp: TcpStream,

@@ -46,9 +46,9 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Which sessions; each that is given has to fit.
+/// Of what sessions; each that is given has to fit.
 #[derive(Debug, Default, clap::Args)]
-pub(super) struct Which {
+pub(super) struct Selection {
     /// Only this user's: the login name as it was typed, or the DN; under other names, too
     #[arg(long, value_name = "NAME", value_parser = part("user"))]
     user: Option<String>,
@@ -61,6 +61,21 @@ pub(super) struct Which {
     /// Only those of this protocol: imap, pop3, submission, managesieve
     #[arg(long, value_name = "NAME", value_parser = part("protocol"))]
     protocol: Option<String>,
+}
+
+impl Selection {
+    /// As arguments of a request.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let values = [&self.user, &self.backend, &self.client, &self.protocol];
+        std::iter::zip(Filter::KEYS, values).filter_map(|(key, value)| Some((key, value.as_deref()?)))
+    }
+}
+
+/// Which sessions; each that is given has to fit.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct Which {
+    #[command(flatten)]
+    selection: Selection,
     /// Only those of at least this age, such as 12h
     #[arg(long, value_name = "TIME", value_parser = part("older_than"))]
     older_than: Option<String>,
@@ -77,8 +92,9 @@ pub(super) fn part(key: &'static str) -> impl Fn(&str) -> Result<String, FilterE
 impl Which {
     /// As arguments of a request.
     pub(super) fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let values = [&self.user, &self.backend, &self.client, &self.protocol, &self.older_than, &self.younger_than];
-        std::iter::zip(Filter::KEYS, values).filter_map(|(key, value)| Some((key, value.as_deref()?)))
+        let ages = [("older_than", &self.older_than), ("younger_than", &self.younger_than)];
+        let ages = ages.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)));
+        self.selection.pairs().chain(ages)
     }
 }
 

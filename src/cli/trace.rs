@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::ArgGroup;
 
 use super::running::{Running, with_query};
-use super::sessions::part;
+use super::sessions::Selection;
 use super::{FAILED, OK};
 use crate::config;
 use crate::diagnose::table::{ShownJson, ShownLines};
@@ -29,24 +29,14 @@ Ctrl-C ends it, and so do a reload, a drain and an upgrade. The log has a line o
 with who asked.
 
 Exit codes: 0 its time was over; 1 usher ended it; 64 a mistake in the arguments; 69 usher does not run;
-77 you may not use the control socket.";
+77 you may not use the control socket; 78 the configuration has no control socket, or a mistake.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 #[command(group = ArgGroup::new("whom").required(true).multiple(true).args(["user", "backend", "client", "protocol"]))]
 pub(super) struct Args {
-    /// Only this user's sessions: the login name as typed, or the DN; under other names, too
-    #[arg(long, value_name = "NAME", value_parser = part("user"))]
-    user: Option<String>,
-    /// Only sessions that are routed to this backend
-    #[arg(long, value_name = "NAME", value_parser = part("backend"))]
-    backend: Option<String>,
-    /// Only those from this address or network
-    #[arg(long, value_name = "ADDRESS[/BITS]", value_parser = part("client"))]
-    client: Option<String>,
-    /// Only those of this protocol: imap, pop3, submission, managesieve
-    #[arg(long, value_name = "NAME", value_parser = part("protocol"))]
-    protocol: Option<String>,
+    #[command(flatten)]
+    sessions: Selection,
     /// For how long, such as 10m, which is the default; at most 1h
     #[arg(long = "for", value_name = "TIME", value_parser = time)]
     time: Option<Duration>,
@@ -62,11 +52,9 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn trace(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
-    let Args { user, backend, client, protocol, time, json } = arguments;
+    let Args { sessions, time, json } = arguments;
     let time = format!("{}s", time.unwrap_or(DEFAULT).as_secs());
-    let parts = [("user", user), ("backend", backend), ("client", client), ("protocol", protocol)];
-    let parts = parts.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)));
-    let path = with_query("/trace", parts.chain([("for", time.as_str())]));
+    let path = with_query("/trace", sessions.pairs().chain([("for", time.as_str())]));
     let mut is_complete = false;
     let running = Running::of(config)?;
     let shown = running.follow("POST", &path, |message: TraceMessage| {

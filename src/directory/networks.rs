@@ -82,7 +82,7 @@ impl Networks {
 }
 
 /// The networks of one value: one, or several separated by commas or spaces, as Dovecot takes them; `None` if one of
-/// them is none, or there is none at all.
+/// them is no network, or the value has no item.
 fn networks(value: &[u8]) -> Option<Vec<IpNet>> {
     let items = std::str::from_utf8(value).ok()?.split([',', ' ']).filter(|item| !item.is_empty());
     let list: Vec<_> = items.map(network).collect::<Option<_>>()?;

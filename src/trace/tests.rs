@@ -169,7 +169,7 @@ async fn traces_are_few_and_end_with_their_reader() {
     drop(begin(&traces, &[("user", "bob")]));
     drop(all);
     assert_eq!((traces.gauge.get(), traces.active.load(Ordering::Relaxed)), (0, 0));
-    // A session that is still there has nobody to tell.
+    // A session that is still open no longer has a reader.
     named(&one, "alice");
     says(&one, "x");
     drop(one);

@@ -123,6 +123,14 @@ fn both_wildcards_of_a_port_are_bound_apart() {
     both_greet(port);
 }
 
+fn both_greet_across_an_upgrade(usher: &Usher, port: u16) {
+    both_greet(port);
+    usher.command(&["upgrade"]).succeeded();
+    let _successor = Successor::of(usher, 2);
+    assert_eq!(usher.exit_code(), 0);
+    both_greet(port);
+}
+
 #[test]
 fn sockets_handed_over_apart_are_adopted_and_survive_an_upgrade() {
     let named = |port| {
@@ -134,11 +142,7 @@ fn sockets_handed_over_apart_are_adopted_and_survive_an_upgrade() {
     for listeners in cases {
         let port = free_port();
         let usher = start_with(listening(&listeners(port)), apart(port), "imaps");
-        both_greet(port);
-        usher.command(&["upgrade"]).succeeded();
-        let _successor = Successor::of(&usher, 2);
-        assert_eq!(usher.exit_code(), 0);
-        both_greet(port);
+        both_greet_across_an_upgrade(&usher, port);
     }
 }
 
@@ -156,11 +160,7 @@ fn wildcard_with_a_socket_of_one_family_serves_both() {
     let port = free_port();
     let both = vec![opened("::", port, false)];
     let usher = start_with(listening(&[ipv4(port), ipv6(port)]), both, "usher.socket");
-    both_greet(port);
-    usher.command(&["upgrade"]).succeeded();
-    let _successor = Successor::of(&usher, 2);
-    assert_eq!(usher.exit_code(), 0);
-    both_greet(port);
+    both_greet_across_an_upgrade(&usher, port);
 }
 
 #[test]
