@@ -20,10 +20,11 @@ use crate::base::secret::Secret;
 use crate::base::sys;
 use crate::base::sys::paths::check_folder;
 use crate::base::sys::secret_files::exposure;
-use crate::config::{self, CertificateFiles, Config, Draft, LdapScheme, Place, Problem};
+use crate::config::{self, CertificateFiles, Config, Draft, KeySource, LdapScheme, Place, Problem, TokenIssuer};
 use crate::tls::certificate;
 use crate::tls::client::ClientTls;
 use crate::tls::server::ServerTls;
+use crate::token::IssuerFiles;
 
 /// Room for a password, so that none leaves a part of it behind while it is read.
 const PASSWORD_ROOM: usize = 4_096;
@@ -37,6 +38,8 @@ pub(crate) struct Files {
     pub directory_tls: Option<Arc<ClientConfig>>,
     /// Of each backend, by name.
     pub backends: HashMap<String, BackendFiles>,
+    /// Of each issuer of tokens, in order.
+    pub issuers: Vec<IssuerFiles>,
     /// The key that nginx has to send, if configured.
     pub auth_http_key: Option<Secret>,
     /// Their fingerprint just before they were read.
@@ -79,6 +82,13 @@ fn paths(config: &Config) -> Vec<&Path> {
     let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().chain(&directory.client_certificate).collect();
     let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&tls.ticket_keys_file).chain(&directory.ca).collect();
     paths.extend(service.iter().map(|service| &service.password_file));
+    for issuer in &config.tokens {
+        paths.extend(&issuer.ca);
+        paths.extend(issuer.introspection.iter().map(|introspection| &introspection.client_secret_file));
+        if let Some(KeySource::File(file)) = &issuer.keys {
+            paths.push(file);
+        }
+    }
     paths.extend(config.auth_http.iter().filter_map(|settings| settings.key_file.as_ref()));
     for backend in &routing.backends {
         pairs.extend(&backend.client_certificate);
@@ -103,15 +113,17 @@ impl Files {
         let tls = ServerTls::build(&config.tls, place).map_err(|more| problems.extend(more));
         let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
         let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
+        let issuers = issuers(&config.tokens, place).map_err(|more| problems.extend(more));
         let (user, absent) = process(&config.process, place);
         problems.extend(absent);
         problems.extend(control(config.control.as_ref(), user, place));
         let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
-        match (tls, directory_tls, backends, auth_http_key) {
-            (Ok(tls), Ok(directory_tls), Ok(backends), Ok(auth_http_key)) if problems.is_empty() => {
-                Ok(Self { tls, directory_tls, backends, auth_http_key, fingerprint, warnings: warnings(config) })
+        match (tls, directory_tls, backends, issuers, auth_http_key) {
+            (Ok(tls), Ok(directory_tls), Ok(backends), Ok(issuers), Ok(auth_http_key)) if problems.is_empty() => {
+                let warnings = warnings(config);
+                Ok(Self { tls, directory_tls, backends, issuers, auth_http_key, fingerprint, warnings })
             }
-            (_, _, _, _) => Err(problems),
+            (_, _, _, _, _) => Err(problems),
         }
     }
 }
@@ -123,9 +135,10 @@ pub(crate) fn problems(draft: &Draft) -> Vec<Problem> {
     let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, place).err());
     let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
     let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
+    let issuers = draft.tokens.as_ref().and_then(|settings| issuers(settings, place).err());
     let control = control(draft.control.as_ref(), None, place);
     let key = auth_http_key(draft.auth_http.as_ref(), place).err();
-    [tls, directory, backends].into_iter().flatten().flatten().chain(control).chain(key).collect()
+    [tls, directory, backends, issuers].into_iter().flatten().flatten().chain(control).chain(key).collect()
 }
 
 /// The socket's folder may come with the start (`RuntimeDirectory=`), its group does not.
@@ -237,6 +250,30 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
     if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service, probe }) } else { Err(problems) }
 }
 
+/// What the files of each issuer of tokens hold.
+fn issuers(settings: &[TokenIssuer], place: &Place) -> Result<Vec<IssuerFiles>, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut files = Vec::with_capacity(settings.len());
+    for (index, issuer) in settings.iter().enumerate() {
+        let key = format!("tokens[{index}]");
+        let is_fetched = matches!(issuer.keys, Some(KeySource::Url(_) | KeySource::Discovery(_)));
+        let tls = (is_fetched || issuer.introspection.is_some()).then(|| {
+            let settings = ClientTls { ca: issuer.ca.clone(), key: key.clone(), ..ClientTls::default() };
+            settings.build(place).map_err(|more| problems.extend(more)).ok()
+        });
+        let secret = issuer.introspection.as_ref().map(|introspection| password(&introspection.client_secret_file));
+        let client_secret = match secret.transpose() {
+            Ok(secret) => secret,
+            Err(message) => {
+                problems.push(place.problem(&format!("{key}.introspection.client_secret_file"), message));
+                None
+            }
+        };
+        files.push(IssuerFiles { tls: tls.flatten(), client_secret });
+    }
+    if problems.is_empty() { Ok(files) } else { Err(problems) }
+}
+
 /// A password from a file, without the line end that an editor puts behind it.
 fn password(path: &Path) -> Result<Secret, String> {
     let unreadable =
@@ -275,6 +312,11 @@ fn secrets(config: &Config) -> Vec<(String, &Path)> {
         all.extend(service.map(|account| (key("service.password_file"), account.password_file.as_path())));
         let probe = backend.health.probe.account().into_iter();
         all.extend(probe.map(|account| (key("probe_account.password_file"), account.password_file.as_path())));
+    }
+    for (index, issuer) in config.tokens.iter().enumerate() {
+        let introspection = issuer.introspection.iter();
+        let key = format!("tokens[{index}].introspection.client_secret_file");
+        all.extend(introspection.map(|settings| (key.clone(), settings.client_secret_file.as_path())));
     }
     let key_file = config.auth_http.iter().filter_map(|settings| settings.key_file.as_deref());
     all.extend(key_file.map(|file| ("auth_http.key_file".to_owned(), file)));

@@ -2,7 +2,7 @@
 //!
 //! The modules by layer, lowest first; a module uses only lower layers (`tests/it/layers.rs`):
 //! - `base`; `outcome` (why a login fails, and what the client may hear of it); `proto` (pure dialogues and syntax)
-//! - `config`; `telemetry`; `tls`
+//! - `config`; `telemetry`; `tls`; `token`
 //! - `directory` (LDAP, and the evidence of a bind); `limits`, `routing`, `sessions`; `backend`, `cache`, `trace`;
 //!   `tracking`
 //! - `login` (the core, whichever frontend is used); `config_files`; `process`
@@ -37,6 +37,7 @@ mod server;
 mod sessions;
 mod telemetry;
 mod tls;
+mod token;
 mod trace;
 mod tracking;
 

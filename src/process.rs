@@ -51,7 +51,7 @@ impl Snapshot {
     /// is still valid under this config.
     #[must_use]
     pub(crate) fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
-        let Files { tls, directory_tls, backends: files, auth_http_key, fingerprint, warnings: _ } = files;
+        let Files { tls, directory_tls, backends: files, issuers, auth_http_key, fingerprint, warnings: _ } = files;
         let directory = directory::open(&config.directory, directory_tls, Arc::clone(metrics));
         let own = listening(&config);
         let host = host(&config, &tls);
@@ -59,7 +59,7 @@ impl Snapshot {
         let previous_core = previous.map(|old| &*old.core);
         let kept = previous_core.filter(|old| listening(&old.config) == own);
         let parts = BackendParts { files, host: &host, own: &own, kept };
-        let core = Arc::new(LoginCore::new(config, Arc::clone(&directory), parts, metrics, previous_core));
+        let core = Arc::new(LoginCore::new(config, Arc::clone(&directory), issuers, parts, metrics, previous_core));
         let previous_offers = previous.map(|old| &old.offers);
         let offers =
             AdvertisedCapabilities::new(&core.config.capabilities, core.backends.all(), metrics, previous_offers);

@@ -10,7 +10,7 @@ use super::model::{Config, Draft, Endpoint, Listener, Routing};
 use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
-use super::{directory, limits, listeners, names, process, routing, throttle, tls};
+use super::{directory, limits, listeners, names, process, routing, throttle, tls, tokens};
 use crate::proto::Protocol;
 
 /// Compiles the whole file, as far as it is sound.
@@ -24,6 +24,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let directory = root.section("directory", directory::read);
     let (directory, facts) =
         directory.map_or((None, directory::Facts::default()), |draft| (draft.directory, draft.facts));
+    let tokens = root.get("tokens").map_or(Some(Vec::new()), |node| tokens::read(&node, directory.as_ref()));
     let surroundings = Surroundings { listeners: listeners.as_deref().unwrap_or_default(), directory: &facts };
     let mut taken = Taken::default();
     let routing = root.section("routing", |routing| routing::read(routing, &surroundings, &mut taken)).flatten();
@@ -56,6 +57,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let draft = Draft {
         tls: tls.clone(),
         directory: directory.clone(),
+        tokens: tokens.clone(),
         routing: routing.clone(),
         control: control.clone(),
         auth_http: auth_http.clone(),
@@ -69,6 +71,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             capabilities: capabilities?,
             tls: tls?,
             directory: directory?,
+            tokens: tokens?,
             trusted: trusted?,
             routing: routing?,
             cache: cache?,

@@ -25,7 +25,7 @@ const CAPABILITY: usize = 1000;
 
 /// Why a text is not the name that was expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NameError {
+pub(crate) enum NameError {
     #[error("write an IP address and a port, such as \"[::]:993\" (all of IPv6 and IPv4) or \"192.0.2.1:993\"")]
     SocketAddress,
     #[error("write an IP address, such as \"192.0.2.3\"; the port has a key of its own")]
@@ -175,7 +175,7 @@ fn socket_path(text: &str) -> Result<String, NameError> {
 }
 
 /// `host`, `host:port`, `[v6]` or `[v6]:port`; port 0 is nowhere to connect to.
-fn split_port(text: &str) -> Result<(String, Option<u16>), NameError> {
+pub(super) fn split_port(text: &str) -> Result<(String, Option<u16>), NameError> {
     let (name, port) = if let Some(rest) = text.strip_prefix('[') {
         let (address, behind) = rest.split_once(']').ok_or(NameError::Brackets)?;
         address.parse::<Ipv6Addr>().map_err(|_| NameError::Host)?;

@@ -15,6 +15,7 @@ use crate::login::authn::Authenticator;
 use crate::sessions::maintenance::Maintenance;
 use crate::sessions::registry::Registry;
 use crate::telemetry::metrics::Metrics;
+use crate::token::{IssuerFiles, Tokens};
 use crate::tracking::{ChangeTracker, TrackedEntries, TrackingContext};
 
 /// A user logged in by a cached decision was tracked when it was cached, and is until the session is listed.
@@ -27,6 +28,8 @@ pub(crate) struct LoginCore {
     pub config: Config,
     /// The decision, with its directory and cache.
     pub authn: Authenticator,
+    /// The issuers of tokens.
+    pub tokens: Arc<Tokens>,
     /// The backends.
     pub backends: Backends,
 }
@@ -49,6 +52,7 @@ impl LoginCore {
     pub(crate) fn new(
         config: Config,
         directory: Arc<dyn Directory>,
+        issuers: Vec<IssuerFiles>,
         BackendParts { mut files, host, own, kept }: BackendParts<'_>,
         metrics: &Arc<Metrics>,
         previous: Option<&Self>,
@@ -65,7 +69,8 @@ impl LoginCore {
             Some(Backend::new(settings, files, untagged_limit, host, own, metrics, kept))
         });
         let backends = Backends::new(backends);
-        Self { config, authn, backends }
+        let tokens = Tokens::new(&config.tokens, issuers, metrics, previous.map(|old| &*old.tokens)).into();
+        Self { config, authn, tokens, backends }
     }
 
     /// The settings by which directory changes are judged.

@@ -6,8 +6,10 @@
 mod account_state;
 mod refusal;
 mod reply;
+mod token_error;
 
 pub(crate) use account_state::AccountState;
 pub(crate) use refusal::{Proof, Refusal, Side};
 pub(crate) use reply::BackendReply;
 pub use reply::Reply;
+pub(crate) use token_error::{TokenChallenge, TokenError};

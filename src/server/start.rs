@@ -163,6 +163,7 @@ async fn run_probes(shared: Arc<Shared>) {
         if let Some(probes) = snapshot.directory.probes() {
             probes.run_due();
         }
+        snapshot.tokens.run_due();
         snapshot.backends.all().iter().for_each(|backend| backend.run_probes());
         snapshot.offers.refresh(snapshot.backends.all(), &shared.metrics);
         drop(snapshot);

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of each layer, lowest first. Modules of one layer do not use each other.
-pub(crate) const LAYERS: [&[&str]; 18] = [
+pub(crate) const LAYERS: [&[&str]; 19] = [
     &["base"],
     &["outcome"],
     &["proto"],
     &["config"],
     &["telemetry"],
     &["tls"],
+    &["token"],
     &["directory"],
     &["limits", "routing", "sessions"],
     &["backend", "cache", "trace"],

@@ -12,6 +12,7 @@ mod process;
 mod routing;
 mod throttle;
 mod tls;
+mod tokens;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(crate) use routing::{
 };
 pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
 pub(crate) use tls::{CertificateFiles, ClientAuth, Group, Tls, TlsVersion};
+pub(crate) use tokens::{Introspection, KeySource, TokenIssuer};
 
 /// A whole checked configuration: one immutable snapshot.
 #[derive(Debug, Clone)]
@@ -47,6 +49,8 @@ pub struct Config {
     pub tls: Tls,
     /// The directory.
     pub directory: Directory,
+    /// The issuers of tokens.
+    pub tokens: Vec<TokenIssuer>,
     /// Networks whose clients may say, by IMAP's ID, for whom they call: webmail.
     pub trusted: Vec<IpNet>,
     /// Backends and who goes where.
@@ -83,6 +87,8 @@ pub struct Draft {
     pub tls: Option<Tls>,
     /// The directory.
     pub directory: Option<Directory>,
+    /// The issuers of tokens.
+    pub tokens: Option<Vec<TokenIssuer>>,
     /// Backends and who goes where.
     pub routing: Option<Routing>,
     /// The control socket.

@@ -21,6 +21,10 @@ pub(crate) enum SyntaxError {
     Brace,
     #[error("a backslash may not stand before a placeholder")]
     Backslash,
+    #[error("unknown placeholder {{{}}}: there is {{claim}}", .0.escape_debug())]
+    UnknownInClaim(String),
+    #[error("it names no user: put {{claim}} (the value of `login_claim`) into it")]
+    NoClaim,
     #[error("it names no user: put {{login}} (the name as typed) or {{local}} (what is before the @) into it")]
     NoLogin,
     #[error("not a filter (RFC 4515): parentheses around every part, no blanks between, placeholders in values only")]

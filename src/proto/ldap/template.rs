@@ -52,6 +52,19 @@ pub(crate) fn parse_filter(text: &str) -> Result<Template, SyntaxError> {
     Ok(template)
 }
 
+/// Reads a template of a filter for the value of a claim, which is its `{claim}`.
+pub(crate) fn parse_claim_filter(text: &str) -> Result<Template, SyntaxError> {
+    let template = split(text, |name| match name {
+        "claim" => Ok(TemplatePart::Login),
+        other => Err(SyntaxError::UnknownInClaim(shortened(other))),
+    })?;
+    if !template.parts.contains(&TemplatePart::Login) {
+        return Err(SyntaxError::NoClaim);
+    }
+    filters::check(&sample(&template))?;
+    Ok(template)
+}
+
 /// Reads a template for a DN, or for a principal name such as `{login}@ad.example.com`.
 pub(crate) fn parse_user_dn(text: &str) -> Result<UserName, SyntaxError> {
     let template = parse(text)?;
@@ -67,8 +80,26 @@ pub(crate) fn parse_user_dn(text: &str) -> Result<UserName, SyntaxError> {
     }
 }
 
-/// Splits a text at its placeholders.
+/// Splits a text at the placeholders of a login name.
 fn parse(text: &str) -> Result<Template, SyntaxError> {
+    let template = split(text, |name| match name {
+        "login" => Ok(TemplatePart::Login),
+        "local" => Ok(TemplatePart::Local),
+        "domain" => Ok(TemplatePart::Domain),
+        other => Err(SyntaxError::Unknown(shortened(other))),
+    })?;
+    if !template.parts.iter().any(|part| matches!(part, TemplatePart::Login | TemplatePart::Local)) {
+        return Err(SyntaxError::NoLogin);
+    }
+    Ok(template)
+}
+
+fn shortened(name: &str) -> String {
+    name.chars().take(40).collect()
+}
+
+/// Splits a text at its placeholders.
+fn split(text: &str, placeholder: impl Fn(&str) -> Result<TemplatePart, SyntaxError>) -> Result<Template, SyntaxError> {
     let mut parts = Vec::new();
     let mut rest = text;
     while let Some((before, behind)) = rest.split_once('{') {
@@ -83,19 +114,11 @@ fn parse(text: &str) -> Result<Template, SyntaxError> {
         if !before.is_empty() {
             parts.push(TemplatePart::Text(before.to_owned()));
         }
-        parts.push(match name {
-            "login" => TemplatePart::Login,
-            "local" => TemplatePart::Local,
-            "domain" => TemplatePart::Domain,
-            other => return Err(SyntaxError::Unknown(other.chars().take(40).collect())),
-        });
+        parts.push(placeholder(name)?);
         rest = behind;
     }
     if rest.contains('}') {
         return Err(SyntaxError::Brace);
-    }
-    if !parts.iter().any(|part| matches!(part, TemplatePart::Login | TemplatePart::Local)) {
-        return Err(SyntaxError::NoLogin);
     }
     if !rest.is_empty() {
         parts.push(TemplatePart::Text(rest.to_owned()));

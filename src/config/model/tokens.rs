@@ -1,0 +1,60 @@
+//! Who may say by a token who a user is.
+
+use std::path::PathBuf;
+
+use super::routing::Address;
+use crate::config::url::HttpUrl;
+use crate::proto::ldap::template::Template;
+
+/// An issuer of tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenIssuer {
+    /// The exact value of `iss`.
+    pub issuer: String,
+    /// Where its keys are; `None`: its tokens are introspected.
+    pub keys: Option<KeySource>,
+    /// How opaque tokens are introspected.
+    pub introspection: Option<Introspection>,
+    /// Values of `aud`, one of which a token must have; empty: `clients` are checked alone.
+    pub audience: Vec<String>,
+    /// The clients whose tokens are accepted; empty: those of every client.
+    pub clients: Vec<String>,
+    /// The scopes that a token must have.
+    pub scopes: Vec<String>,
+    /// The claim that names the user.
+    pub login_claim: String,
+    /// Whether `email` counts without `email_verified`.
+    pub unverified_email: bool,
+    /// The filter of the user's entry, the claim in place of the login name.
+    pub filter: Template,
+    /// The domains of the users that it may name; empty: all.
+    pub domains: Vec<String>,
+    /// The attribute of an entry by which `domains` are checked.
+    pub domain_attribute: String,
+    /// The CA file of its servers; `None`: the system's roots.
+    pub ca: Option<PathBuf>,
+    /// The HTTP proxy on the way to them.
+    pub proxy: Option<Address>,
+}
+
+/// Where the keys of an issuer are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// A JSON Web Key Set in a file.
+    File(PathBuf),
+    /// A JSON Web Key Set at a URL.
+    Url(HttpUrl),
+    /// Where the document at this URL says (OpenID Connect Discovery).
+    Discovery(HttpUrl),
+}
+
+/// Asking an issuer about a token (RFC 7662).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introspection {
+    /// The endpoint.
+    pub url: HttpUrl,
+    /// The name that usher has there.
+    pub client_id: String,
+    /// The file with its secret.
+    pub client_secret_file: PathBuf,
+}

@@ -1,0 +1,70 @@
+//! What a token has proven: made only where one was verified.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::base::credential::Login;
+use crate::config::TokenIssuer;
+use crate::proto::ldap::template;
+
+/// The evidence of a verified token.
+#[derive(Debug, Clone)]
+pub(crate) struct VerifiedToken {
+    issuer: Arc<TokenIssuer>,
+    claim: Login,
+    expires: u64,
+    claims: Map<String, Value>,
+}
+
+impl VerifiedToken {
+    /// Only for the place where a token's claims have been judged.
+    pub(super) fn new(issuer: Arc<TokenIssuer>, claim: Login, expires: u64, claims: Map<String, Value>) -> Self {
+        Self { issuer, claim, expires, claims }
+    }
+
+    /// The issuer, as configured.
+    #[must_use]
+    pub(crate) fn issuer(&self) -> &str {
+        &self.issuer.issuer
+    }
+
+    /// The value of `login_claim`: who the issuer says that the user is.
+    #[must_use]
+    pub(crate) const fn claim(&self) -> &Login {
+        &self.claim
+    }
+
+    /// The claim's name.
+    #[must_use]
+    pub(crate) fn claim_name(&self) -> &str {
+        &self.issuer.login_claim
+    }
+
+    /// When it expires, in Unix seconds.
+    #[must_use]
+    pub(crate) const fn expires(&self) -> u64 {
+        self.expires
+    }
+
+    /// The filter that finds the user's entry, which must match exactly one: the issuer's, or the directory's with the
+    /// claim as login name. With `domains`, the entry must show one of them. `None`: the claim lacks a part that the
+    /// filter requires, and leads to no entry.
+    #[must_use]
+    pub(crate) fn filter(&self) -> Option<String> {
+        let filter = template::filter(&self.issuer.filter, &self.claim)?;
+        if self.issuer.domains.is_empty() {
+            return Some(filter);
+        }
+        // Whatever the claim matches: an entry of another issuer's users must not be found by it.
+        let attribute = &self.issuer.domain_attribute;
+        let domains = self.issuer.domains.iter().map(|domain| format!("({attribute}=*@{domain})"));
+        Some(format!("(&{filter}(|{}))", domains.collect::<String>()))
+    }
+
+    /// The text of another claim, such as the name at a backend; `None`: it is absent, empty or no text.
+    #[must_use]
+    pub(crate) fn text(&self, claim: &str) -> Option<&str> {
+        self.claims.get(claim)?.as_str().filter(|text| !text.is_empty())
+    }
+}
