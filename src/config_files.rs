@@ -24,7 +24,7 @@ use crate::config::{self, CertificateFiles, Config, Draft, KeySource, LdapScheme
 use crate::tls::certificate;
 use crate::tls::client::ClientTls;
 use crate::tls::server::ServerTls;
-use crate::token::IssuerFiles;
+use crate::token::{IssuerFiles, KeySet, LARGEST_SET};
 
 /// Room for a password, so that none leaves a part of it behind while it is read.
 const PASSWORD_ROOM: usize = 4_096;
@@ -269,9 +269,32 @@ fn issuers(settings: &[TokenIssuer], place: &Place) -> Result<Vec<IssuerFiles>, 
                 None
             }
         };
-        files.push(IssuerFiles { tls: tls.flatten(), client_secret });
+        let keys = match &issuer.keys {
+            Some(KeySource::File(file)) => match key_set(file) {
+                Ok(keys) => Some(Arc::new(keys)),
+                Err(message) => {
+                    problems.push(place.problem(&format!("{key}.jwks"), message));
+                    None
+                }
+            },
+            Some(KeySource::Url(_) | KeySource::Discovery(_)) | None => None,
+        };
+        files.push(IssuerFiles { tls: tls.flatten(), keys, client_secret });
     }
     if problems.is_empty() { Ok(files) } else { Err(problems) }
+}
+
+/// A JSON Web Key Set from a file.
+fn key_set(path: &Path) -> Result<KeySet, String> {
+    let text = certificate::read(path).map_err(|error| error.to_string())?;
+    if text.len() > LARGEST_SET {
+        return Err(format!(
+            "{} is larger than {} KiB: is this a JSON Web Key Set?",
+            path.display(),
+            LARGEST_SET >> 10
+        ));
+    }
+    KeySet::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// A password from a file, without the line end that an editor puts behind it.

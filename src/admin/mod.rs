@@ -160,6 +160,7 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
     if let Some(probes) = snapshot.directory.probes() {
         probes.update_gauges();
     }
+    snapshot.tokens.measure(metrics);
     for backend in snapshot.backends.all() {
         backend.update_gauges(metrics);
         let draining = shared.maintenance.drained(&backend.name).is_some();

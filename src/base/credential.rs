@@ -115,8 +115,14 @@ pub(crate) struct Digest([u8; 32]);
 impl Digest {
     fn of(secret: &CredentialSecret) -> Self {
         let CredentialSecret::Password(password) = secret;
+        Self::of_secret(password)
+    }
+
+    /// The digest of a secret that belongs to no login name.
+    #[must_use]
+    pub(crate) fn of_secret(secret: &Secret) -> Self {
         let mut context = hmac::Context::with_key(&KEY);
-        context.update(password.expose());
+        context.update(secret.expose());
         // The context keeps the last part of its input, and is moved when it is finished, which leaves a copy on
         // the stack: this one has the end of the secret no longer. A suffix of fixed length keeps inputs distinct.
         context.update(&[0; BLOCK]);

@@ -52,6 +52,8 @@ labels! {
         BackendProbe => "backend_probe",
         /// One look-up of a backend's names.
         Resolver => "resolver",
+        /// One fetch of the keys of a token issuer.
+        TokenKeys => "token_keys",
         /// Ends the sessions of a backend that is out of service.
         BackendDrain => "backend_drain",
         /// Ends the sessions that an administrator named.
@@ -73,6 +75,7 @@ impl Task {
             | Self::DirectorySweep
             | Self::BackendProbe
             | Self::Resolver
+            | Self::TokenKeys
             | Self::BackendDrain
             | Self::Kick => false,
         }

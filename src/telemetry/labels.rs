@@ -144,6 +144,20 @@ labels! {
 }
 
 labels! {
+    /// The result of asking an issuer about a token.
+    pub(crate) enum IntrospectionResult {
+        /// The token is valid, as far as its issuer says.
+        Active => "active",
+        /// It is not.
+        Inactive => "inactive",
+        /// No answer, or one that cannot be used.
+        Unavailable => "unavailable",
+        /// Not asked: too many requests are in progress.
+        Busy => "busy",
+    }
+}
+
+labels! {
     /// The result of a TLS handshake with a client.
     pub(crate) enum HandshakeResult {
         /// With a certificate.

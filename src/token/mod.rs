@@ -1,26 +1,51 @@
 //! Tokens: who an issuer says that a user is.
 //!
-//! A JWT (RFC 7519) is verified here, by the issuer's keys: an unverified `iss` only selects a configured issuer. An
-//! opaque token is introspected (RFC 7662) at the one issuer that has it. Only what was verified becomes a
-//! [`VerifiedToken`]; which entry that is, and whether it may log in, the directory decides.
+//! A JWT (RFC 7519) is verified here, by the issuer's keys: an unverified `iss` only selects a configured issuer, byte
+//! for byte. An opaque token is introspected (RFC 7662) at the one issuer that has it; a JWT is never sent to an issuer
+//! other than its own. Only what was verified becomes a [`VerifiedToken`]; which entry that is, and whether it may log
+//! in, the directory decides. No error, log line or metric has a part of a token.
 
+mod claims;
+mod fetch;
+mod introspect;
+mod jwt;
+mod keys;
+mod remote_keys;
+mod strict;
+#[cfg(test)]
+mod tests;
 mod verified;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
+use serde_json::Value;
+use tokio::time::Instant;
 
+use crate::base::clock::unix_now;
 use crate::base::secret::Secret;
-use crate::config::TokenIssuer;
+use crate::config::{KeySource, TokenIssuer};
 use crate::outcome::TokenError;
 use crate::telemetry::metrics::Metrics;
+use claims::Source;
+use fetch::Client;
+use introspect::{Answers, Introspector};
+use jwt::{Form, Jwt};
+pub(crate) use keys::{KeySet, LARGEST_SET};
+use remote_keys::{KeyState, Refreshed, RemoteKeys};
 pub(crate) use verified::VerifiedToken;
+
+/// How long a login waits for its issuer.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What an issuer's files hold.
 #[derive(Debug, Default)]
 pub(crate) struct IssuerFiles {
     /// TLS towards its servers, if there are any.
     pub tls: Option<Arc<ClientConfig>>,
+    /// Its keys, if they are in a file.
+    pub keys: Option<Arc<KeySet>>,
     /// The secret of introspection.
     pub client_secret: Option<Secret>,
 }
@@ -28,7 +53,53 @@ pub(crate) struct IssuerFiles {
 /// The issuers of one configuration, with their keys.
 #[derive(Debug)]
 pub(crate) struct Tokens {
-    issuers: Vec<Arc<TokenIssuer>>,
+    issuers: Vec<Issuer>,
+    metrics: Arc<Metrics>,
+}
+
+/// An issuer, with its keys.
+#[derive(Debug)]
+struct Issuer {
+    settings: Arc<TokenIssuer>,
+    keys: Keys,
+    introspector: Option<Introspector>,
+}
+
+/// The keys of an issuer.
+#[derive(Debug)]
+enum Keys {
+    /// From a file.
+    File(Arc<KeySet>),
+    /// Fetched.
+    Remote(Arc<RemoteKeys>),
+    /// Its tokens are introspected.
+    None,
+}
+
+impl Issuer {
+    fn new(settings: &TokenIssuer, files: IssuerFiles, previous: Option<&Self>) -> Self {
+        let IssuerFiles { tls, keys, client_secret } = files;
+        let client = Client { tls, proxy: settings.proxy.clone() };
+        let keys = match (&settings.keys, keys) {
+            (Some(KeySource::File(_)), Some(keys)) => Keys::File(keys),
+            (Some(source @ (KeySource::Url(_) | KeySource::Discovery(_))), _) => {
+                let state = match previous.map(|old| &old.keys) {
+                    Some(Keys::Remote(old)) => Arc::clone(&old.state),
+                    Some(Keys::File(_) | Keys::None) | None => Arc::new(KeyState::default()),
+                };
+                let (issuer, source, client) = (settings.issuer.clone(), source.clone(), client.clone());
+                Keys::Remote(Arc::new(RemoteKeys { issuer, source, client, state }))
+            }
+            (Some(KeySource::File(_)), None) | (None, _) => Keys::None,
+        };
+        let shared = Arc::new(settings.clone());
+        let introspector = settings.introspection.clone().zip(client_secret).map(|(settings, secret)| {
+            let answers = previous.and_then(|old| old.introspector.as_ref());
+            let answers = answers.map_or_else(|| Arc::new(Answers::default()), |old| Arc::clone(&old.answers));
+            Introspector { issuer: Arc::clone(&shared), settings, secret, client, answers }
+        });
+        Self { settings: shared, keys, introspector }
+    }
 }
 
 impl Tokens {
@@ -37,11 +108,17 @@ impl Tokens {
     #[must_use]
     pub(crate) fn new(
         issuers: &[TokenIssuer],
-        _files: Vec<IssuerFiles>,
-        _metrics: &Arc<Metrics>,
-        _previous: Option<&Self>,
+        files: Vec<IssuerFiles>,
+        metrics: &Arc<Metrics>,
+        previous: Option<&Self>,
     ) -> Self {
-        Self { issuers: issuers.iter().cloned().map(Arc::new).collect() }
+        let mut files = files.into_iter();
+        let issuers = issuers.iter().map(|settings| {
+            let is_same = |old: &&Issuer| *old.settings == *settings;
+            let previous = previous.and_then(|old| old.issuers.iter().find(is_same));
+            Issuer::new(settings, files.next().unwrap_or_default(), previous)
+        });
+        Self { issuers: issuers.collect(), metrics: Arc::clone(metrics) }
     }
 
     /// Whether no issuer is configured.
@@ -52,31 +129,113 @@ impl Tokens {
 
     /// Whether verifying this token asks its issuer, which costs a request: the client's prefix is throttled before.
     #[must_use]
-    pub(crate) fn needs_introspection(&self, _token: &Secret) -> bool {
-        false
+    pub(crate) fn needs_introspection(&self, token: &Secret) -> bool {
+        let introspector = jwt::read(token.expose()).ok().and_then(|form| self.introspector(&form));
+        introspector.is_some_and(|introspector| introspector.remembered(token).is_none())
     }
 
     /// Verifies a token, within 3 seconds.
     ///
     /// # Errors
     /// Why it is refused.
-    pub(crate) async fn verify(&self, _token: &Secret) -> Result<VerifiedToken, TokenError> {
-        Err(TokenError::Unavailable)
+    pub(crate) async fn verify(&self, token: &Secret) -> Result<VerifiedToken, TokenError> {
+        let until = Instant::now() + PATIENCE;
+        let form = jwt::read(token.expose())?;
+        if let Some(introspector) = self.introspector(&form) {
+            return match introspector.remembered(token) {
+                Some(result) => result,
+                None => introspector.ask(token, &self.metrics, until).await,
+            };
+        }
+        let Form::Jwt(jwt) = form else { return Err(TokenError::UnknownIssuer) };
+        let issuer = self.issuer_of(&jwt).ok_or(TokenError::UnknownIssuer)?;
+        self.verify_signature(issuer, &jwt, until).await?;
+        claims::judge(&issuer.settings, jwt.claims, Source::Token, unix_now())
+    }
+
+    /// The issuer that a JWT names.
+    fn issuer_of(&self, jwt: &Jwt<'_>) -> Option<&Issuer> {
+        let named = jwt.claims.get("iss").and_then(Value::as_str)?;
+        self.issuers.iter().find(|issuer| issuer.settings.issuer == named)
+    }
+
+    /// Who is asked about a token: the issuer that has introspection, about opaque tokens and about its own JWTs where
+    /// it has no keys.
+    fn introspector(&self, form: &Form<'_>) -> Option<&Introspector> {
+        match form {
+            Form::Opaque => self.issuers.iter().find_map(|issuer| issuer.introspector.as_ref()),
+            Form::Jwt(jwt) => {
+                let issuer = self.issuer_of(jwt).filter(|issuer| matches!(issuer.keys, Keys::None))?;
+                issuer.introspector.as_ref()
+            }
+        }
+    }
+
+    async fn verify_signature(&self, issuer: &Issuer, jwt: &Jwt<'_>, until: Instant) -> Result<(), TokenError> {
+        let remote = match &issuer.keys {
+            Keys::File(keys) => return keys.verify(jwt),
+            Keys::Remote(remote) => remote,
+            Keys::None => return Err(TokenError::UnknownIssuer),
+        };
+        let keys = remote.first_keys(until).await.ok_or(TokenError::Unavailable)?;
+        match keys.verify(jwt) {
+            Err(TokenError::UnknownKey) => {}
+            verified => return verified,
+        }
+        match remote.refresh(&self.metrics, until).await {
+            Refreshed::Fetched => remote.state.keys().ok_or(TokenError::Unavailable)?.verify(jwt),
+            Refreshed::Recent => Err(TokenError::UnknownKey),
+            // It may be a new key that could not be fetched: no verdict.
+            Refreshed::Failed => Err(TokenError::Unavailable),
+        }
     }
 
     /// The scopes that a client needs, separated by blanks, for a challenge; empty: none in particular.
     #[must_use]
     pub(crate) fn scope(&self) -> String {
-        self.issuers.iter().map(|issuer| issuer.scopes.join(" ")).next().unwrap_or_default()
+        let mut scopes: Vec<&str> = Vec::new();
+        for scope in self.issuers.iter().flat_map(|issuer| &issuer.settings.scopes) {
+            if !scopes.contains(&scope.as_str()) {
+                scopes.push(scope);
+            }
+        }
+        scopes.join(" ")
     }
 
-    /// The URL of an issuer's discovery document, for a challenge (RFC 7628 section 3.2.2); `None`: of several issuers,
-    /// or without one.
+    /// The URL of the issuer's discovery document, for a challenge (RFC 7628 section 3.2.2); `None`: there are several
+    /// issuers, or its document is known by another name inside than outside.
     #[must_use]
     pub(crate) fn discovery(&self) -> Option<&str> {
-        None
+        let [issuer] = self.issuers.as_slice() else { return None };
+        match &issuer.settings.keys {
+            Some(KeySource::Discovery(url)) => {
+                Some(url.as_str()).filter(|url| url.starts_with(&issuer.settings.issuer))
+            }
+            Some(KeySource::File(_) | KeySource::Url(_)) | None => None,
+        }
     }
 
     /// Starts fetching the keys that are due.
-    pub(crate) fn run_due(&self) {}
+    pub(crate) fn run_due(&self) {
+        for issuer in &self.issuers {
+            if let Keys::Remote(remote) = &issuer.keys {
+                remote.run_due(&self.metrics);
+            }
+        }
+    }
+
+    /// Sets the gauges of the keys.
+    pub(crate) fn measure(&self, metrics: &Metrics) {
+        for issuer in &self.issuers {
+            let (keys, is_fetched) = match &issuer.keys {
+                Keys::File(keys) => (Some(Arc::clone(keys)), true),
+                Keys::Remote(remote) => (remote.state.keys(), !remote.state.has_failed()),
+                Keys::None => continue,
+            };
+            let usable = keys.map_or(0, |keys| keys.len());
+            let name = [issuer.settings.issuer.as_str()];
+            metrics.token_keys.with_label_values(&name).set(i64::try_from(usable).unwrap_or(i64::MAX));
+            metrics.token_keys_last_fetch_successful.with_label_values(&name).set(i64::from(is_fetched));
+        }
+    }
 }

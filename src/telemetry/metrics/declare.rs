@@ -233,6 +233,22 @@ impl Metrics {
                  client.",
                 &["result"],
             )),
+            token_keys: gauges(
+                "usher_token_keys",
+                "Keys of the token issuer that signatures are verified by; 0: none of its tokens is accepted.",
+                &["issuer"],
+            ),
+            token_keys_last_fetch_successful: gauges(
+                "usher_token_keys_last_fetch_successful",
+                "0 if the last fetch of the token issuer's keys failed, and the ones before stay in use; else 1.",
+                &["issuer"],
+            ),
+            introspections: LabeledSeries::new(counters(
+                "usher_token_introspections_total",
+                "Questions about opaque tokens to their issuer, by result; busy: not sent, because too many were in \
+                 progress.",
+                &["result"],
+            )),
             tls_handshakes: LabeledSeries::new(counters(
                 "usher_tls_handshakes_total",
                 "TLS handshakes with clients, by result; resumed: without a certificate.",

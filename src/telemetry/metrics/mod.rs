@@ -17,8 +17,8 @@ use prometheus::{
 use self::series::{CounterSeries, GaugeSeries, HistogramSeries};
 use super::labels::{
     AuthHttpResult, BackendResult, CloseReason, ConnectionUse, DecisionBasis, Direction, DirectoryChange,
-    DirectoryOperation, HandshakeResult, LoginPhase, PasswordWarning, ProbeResult, ProxyHeaderResult, ReloadResult,
-    SessionEnd, ThrottleEffect, ThrottleRecord,
+    DirectoryOperation, HandshakeResult, IntrospectionResult, LoginPhase, PasswordWarning, ProbeResult,
+    ProxyHeaderResult, ReloadResult, SessionEnd, ThrottleEffect, ThrottleRecord,
 };
 use crate::base::labels::Label as _;
 use crate::base::tasks::Task;
@@ -139,6 +139,12 @@ pub struct Metrics {
     pub(crate) proxy_headers: CounterSeries<ProxyHeaderResult>,
     /// Questions of nginx by what became of them.
     pub(crate) auth_http_requests: CounterSeries<AuthHttpResult>,
+    /// The usable keys of a token issuer.
+    pub(crate) token_keys: IntGaugeVec,
+    /// 0 if the last fetch of an issuer's keys failed.
+    pub(crate) token_keys_last_fetch_successful: IntGaugeVec,
+    /// Questions about tokens to their issuer, by result.
+    pub(crate) introspections: CounterSeries<IntrospectionResult>,
     /// TLS handshakes with clients by result.
     pub(crate) tls_handshakes: CounterSeries<HandshakeResult>,
     /// TLS handshakes with clients in progress.
@@ -196,6 +202,7 @@ impl Metrics {
             self.task_restarts.with_label_values(&[task.label()]);
         }
         self.auth_http_requests.know();
+        self.introspections.know();
     }
 
     /// Creates the series of the names in this configuration.
@@ -260,6 +267,8 @@ impl Metrics {
         self.directory_lag.reset();
         self.directory_connections.reset();
         self.backend_up.reset();
+        self.token_keys.reset();
+        self.token_keys_last_fetch_successful.reset();
         self.backend_draining.reset();
         self.backend_addresses.reset();
         refresh(self);
