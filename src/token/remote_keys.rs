@@ -97,6 +97,12 @@ impl KeyState {
         self.keys.load_full()
     }
 
+    /// Changes with each fetch that has ended.
+    #[cfg(test)]
+    pub(super) fn ended(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
+    }
+
     /// Whether the last fetch that has ended failed.
     pub(super) fn has_failed(&self) -> bool {
         self.schedule().failures > 0

@@ -1,5 +1,6 @@
 //! What a token has proven: made only where one was verified.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -9,12 +10,20 @@ use crate::config::TokenIssuer;
 use crate::proto::ldap::template;
 
 /// The evidence of a verified token.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct VerifiedToken {
     issuer: Arc<TokenIssuer>,
     claim: Login,
     expires: u64,
     claims: Map<String, Value>,
+}
+
+impl fmt::Debug for VerifiedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (issuer, claim, expires) = (self.issuer(), &self.claim, self.expires);
+        let mut shown = f.debug_struct("VerifiedToken");
+        shown.field("issuer", &issuer).field("claim", claim).field("expires", &expires).finish_non_exhaustive()
+    }
 }
 
 impl VerifiedToken {

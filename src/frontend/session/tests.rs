@@ -19,6 +19,7 @@ use crate::login::core::{Backends, LoginCore};
 use crate::outcome::AccountState;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::telemetry::metrics::Metrics;
+use crate::token::Tokens;
 use crate::tracking::TrackedEntries;
 
 /// A protocol in which a line is a login, and the word `defect` causes a defect.
@@ -128,6 +129,7 @@ limits: {{{limits}}}
             Arc::new(TrackedEntries::new(10, Duration::ZERO)),
             100,
         );
+        let tokens = Tokens::new(&[], Vec::new(), &metrics, None).into();
         let snapshot = Snapshot {
             host: "usher.example.com".into(),
             tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
@@ -135,7 +137,7 @@ limits: {{{limits}}}
             offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
             auth_http_key: None,
             fingerprint: Fingerprint::of(&config),
-            core: Arc::new(LoginCore { config, authn, backends: Backends::default() }),
+            core: Arc::new(LoginCore { config, authn, tokens, backends: Backends::default() }),
         };
         let log = crate::telemetry::log::unread();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -110,7 +110,7 @@ fn core(config: Config, directory: &Arc<Memory>, metrics: &Arc<Metrics>, previou
     };
     let files: HashMap<_, _> = config.routing.backends.iter().map(file).collect();
     let parts = BackendParts { files, host: &"usher".into(), own: &Arc::from([]), kept: previous };
-    LoginCore::new(config, Arc::clone(directory) as Arc<dyn Directory>, parts, metrics, previous)
+    LoginCore::new(config, Arc::clone(directory) as Arc<dyn Directory>, Vec::new(), parts, metrics, previous)
 }
 
 /// What the frontend does, one step after another.
