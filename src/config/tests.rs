@@ -107,6 +107,28 @@ trusted: [198.51.100.9, "2001:db8:9::/64"]
 auth_http: {address: "127.0.0.1:9940", allow: 127.0.0.1, key_file: nginx.key}
 "#;
 
+/// Every key of `tokens`, to stand behind [`SOUND`].
+const TOKENS: &str = "\
+tokens:
+  - issuer: https://idp.example.com/realms/corp
+    jwks: jwks.json
+    audience: [mail, imap]
+    clients: thunderbird
+    scopes: [openid, mail]
+    login_claim: sub
+    filter: (entryUUID={claim})
+    domains: [example.com, Example.NET]
+    domain_attribute: mailAlternateAddress
+  - issuer: https://login.microsoftonline.com/2d4e3b11-7b7d-4b1b-8f7e-0a6d0c2f8a11/v2.0
+    discovery: https://idp.internal.example.com:8443/x
+    audience: api://mail
+    login_claim: oid
+    domains: example.org
+    ca: idp-ca.pem
+    proxy: 'http://proxy.example.com:3128/'
+    introspection: {url: 'https://idp.example.com/introspect', client_id: usher, client_secret_file: idp.secret}
+";
+
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {
     parse(Path::new("/etc/usher/config.yaml"), text).map_err(|mistakes| mistakes.problems)
 }
@@ -170,5 +192,6 @@ routing: {{backends: [{{name: server3, imap: {{address: '192.0.2.3:993', tls: im
 mod values;
 
 mod mistakes;
+mod tokens;
 
 mod example;

@@ -193,9 +193,9 @@ fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Vec<(Algorithm, ParsedPublicKe
         (modulus.get(stripped(modulus)..).unwrap_or_default(), exponent.get(stripped(exponent)..).unwrap_or_default());
     // The library checks the length at each verification; a key that never verifies is no usable key.
     let bits = n.len() * 8 - n.first().map_or(0, |first| first.leading_zeros() as usize);
-    // An exponent of 1 would let every text sign itself; the library takes none above 33 bits.
+    // An exponent of 1 would let every text sign itself, and a long one makes each verification slow.
     let is_odd = e.last().is_some_and(|last| last % 2 == 1);
-    if !(2_048..=8_192).contains(&bits) || !is_odd || e == [1] {
+    if !(2_048..=8_192).contains(&bits) || !is_odd || e == [1] || e.len() > 4 {
         return Err(SkippedKey::Value);
     }
     let components = RsaPublicKeyComponents { n, e };

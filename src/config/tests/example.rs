@@ -22,8 +22,10 @@ fn values(key: &str) -> Vec<&'static str> {
 #[test]
 fn example_has_every_key() {
     // An unknown key in each section of SOUND makes the error list the existing ones.
-    let mut text = SOUND.to_owned();
+    let mut text = format!("{SOUND}{TOKENS}");
     for (from, to) in [
+        ("  - issuer: https://idp", "  - zzz: 1\n    issuer: https://idp"),
+        ("introspection: {", "introspection: {zzz: 1, "),
         ("tls: implicit}\n", "tls: implicit, zzz: 1}\n"),
         ("chain: tls", "zzz: 1\n      chain: tls"),
         ("  min_version", "  zzz: 1\n  min_version"),
@@ -53,7 +55,7 @@ fn example_has_every_key() {
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 24, "{problems:#?}");
+    assert_eq!(problems.len(), 26, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -153,6 +155,17 @@ fn commented_keys_are_valid() {
         let warnings = parse_text(&text).map(|config| config.warnings);
         assert_eq!(warnings, Ok(Vec::new()), "{key}");
     }
+}
+
+#[test]
+fn commented_issuers_are_valid() {
+    let (before, rest) = EXAMPLE.split_once("# tokens:\n").unwrap();
+    let (lines, behind) = rest.split_once("\n\n").unwrap();
+    let lines: String = lines.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap())).collect();
+    let config = parse_text(&format!("{before}tokens:\n{lines}\n{behind}")).unwrap();
+    assert_eq!(config.tokens.len(), 2);
+    let [warning] = config.warnings.as_slice() else { panic!("{:?}", config.warnings) };
+    assert_eq!(warning.key, "tokens[1].login_claim");
 }
 
 #[test]
