@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::kit::exposition::Exposition;
+use crate::kit::issuer::ScriptedIssuer;
 use crate::kit::process::{Running, Server, folder, free_port, read_text, run, wait_for_port};
 use crate::kit::usher::fetch;
 use crate::kit::{Config, Imap, Usher, password_of, wait_limit};
@@ -29,7 +30,7 @@ fn everything() -> Config {
         let endpoint = json!({"address": "127.0.0.1:9", "tls": "implicit", "server_name": "server3.example.com"});
         config.change(&format!("/routing/backends/0/{row}"), endpoint);
     }
-    config
+    ScriptedIssuer::start().configured(config)
 }
 
 /// An usher and its first scrape.
