@@ -9,11 +9,17 @@
     reason = "a program for developers, and criterion's macros"
 )]
 
+#[path = "../tests/it/kit/signer.rs"]
+#[allow(dead_code, clippy::indexing_slicing, reason = "tests use the rest")]
+mod signer;
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+use signer::Signer;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -24,6 +30,7 @@ use tokio_util::codec::Framed;
 use usher::internals::Cache;
 use usher::internals::Metrics;
 use usher::internals::Secret;
+use usher::internals::TokenVerifier;
 use usher::internals::TrackedEntries;
 use usher::internals::open_directory;
 use usher::internals::{Authenticator, DecidedBy, LookupMode};
@@ -107,6 +114,32 @@ async fn fill(authn: &Authenticator, password: &Secret, users: usize) {
     assert!(decided.all(std::future::ready).await, "the directory accepts");
 }
 
+/// A token is verified at each login: nothing of it is cached.
+fn tokens(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut group = criterion.benchmark_group("token");
+    for algorithm in ["ES256", "RS256", "EdDSA"] {
+        let signer = Signer::new(algorithm, "one");
+        let keys = serde_json::json!({"keys": [signer.jwk()]});
+        let verifier = TokenVerifier::new(keys.to_string().as_bytes()).unwrap();
+        let claims = serde_json::json!({
+            "iss": "https://idp.example.com",
+            "aud": ["mail", "account"],
+            "sub": "5b1c9c2e-3f0a-4f57-9a5e-0f0e2c1d7a11",
+            "azp": "thunderbird",
+            "scope": "openid email offline_access",
+            "email": "user1@example.com",
+            "email_verified": true,
+            "iat": 1_700_000_000_u64,
+            "exp": 4_000_000_000_u64,
+        });
+        let token = Secret::copy_of(signer.token(&claims).as_bytes());
+        group.bench_function(BenchmarkId::new("verified", algorithm), |bencher| {
+            bencher.iter(|| assert!(runtime.block_on(verifier.verify(black_box(&token)))));
+        });
+    }
+}
+
 fn decision(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
@@ -139,5 +172,5 @@ fn decision(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decision);
+criterion_group!(benches, decision, tokens);
 criterion_main!(benches);

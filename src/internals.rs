@@ -12,6 +12,7 @@ pub use crate::proto::{BackSettings, BackStep, BackTls, ClosingLine, FrontSettin
 pub use crate::sessions::relay;
 pub use crate::telemetry::metrics::Metrics;
 pub use crate::tls::stream::Stream;
+pub use crate::token::TokenVerifier;
 pub use crate::tracking::TrackedEntries;
 
 /// Reading a configuration.
@@ -24,7 +25,7 @@ pub mod invariants {
     #[cfg(feature = "demo")]
     pub use crate::invariants::ldif;
     pub use crate::invariants::{
-        auth_http, bind_answer, client_hello, config, ldap_frames, pem, proxy_header, template,
+        auth_http, bind_answer, client_hello, config, ldap_frames, pem, proxy_header, template, token,
     };
     pub use crate::proto::imap::trial as imap;
     pub use crate::proto::managesieve::trial as managesieve;

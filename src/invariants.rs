@@ -18,6 +18,7 @@ use crate::proto::ldap::template::{self, Template};
 pub use crate::proto::proxy_header::invariants as proxy_header;
 pub use crate::tls::pem::invariants as pem;
 pub use crate::tls::server_name::invariants as client_hello;
+pub use crate::token::invariants as token;
 
 /// A fuzz target: a config file. A refusal has a reason, an existing line, and no control character.
 pub fn config(data: &[u8]) {
@@ -314,6 +315,11 @@ mod tests {
     #[test]
     fn ldap_streams() {
         corpus("ldap_frames", ldap_frames);
+    }
+
+    #[test]
+    fn tokens() {
+        corpus("token", token);
     }
 
     #[test]

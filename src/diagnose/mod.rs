@@ -8,6 +8,7 @@ mod backends;
 mod certificates;
 mod directory;
 pub(crate) mod table;
+mod tokens;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -85,7 +86,7 @@ impl Finding {
 /// One server, as far as it was looked at.
 #[derive(Debug, Serialize)]
 pub(crate) struct Subject {
-    /// `directory`, `backend`, `protocol` or `usher`.
+    /// `directory`, `issuer`, `backend`, `protocol` or `usher`.
     pub kind: &'static str,
     /// Its URL, or the backend's or protocol's name.
     pub name: String,
@@ -137,7 +138,12 @@ pub(crate) async fn inspect(
         counted();
         (&*backend.name, inspected)
     }));
-    let (examined, inspected) = tokio::join!(directory, backends);
+    let issuers = async {
+        let inspected = snapshot.tokens.inspect().await;
+        counted();
+        inspected
+    };
+    let (examined, inspected, issuers) = tokio::join!(directory, backends, issuers);
     let config = &snapshot.config;
     let mut subjects = Vec::new();
     let own = served(&snapshot.tls);
@@ -151,6 +157,7 @@ pub(crate) async fn inspect(
         });
     }
     subjects.extend(examined.iter().map(|examined| directory::subject(config, examined, sample)));
+    subjects.extend(issuers.iter().map(tokens::subject));
     for (name, inspected) in &inspected {
         let settings = config.routing.backends.iter().find(|settings| settings.name == *name);
         let (Some(settings), Some(backend)) = (settings, snapshot.backends.get(name)) else { continue };

@@ -107,10 +107,7 @@ impl Introspector {
             metrics.introspections.of(IntrospectionResult::Busy).inc();
             return Err(TokenError::Busy);
         };
-        let Self { settings, client, .. } = self;
-        let request = client.post(&settings.url, (&settings.client_id, &self.secret), ("token", token), LARGEST_ANSWER);
-        let answer = timeout_at(until, request).await.unwrap_or(Err(FetchError::Timeout));
-        let claims = match answer.and_then(|answer| read(&answer)) {
+        let claims = match self.request(token, until).await {
             Ok(claims) => claims,
             Err(error) => {
                 metrics.introspections.of(IntrospectionResult::Unavailable).inc();
@@ -130,6 +127,21 @@ impl Introspector {
         let was_valid = was_valid || counted == IntrospectionResult::Active;
         self.answers.cache.insert(digest, Answer { at: Instant::now(), result: result.clone(), was_valid });
         result
+    }
+
+    /// The claims of an active token; `None`: it is not active.
+    async fn request(&self, token: &Secret, until: Instant) -> Result<Option<Map<String, Value>>, FetchError> {
+        let Self { settings, client, secret, .. } = self;
+        let request = client.post(&settings.url, (&settings.client_id, secret), ("token", token), LARGEST_ANSWER);
+        read(&timeout_at(until, request).await.unwrap_or(Err(FetchError::Timeout))?)
+    }
+
+    /// Asks about a token that was made up.
+    pub(super) async fn inspect(&self, until: Instant) -> Result<(), FetchError> {
+        match self.request(&Secret::copy_of(b"made-up-by-usher-check"), until).await? {
+            None => Ok(()),
+            Some(_) => Err(FetchError::Content("it says that a token which was made up is active".to_owned())),
+        }
     }
 
     fn judge(&self, claims: Map<String, Value>) -> Result<VerifiedToken, TokenError> {

@@ -8,9 +8,13 @@
 mod claims;
 mod fetch;
 mod introspect;
+#[cfg(any(test, feature = "internals"))]
+mod invariants;
 mod jwt;
 mod keys;
 mod remote_keys;
+#[cfg(feature = "internals")]
+mod sample;
 mod strict;
 #[cfg(test)]
 mod tests;
@@ -19,6 +23,7 @@ mod verified;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rustls::ClientConfig;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -30,10 +35,15 @@ use crate::outcome::TokenError;
 use crate::telemetry::metrics::Metrics;
 use claims::Source;
 use fetch::Client;
+pub(crate) use fetch::FetchError;
 use introspect::{Answers, Introspector};
+#[cfg(any(test, feature = "internals"))]
+pub use invariants::invariants;
 use jwt::{Form, Jwt};
-pub(crate) use keys::{KeySet, LARGEST_SET};
+pub(crate) use keys::{KeySet, LARGEST_SET, SkippedKey};
 use remote_keys::{KeyState, Refreshed, RemoteKeys};
+#[cfg(feature = "internals")]
+pub use sample::TokenVerifier;
 pub(crate) use verified::VerifiedToken;
 
 /// How long a login waits for its issuer.
@@ -76,7 +86,37 @@ enum Keys {
     None,
 }
 
+/// What an issuer's servers answered.
+#[derive(Debug)]
+pub(crate) struct InspectedIssuer {
+    /// The exact value of `iss`.
+    pub issuer: String,
+    /// How many keys are usable, and why others are not; `None`: its tokens are introspected.
+    pub keys: Option<Result<(usize, Vec<SkippedKey>), FetchError>>,
+    /// Whether it answers about tokens; `None`: it is not asked.
+    pub introspection: Option<Result<(), FetchError>>,
+}
+
 impl Issuer {
+    async fn inspect(&self) -> InspectedIssuer {
+        let summary = |keys: &KeySet| (keys.len(), keys.skipped.clone());
+        let keys = async {
+            match &self.keys {
+                Keys::File(keys) => Some(Ok(summary(keys))),
+                Keys::Remote(remote) => Some(remote.fetch_in_time().await.map(|keys| summary(&keys))),
+                Keys::None => None,
+            }
+        };
+        let introspection = async {
+            match &self.introspector {
+                Some(introspector) => Some(introspector.inspect(Instant::now() + PATIENCE).await),
+                None => None,
+            }
+        };
+        let (keys, introspection) = tokio::join!(keys, introspection);
+        InspectedIssuer { issuer: self.settings.issuer.clone(), keys, introspection }
+    }
+
     fn new(settings: &TokenIssuer, files: IssuerFiles, previous: Option<&Self>) -> Self {
         let IssuerFiles { tls, keys, client_secret } = files;
         let client = Client { tls, proxy: settings.proxy.clone() };
@@ -213,6 +253,11 @@ impl Tokens {
             }
             Some(KeySource::File(_) | KeySource::Url(_)) | None => None,
         }
+    }
+
+    /// Asks every issuer for its keys, and about a token that was made up: for `check --connect`.
+    pub(crate) async fn inspect(&self) -> Vec<InspectedIssuer> {
+        join_all(self.issuers.iter().map(Issuer::inspect)).await
     }
 
     /// Starts fetching the keys that are due.

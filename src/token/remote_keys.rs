@@ -128,8 +128,7 @@ impl RemoteKeys {
         drop(schedule);
         let (remote, metrics) = (Arc::clone(self), Arc::clone(metrics));
         tokio::spawn(async move {
-            let fetch = async { timeout(FETCH_TIME, remote.fetch()).await.unwrap_or(Err(FetchError::Timeout)) };
-            let fetched = tasks::once(Task::TokenKeys, &metrics.task_restarts, fetch).await;
+            let fetched = tasks::once(Task::TokenKeys, &metrics.task_restarts, remote.fetch_in_time()).await;
             remote.end(fetched.unwrap_or_else(|| Err(FetchError::Content("panicked".to_owned()))));
         });
     }
@@ -207,6 +206,11 @@ impl RemoteKeys {
             return Refreshed::Failed;
         }
         Refreshed::Fetched
+    }
+
+    /// Fetches the keys within the time for it.
+    pub(super) async fn fetch_in_time(&self) -> Result<KeySet, FetchError> {
+        timeout(FETCH_TIME, self.fetch()).await.unwrap_or(Err(FetchError::Timeout))
     }
 
     /// Fetches the keys.

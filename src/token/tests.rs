@@ -21,21 +21,7 @@ const ISSUER: &str = "https://idp.example.com/realms/corp";
 static SIGNER: LazyLock<Signer> = LazyLock::new(|| Signer::new("ES256", "one"));
 
 fn settings() -> TokenIssuer {
-    TokenIssuer {
-        issuer: ISSUER.to_owned(),
-        keys: Some(KeySource::File("jwks.json".into())),
-        introspection: None,
-        audience: vec!["mail".to_owned(), "imap".to_owned()],
-        clients: Vec::new(),
-        scopes: Vec::new(),
-        login_claim: "sub".to_owned(),
-        unverified_email: false,
-        filter: template::parse_claim_filter("(entryUUID={claim})").unwrap(),
-        domains: Vec::new(),
-        domain_attribute: "mail".to_owned(),
-        ca: None,
-        proxy: None,
-    }
+    TokenIssuer { audience: vec!["mail".to_owned(), "imap".to_owned()], ..TokenIssuer::for_tests(ISSUER) }
 }
 
 fn key_set(signers: &[&Signer]) -> KeySet {

@@ -66,6 +66,7 @@ mod submission;
 mod tasks;
 mod throttle;
 mod timers;
+mod token_issuers;
 mod trace;
 mod trust;
 mod unauthenticate;

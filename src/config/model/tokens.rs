@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use super::routing::Address;
 use crate::config::url::HttpUrl;
+#[cfg(any(test, feature = "internals"))]
+use crate::proto::ldap::template;
 use crate::proto::ldap::template::Template;
 
 /// An issuer of tokens.
@@ -35,6 +37,28 @@ pub struct TokenIssuer {
     pub ca: Option<PathBuf>,
     /// The HTTP proxy on the way to them.
     pub proxy: Option<Address>,
+}
+
+#[cfg(any(test, feature = "internals"))]
+impl TokenIssuer {
+    /// One to begin with, for tests and benches: keys in a file, the audience `mail`, `sub` as the claim.
+    pub(crate) fn for_tests(issuer: &str) -> Self {
+        Self {
+            issuer: issuer.to_owned(),
+            keys: Some(KeySource::File("jwks.json".into())),
+            introspection: None,
+            audience: vec!["mail".to_owned()],
+            clients: Vec::new(),
+            scopes: Vec::new(),
+            login_claim: "sub".to_owned(),
+            unverified_email: false,
+            filter: template::parse_claim_filter("(entryUUID={claim})").expect("a filter"),
+            domains: Vec::new(),
+            domain_attribute: "mail".to_owned(),
+            ca: None,
+            proxy: None,
+        }
+    }
 }
 
 /// Where the keys of an issuer are.

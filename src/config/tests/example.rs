@@ -169,6 +169,17 @@ fn commented_issuers_are_valid() {
 }
 
 #[test]
+fn documented_issuers_are_accepted() {
+    let text = include_str!("../../../docs/tokens.md");
+    let pieces: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|piece| piece.split("```").next()).collect();
+    assert_eq!(pieces.len(), 2);
+    for piece in pieces {
+        let config = parse_text(&format!("{EXAMPLE}{piece}"));
+        assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()), "{piece}");
+    }
+}
+
+#[test]
 fn documentation_snippets_are_accepted() {
     let rest = "listeners: [{protocol: imap, address: \"[::]:993\", tls: implicit}]
 tls: {certificates: [{chain: c.pem, key: k.pem}]}

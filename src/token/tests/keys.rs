@@ -30,6 +30,17 @@ async fn every_algorithm_verifies_with_a_key_of_its_type_alone() {
 }
 
 #[test]
+fn example_of_the_standard_verifies() {
+    let example = include_bytes!("../../../fuzz/corpus/token/rfc7515_a3");
+    let key = json!({"keys": [{
+        "kty": "EC", "crv": "P-256",
+        "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+    }]});
+    let Ok(Form::Jwt(jwt)) = jwt::read(example) else { panic!("no JWT") };
+    assert_eq!(KeySet::parse(key.to_string().as_bytes()).unwrap().verify(&jwt), Ok(()));
+}
+
+#[test]
 fn unusable_keys_are_skipped_one_by_one() {
     let good = SIGNER.jwk();
     let altered = |members: Value| {

@@ -18,6 +18,7 @@ pub(crate) mod nginx;
 pub(crate) mod process;
 pub(crate) mod scripted;
 pub(crate) mod sieve;
+#[allow(dead_code, reason = "unit tests and benches use the rest")]
 pub(crate) mod signer;
 pub(crate) mod slapd;
 pub(crate) mod tools;
