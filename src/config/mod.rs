@@ -40,9 +40,9 @@ use crate::proto::ldap::template::{self, Template, UserName};
 pub(crate) use model::{
     Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
     Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find,
-    Forward, Group, Health, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log,
-    LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls,
-    TlsVersion, TokenIssuer, Watch, WatchMode,
+    Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener,
+    ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing,
+    ServiceAccount, Throttle, Tls, TlsVersion, TokenIssuer, Watch, WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};
@@ -51,7 +51,6 @@ pub(crate) use routing::LONGEST_REPLY;
 pub(crate) use section::collide;
 #[cfg(test)]
 pub(crate) use tests::sound_directory;
-pub(crate) use url::{HttpUrl, UrlError};
 
 /// A duration as it is written in the configuration, for arguments of commands.
 ///

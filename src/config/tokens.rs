@@ -1,9 +1,9 @@
 //! The `tokens` section: whose tokens are accepted, and how the claim of one becomes an entry.
 
-use super::model::{Address, Directory, Find, Introspection, KeySource, TokenIssuer};
+use super::model::{Address, Directory, Find, HttpUrl, Introspection, KeySource, TokenIssuer};
 use super::names;
 use super::raw::{Node, Section, Unique};
-use super::url::HttpUrl;
+use super::url::UrlError;
 use crate::proto::ldap::template::{self, Template};
 
 /// The path of the document below an issuer (OpenID Connect Discovery 1.0 section 4).
@@ -187,7 +187,7 @@ fn keys(section: &Section<'_>, issuer: Option<&str>, introspected: bool) -> Opti
 }
 
 /// The URL of the discovery document: as it stands if its path says so, otherwise below that.
-fn document(text: &str) -> Result<HttpUrl, super::UrlError> {
+fn document(text: &str) -> Result<HttpUrl, UrlError> {
     let url = HttpUrl::parse(text)?;
     if url.path.contains("/.well-known/") {
         return Ok(url);

@@ -1,26 +1,10 @@
 //! URLs of an issuer of tokens: https, or http to this machine.
 
-use std::fmt;
-
+use super::model::HttpUrl;
 use super::names::{self, NameError};
 
 /// The longest URL.
 const LONGEST: usize = 2_048;
-
-/// A URL that may be fetched.
-#[derive(Clone, PartialEq, Eq)]
-pub struct HttpUrl {
-    /// As it was written.
-    text: String,
-    /// Under TLS; otherwise on this machine.
-    pub encrypted: bool,
-    /// The host, without brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// Path and query.
-    pub path: String,
-}
 
 impl HttpUrl {
     /// Reads a URL.
@@ -51,26 +35,6 @@ impl HttpUrl {
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         let port = port.unwrap_or(if encrypted { 443 } else { 80 });
         Ok(Self { text: text.to_owned(), encrypted, host, port, path })
-    }
-
-    /// As it was written.
-    #[must_use]
-    pub(crate) fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// Host and port, as a request names them.
-    #[must_use]
-    pub(crate) fn authority(&self) -> String {
-        let standard = if self.encrypted { 443 } else { 80 };
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == standard { host } else { format!("{host}:{}", self.port) }
-    }
-}
-
-impl fmt::Debug for HttpUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
     }
 }
 

@@ -34,8 +34,10 @@ const YES: Duration = Duration::from_secs(5 * 60);
 const NO: Duration = Duration::from_secs(30);
 /// How long a token is known to have been valid once: when it has expired, it is no guess.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
-/// Tokens that are remembered.
-const CAPACITY: u64 = 10_000;
+/// The most memory that answers take, in bytes, about.
+const CAPACITY: u64 = 16 << 20;
+/// What an answer takes besides its claims, in bytes, about.
+const OVERHEAD: usize = 256;
 /// The largest answer, in bytes.
 const LARGEST_ANSWER: usize = 64 * 1024;
 
@@ -62,7 +64,11 @@ impl fmt::Debug for Answers {
 
 impl Default for Answers {
     fn default() -> Self {
-        let cache = Cache::builder().max_capacity(CAPACITY).time_to_live(REMEMBERED).build();
+        let weigh = |_: &AnswerDigest, answer: &Answer| {
+            let claims = answer.result.as_ref().map_or(0, VerifiedToken::size);
+            u32::try_from(claims + OVERHEAD).unwrap_or(u32::MAX)
+        };
+        let cache = Cache::builder().weigher(weigh).max_capacity(CAPACITY).time_to_live(REMEMBERED).build();
         Self { cache, in_flight: Semaphore::new(IN_FLIGHT), repeats: Repeats::default() }
     }
 }

@@ -30,6 +30,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(60);
 /// The time of one fetch, discovery included.
 const FETCH_TIME: Duration = Duration::from_secs(5);
+/// The most of another issuer's name that is shown.
+const SHOWN: usize = 200;
 
 labels! {
     /// What became of a fetch for an unknown key.
@@ -238,7 +240,8 @@ impl RemoteKeys {
         // Section 4.3: identical. Otherwise the keys may be those of whoever answers there.
         let issuer = text("issuer").ok_or_else(|| content("has no `issuer`"))?;
         if issuer != self.issuer {
-            return Err(FetchError::Content(format!("the discovery document is of another issuer: {issuer}")));
+            let shown: String = issuer.chars().take(SHOWN).collect();
+            return Err(FetchError::Content(format!("the discovery document is of another issuer: {shown}")));
         }
         let keys = text("jwks_uri").ok_or_else(|| content("has no `jwks_uri`"))?;
         let keys =

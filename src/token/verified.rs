@@ -9,6 +9,9 @@ use crate::base::credential::Login;
 use crate::config::TokenIssuer;
 use crate::proto::ldap::template;
 
+/// What a claim takes besides its name and its text, in bytes, about.
+const EACH: usize = 64;
+
 /// The evidence of a verified token.
 #[derive(Clone)]
 pub(crate) struct VerifiedToken {
@@ -28,8 +31,18 @@ impl fmt::Debug for VerifiedToken {
 
 impl VerifiedToken {
     /// Only for the place where a token's claims have been judged.
-    pub(super) fn new(issuer: Arc<TokenIssuer>, claim: Login, expires: u64, claims: Map<String, Value>) -> Self {
+    pub(super) fn new(issuer: Arc<TokenIssuer>, claim: Login, expires: u64, mut claims: Map<String, Value>) -> Self {
+        // Another claim may be a name at a backend: a short text. The others have been judged.
+        let is_name = |value: &Value| value.as_str().is_some_and(|text| text.len() <= Login::MAX);
+        claims.retain(|_, value| is_name(value));
         Self { issuer, claim, expires, claims }
+    }
+
+    /// The memory of its claims, in bytes, about.
+    #[must_use]
+    pub(super) fn size(&self) -> usize {
+        let texts = self.claims.iter().map(|(name, value)| name.len() + value.as_str().map_or(0, str::len));
+        texts.map(|text| text + EACH).sum()
     }
 
     /// The issuer, as configured.
@@ -71,7 +84,8 @@ impl VerifiedToken {
         Some(format!("(&{filter}(|{}))", domains.collect::<String>()))
     }
 
-    /// The text of another claim, such as the name at a backend; `None`: it is absent, empty or no text.
+    /// The text of another claim, such as the name at a backend; `None`: it is absent, empty, too long for a name, or no
+    /// text.
     #[must_use]
     pub(crate) fn text(&self, claim: &str) -> Option<&str> {
         self.claims.get(claim)?.as_str().filter(|text| !text.is_empty())

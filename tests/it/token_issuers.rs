@@ -74,7 +74,7 @@ fn keys_in_a_file_are_watched_as_certificates_are() {
     let settings = json!({
         "issuer": "https://idp.example.com", "jwks": "jwks.json", "audience": "mail", "login_claim": "sub",
     });
-    let config = with_issuer(settings).set("/tls/reload_interval", "100ms");
+    let config = with_issuer(settings).set("/tls/reload_interval", "1s");
     let file = config.path("jwks.json");
     let write = |text: String| std::fs::write(&file, text).unwrap();
     write(json!({"keys": [one.jwk()]}).to_string());

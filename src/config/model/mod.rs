@@ -32,7 +32,7 @@ pub(crate) use routing::{
 };
 pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
 pub(crate) use tls::{CertificateFiles, ClientAuth, Group, Tls, TlsVersion};
-pub(crate) use tokens::{Introspection, KeySource, TokenIssuer};
+pub(crate) use tokens::{HttpUrl, Introspection, KeySource, TokenIssuer};
 
 /// A whole checked configuration: one immutable snapshot.
 #[derive(Debug, Clone)]

@@ -1,9 +1,9 @@
 //! Who may say by a token who a user is.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use super::routing::Address;
-use crate::config::url::HttpUrl;
 #[cfg(any(test, feature = "internals"))]
 use crate::proto::ldap::template;
 use crate::proto::ldap::template::Template;
@@ -81,4 +81,41 @@ pub struct Introspection {
     pub client_id: String,
     /// The file with its secret.
     pub client_secret_file: PathBuf,
+}
+
+/// A URL that may be fetched: under TLS, or on this machine.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HttpUrl {
+    /// As it was written.
+    pub(in crate::config) text: String,
+    /// Under TLS; otherwise on this machine.
+    pub encrypted: bool,
+    /// The host, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Path and query.
+    pub path: String,
+}
+
+impl HttpUrl {
+    /// As it was written.
+    #[must_use]
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Host and port, as a request names them.
+    #[must_use]
+    pub(crate) fn authority(&self) -> String {
+        let standard = if self.encrypted { 443 } else { 80 };
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == standard { host } else { format!("{host}:{}", self.port) }
+    }
+}
+
+impl fmt::Debug for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
