@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
 use usher::internals::Reply;
-use usher::internals::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
+use usher::internals::{BackSettings, BackStep, BackTls, FrontSettings, SaslOffer, Step, Welcome, by_name};
 use usher::internals::{Secret, SecretBuf};
 
 const LOGIN: &[u8] = b"a1 ID (\"name\" \"bench\")\r\na2 CAPABILITY\r\na3 LOGIN alice \"secret word\"\r\n";
@@ -55,6 +55,7 @@ fn front(protocol: &str, sent: &[u8], size: usize, refused: bool) -> usize {
         tls: true,
         starttls: false,
         bad_commands: 20,
+        sasl: SaslOffer::PASSWORDS,
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
@@ -82,6 +83,7 @@ fn back(protocol: &str, sent: &[u8], size: usize) -> bool {
         tls: BackTls::Implicit,
         login: b"alice".to_vec(),
         password: Secret::copy_of(b"secret"),
+        token: None,
         service: None,
         untagged_limit: 65_536,
         forward: None,

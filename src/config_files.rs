@@ -251,7 +251,10 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
 }
 
 /// What the files of each issuer of tokens hold.
-fn issuers(settings: &[TokenIssuer], place: &Place) -> Result<Vec<IssuerFiles>, Vec<Problem>> {
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub(crate) fn issuers(settings: &[TokenIssuer], place: &Place) -> Result<Vec<IssuerFiles>, Vec<Problem>> {
     let mut problems = Vec::new();
     let mut files = Vec::with_capacity(settings.len());
     for (index, issuer) in settings.iter().enumerate() {

@@ -8,7 +8,9 @@ pub use crate::cache::Cache;
 pub use crate::directory::open as open_directory;
 pub use crate::login::authn::{Authenticator, DecidedBy, LookupMode};
 pub use crate::outcome::Reply;
-pub use crate::proto::{BackSettings, BackStep, BackTls, ClosingLine, FrontSettings, Step, Welcome, by_name};
+pub use crate::proto::{
+    BackSettings, BackStep, BackTls, ClosingLine, FrontSettings, SaslOffer, Step, Welcome, by_name,
+};
 pub use crate::sessions::relay;
 pub use crate::telemetry::metrics::Metrics;
 pub use crate::tls::stream::Stream;

@@ -161,6 +161,8 @@ impl Endpoint {
             | BackendError::Down { .. }
             | BackendError::Full
             | BackendError::SlowStart
+            | BackendError::NoTokenLogin
+            | BackendError::TokenTooLong(_)
             | BackendError::Refused(_) => false,
         }
     }

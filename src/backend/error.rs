@@ -94,6 +94,12 @@ pub(crate) enum BackendError {
     /// Its reply makes a login impossible.
     #[error("{0}")]
     Fault(BackFault),
+    /// A user has a token, and the backend gets neither it nor a login by a service account.
+    #[error("no login with a token: the backend has neither `service` nor `token: forward`")]
+    NoTokenLogin,
+    /// The message with a token is longer than a backend reads.
+    #[error("the message with the token has {0} bytes in base64, and servers read no more than {max}", max = super::LONGEST_TOKEN)]
+    TokenTooLong(usize),
     /// It refused the login.
     #[error("login rejected")]
     Refused(BackendReply),
@@ -172,6 +178,7 @@ impl BackendError {
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(_) => BackendResult::Unreachable,
+            Self::NoTokenLogin | Self::TokenTooLong(_) => BackendResult::Unsent,
             Self::Down { .. } => BackendResult::Down,
             Self::Full => BackendResult::InFlight,
             Self::SlowStart => BackendResult::SlowStart,
@@ -193,6 +200,7 @@ impl BackendError {
             | BackendResult::Down
             | BackendResult::InFlight
             | BackendResult::SlowStart
+            | BackendResult::Unsent
             | BackendResult::Draining => ProbeResult::Unreachable,
         }
     }
@@ -203,6 +211,8 @@ impl BackendError {
     pub(crate) fn refusal(&self, pass_refusals: bool) -> Refusal {
         match self {
             Self::NotServed => Refusal::ProtocolNotServed,
+            Self::NoTokenLogin => Refusal::NoTokenLogin,
+            Self::TokenTooLong(_) => Refusal::TokenTooLong,
             Self::Resolve { .. }
             | Self::Loop { .. }
             | Self::Connect { .. }

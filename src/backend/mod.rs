@@ -35,10 +35,12 @@ use crate::base::clock::wait_until;
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::Label as _;
 use crate::base::secret::Secret;
-use crate::config::{self, Forward};
+use crate::config::{self, Forward, TokenLogin};
+use crate::outcome::Refusal;
 use crate::proto::transcript::Transcript;
-use crate::proto::{BackSettings, Origin, PROTOCOLS, Protocol};
+use crate::proto::{self, BackSettings, Origin, PROTOCOLS, Protocol};
 use crate::telemetry::metrics::Metrics;
+use crate::token::VerifiedToken;
 use addresses::{Evidence, Pool};
 pub(crate) use dialogue::LoggedIn;
 use endpoint::{Endpoint, Handshakes};
@@ -49,6 +51,9 @@ use state::BackendStatus;
 
 /// How long a login waits for a slot while too many are in progress or after an outage.
 const SLOT_WAIT: Duration = Duration::from_secs(1);
+/// The longest message with a token that a backend gets, in base64: Dovecot reads no more
+/// (`LOGIN_MAX_AUTH_BUF_SIZE`).
+const LONGEST_TOKEN: usize = 8_192;
 
 /// A backend, ready to be logged in to.
 #[derive(Debug)]
@@ -57,6 +62,8 @@ pub(crate) struct Backend {
     pub name: Arc<str>,
     /// Whether its own refusal texts may be passed to the client.
     pub pass_refusals: bool,
+    /// How users with a token log in.
+    token: TokenLogin,
     timeout: Duration,
     service: Option<Service>,
     /// Slots for logins in progress.
@@ -138,6 +145,7 @@ impl Backend {
         let new = || Arc::new(Semaphore::new(settings.logins_in_flight));
         Self {
             pass_refusals: settings.pass_refusals,
+            token: settings.token.clone(),
             timeout: settings.timeout,
             service,
             slots: previous.map_or_else(new, |previous| Arc::clone(&previous.slots)),
@@ -147,6 +155,17 @@ impl Backend {
             rejections,
             name,
         }
+    }
+
+    /// The name that a user has there by a claim of the token, where the backend gets the token and names are claims.
+    pub(crate) fn token_name(&self, token: &VerifiedToken) -> Option<Result<Login, Refusal>> {
+        let TokenLogin::Forward { user_claim: Some(claim) } = &self.token else { return None };
+        let name = token.text(claim).and_then(|text| Login::parse(text.as_bytes()));
+        Some(name.ok_or(Refusal::NoBackendLogin))
+    }
+
+    const fn forwards_tokens(&self) -> bool {
+        matches!(self.token, TokenLogin::Forward { .. })
     }
 
     /// Logs the user in under this name, within the backend's `timeout`, and forwards the client's address as `forward` says.
@@ -164,21 +183,38 @@ impl Backend {
     ) -> Result<LoggedIn, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let deadline = Instant::now() + self.timeout;
-        let (service, password) = match &self.service {
-            Some(service) => (Some(service.login.clone().into_bytes()), service.password.clone()),
-            None => {
-                let CredentialSecret::Password(password) = credential.secret();
-                (None, password.clone())
-            }
-        };
         let login = login.as_str().as_bytes().to_vec();
+        let (service, password, token) = match (credential.secret(), &self.service) {
+            (CredentialSecret::Token(bearer), _) if self.forwards_tokens() => {
+                (None, bearer.token.clone(), Some(bearer.form))
+            }
+            (_, Some(service)) => (Some(service.login.clone().into_bytes()), service.password.clone(), None),
+            (CredentialSecret::Password(password), None) => (None, password.clone(), None),
+            (CredentialSecret::Token(_), None) => return Err(BackendError::NoTokenLogin),
+        };
+        if let Some(form) = token {
+            let size = proto::token_message_size(form, &login, &password);
+            if size > LONGEST_TOKEN {
+                return Err(BackendError::TokenTooLong(size));
+            }
+        }
         let (untagged_limit, host) = (endpoint.untagged_limit, Arc::clone(&endpoint.host));
         let forward = endpoint.forwarded_client(origin);
         let header = endpoint.header(Some(origin));
         let initial_response = endpoint.pool.takes_initial_responses();
         let (tls, ehlo) = (endpoint.tls, endpoint.client_ehlo(origin));
-        let mut settings =
-            BackSettings { tls, login, password, service, forward, untagged_limit, host, initial_response, ehlo };
+        let mut settings = BackSettings {
+            tls,
+            login,
+            password,
+            token,
+            service,
+            forward,
+            untagged_limit,
+            host,
+            initial_response,
+            ehlo,
+        };
 
         let began = Instant::now();
         let approach = async {

@@ -137,6 +137,7 @@ impl Endpoint {
             tls: self.tls,
             login: account.map(|account| account.login.clone().into_bytes()).unwrap_or_default(),
             password: account.map_or_else(|| Secret::new(Vec::new()), |account| account.password.clone()),
+            token: None,
             service: service.map(|service| service.login.clone().into_bytes()),
             forward,
             untagged_limit: self.untagged_limit,

@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 use aws_lc_rs::hmac;
 use subtle::ConstantTimeEq as _;
 
+use super::labels::labels;
 use super::secret::Secret;
 
 /// The key of every digest. Without random numbers nothing may be decided: the process does not start then.
@@ -47,6 +48,19 @@ impl Login {
         (fits && !text.chars().any(char::is_control)).then(|| Self(text.into()))
     }
 
+    /// The absent name of a message that need not name a user: a token says itself whose it is. No name that is parsed
+    /// equals it.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self("".into())
+    }
+
+    /// Whether it is [`Login::absent`].
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -54,14 +68,36 @@ impl Login {
     }
 }
 
-/// The secret of a credential. Tokens and client certificates will be kinds of their own.
+labels! {
+    /// The mechanism that carries a token.
+    pub enum TokenForm {
+        /// RFC 7628.
+        OAuthBearer => "oauthbearer",
+        /// Google's and Microsoft's predecessor of it.
+        XOAuth2 => "xoauth2",
+    }
+}
+
+/// A token, and how it came: a backend that gets it gets it in the same form.
+#[derive(Debug, Clone)]
+pub struct BearerToken {
+    /// The token (RFC 6750 section 2.1).
+    pub token: Secret,
+    /// The mechanism.
+    pub form: TokenForm,
+}
+
+/// The secret of a credential.
 #[derive(Debug, Clone)]
 pub enum CredentialSecret {
     /// A password.
     Password(Secret),
+    /// A token.
+    Token(BearerToken),
 }
 
-/// A login name and its secret, as one client has sent them.
+/// A login name and its secret, as one client has sent them. The name beside a token is a claim of the client's that
+/// may be absent, and never says who the user is.
 #[derive(Debug, Clone)]
 pub struct Credential {
     login: Login,
@@ -114,18 +150,24 @@ pub(crate) struct Digest([u8; 32]);
 
 impl Digest {
     fn of(secret: &CredentialSecret) -> Self {
-        let CredentialSecret::Password(password) = secret;
-        Self::of_secret(password)
+        match secret {
+            CredentialSecret::Password(password) => Self::keyed(password, 0),
+            CredentialSecret::Token(BearerToken { token, .. }) => Self::of_token(token),
+        }
     }
 
-    /// The digest of a secret that belongs to no login name.
+    /// The digest of a token. One that is sent as a password has another.
     #[must_use]
-    pub(crate) fn of_secret(secret: &Secret) -> Self {
+    pub(crate) fn of_token(token: &Secret) -> Self {
+        Self::keyed(token, 1)
+    }
+
+    fn keyed(secret: &Secret, kind: u8) -> Self {
         let mut context = hmac::Context::with_key(&KEY);
         context.update(secret.expose());
         // The context keeps the last part of its input, and is moved when it is finished, which leaves a copy on
         // the stack: this one has the end of the secret no longer. A suffix of fixed length keeps inputs distinct.
-        context.update(&[0; BLOCK]);
+        context.update(&[kind; BLOCK]);
         let tag = context.sign();
         let mut digest = [0; 32];
         digest.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
@@ -196,6 +238,23 @@ mod tests {
         let digest = |login: &str, password: &str| Credential::for_tests(login, password).digest().0;
         assert_eq!(digest("alice", "sesame"), digest("bob", "sesame"));
         assert_ne!(digest("alice", "sesame"), digest("alice", "sesame "));
+    }
+
+    #[test]
+    fn token_and_password_of_the_same_bytes_have_different_digests() {
+        let of = |secret| Credential::new(Login::absent(), secret).digest().0;
+        let token = |form| CredentialSecret::Token(BearerToken { token: Secret::copy_of(b"sesame"), form });
+        let tokens = [TokenForm::OAuthBearer, TokenForm::XOAuth2].map(|form| of(token(form)));
+        assert_eq!(tokens[0], tokens[1]);
+        assert_ne!(tokens[0], of(CredentialSecret::Password(Secret::copy_of(b"sesame"))));
+    }
+
+    #[test]
+    fn no_parsed_name_is_absent() {
+        assert!(Login::absent().is_absent());
+        for typed in ["", " ", "\u{a0}", "alice"] {
+            assert!(Login::parse(typed.as_bytes()).is_none_or(|login| !login.is_absent()), "{typed:?}");
+        }
     }
 
     #[test]

@@ -96,6 +96,7 @@ impl Cache {
         self.names.invalidate_all();
         self.users.invalidate_all();
         self.wrong.invalidate_all();
+        self.found.invalidate_all();
         self.pass(&self.forgotten);
     }
 }

@@ -1,6 +1,6 @@
 //! The cache of the directory's answers: bounded, and without passwords.
 //!
-//! Parts, each a moka cache with its own limit: typed name -> entry; entry -> the decision with digests of
+//! Parts, each a moka cache with its own limit: typed name -> entry; the search of a token -> entry; entry -> the decision with digests of
 //! correct passwords; entry -> digests of wrong passwords (separate, so that guessing can never evict a correct one); and
 //! the flights, one per typed name and password.
 //!
@@ -12,6 +12,7 @@
 //! constant time. Freshness is computed on tokio's clock; moka's own expiry only frees memory.
 
 mod admin;
+mod found;
 mod refused;
 
 use std::collections::HashMap;
@@ -29,6 +30,8 @@ use crate::config;
 use crate::directory::{Entry, EntryKey, EntryVersion, Identity, Realm};
 
 pub(crate) use admin::CacheRecord;
+use found::FoundEntry;
+pub(crate) use found::TokenSearch;
 use refused::WrongPasswords;
 
 /// Correct passwords kept per entry: a main and some app passwords must not evict each other.
@@ -82,6 +85,7 @@ pub struct Cache {
     names: moka::sync::Cache<Login, CachedName>,
     users: moka::sync::Cache<EntryKey, Arc<CachedUser>>,
     wrong: moka::sync::Cache<EntryKey, Arc<WrongPasswords>>,
+    found: moka::sync::Cache<TokenSearch, FoundEntry>,
     /// Whether an entry with an id was ever cached.
     has_ids: AtomicBool,
     /// Counts invalidations; each slot has the count of its last one.
@@ -110,6 +114,7 @@ impl Cache {
             names: bounded(settings.capacity, life),
             users: bounded(settings.capacity, life),
             wrong: bounded(settings.capacity, WRONG_KEPT),
+            found: bounded(settings.capacity, life),
             has_ids: AtomicBool::new(false),
             history: AtomicU64::new(0),
             forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),

@@ -13,20 +13,22 @@ use serde::Serialize;
 use super::explain_all;
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
 use crate::admin::control::{self, User};
+use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
-use crate::config::{self, Config};
+use crate::config::{self, Config, TokenLogin};
 use crate::config_files;
 use crate::diagnose::table::{Shown, ShownJson};
-use crate::directory::{self, Directory, NameKind, NoFloor};
+use crate::directory::{self, Directory, NameKind, NoFloor, Trace};
 use crate::login::explain::Verdict;
 use crate::outcome::Refusal;
 use crate::telemetry::metrics::Metrics;
+use crate::token::Tokens;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The login name, as a client would type it
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present_any = ["all", "token_stdin"])]
     login: Option<String>,
     /// One JSON object instead of text
     #[arg(long)]
@@ -37,6 +39,9 @@ pub(super) struct Args {
     /// The client's address: whether the entry permits a login from there
     #[arg(long, value_name = "ADDRESS", conflicts_with = "all")]
     from: Option<IpAddr>,
+    /// Read a token from standard input and explain what it leads to; LOGIN is the name that a client writes beside it
+    #[arg(long, conflicts_with_all = ["all", "password_stdin"])]
+    token_stdin: bool,
     /// Explain every user of the directory, or those in --users
     #[arg(long, conflicts_with = "login")]
     all: bool,
@@ -48,6 +53,12 @@ pub(super) struct Args {
 #[derive(Debug, Default, Serialize)]
 struct Explanation {
     login: String,
+    /// The issuer of a token that is valid.
+    issuer: Option<String>,
+    /// Its claim: name and value.
+    claim: Option<String>,
+    /// Why a token is refused.
+    token_error: Option<&'static str>,
     query: String,
     /// The server that answered.
     server: Option<String>,
@@ -95,13 +106,25 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         Ok(tls) => directory::open(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
     };
-    let Some(login) = &arguments.login else {
+    let login = match &arguments.login {
+        None if arguments.token_stdin => Some(String::new()),
+        login => login.clone(),
+    };
+    let Some(login) = &login else {
         return explain_all::explain(&config, &*directory, &arguments.all_users, arguments.json).await;
     };
     let attribute = config.directory.mail_host_attribute.clone();
     let from = arguments.from.map(|address| address.to_canonical());
     let mut explanation = Explanation { login: login.clone(), attribute, from, ..Explanation::default() };
     let code = match Login::parse(login.as_bytes()) {
+        name if arguments.token_stdin && (name.is_some() || login.is_empty()) => {
+            let tokens = match config_files::issuers(&config.tokens, &config.place) {
+                Ok(files) => Tokens::new(&config.tokens, files, &Arc::new(Metrics::new()), None),
+                Err(problems) => return fail_config(&problems),
+            };
+            explanation.look(&*directory).await;
+            explanation.ask_by_token(&config, &*directory, &tokens, name.as_ref()).await
+        }
         None => explanation.judged(&config, Verdict::no_login()),
         Some(login) => {
             explanation.query =
@@ -138,10 +161,7 @@ impl Explanation {
 
     async fn ask(&mut self, config: &Config, directory: &dyn Directory, login: &Login, with_password: bool) -> u8 {
         let found = if with_password {
-            let mut bytes = Vec::new();
-            // What cannot be read is no password.
-            let _ = std::io::stdin().read_to_end(&mut bytes);
-            let password = Secret::without_line_end(bytes);
+            let password = secret_from_stdin();
             if password.is_empty() {
                 let why = "the password is empty: it would not be sent to the directory";
                 return self.judged(config, Verdict::refused(Refusal::EmptyPassword, why));
@@ -157,9 +177,69 @@ impl Explanation {
             directory.find(login, NameKind::Login).await
         };
         let (found, trace) = found;
+        self.take_answer(trace);
+        self.judged(config, Verdict::of(config, found, login))
+    }
+
+    /// Verifies the token on standard input, and finds its entry.
+    async fn ask_by_token(
+        &mut self,
+        config: &Config,
+        directory: &dyn Directory,
+        tokens: &Tokens,
+        name: Option<&Login>,
+    ) -> u8 {
+        tokens.run_due();
+        let token = match tokens.verify(&secret_from_stdin()).await {
+            Ok(token) => token,
+            Err(error) => {
+                self.token_error = Some(error.label());
+                let words = format!("the token is not accepted: {}", error.label());
+                return self.judged(config, Verdict::refused(Refusal::of_token(error), words));
+            }
+        };
+        self.issuer = Some(token.issuer().to_owned());
+        self.claim = Some(format!("{}={}", token.claim_name(), token.claim().as_str()));
+        let Some(filter) = token.filter() else {
+            return self.judged(config, Verdict::refused(Refusal::UnknownUser, "the claim lacks a part of the filter"));
+        };
+        self.query.clone_from(&filter);
+        let (found, trace) = directory.find_by(&filter).await;
+        self.take_answer(trace);
+        if let (Ok(entry), Some(name)) = (&found, name.filter(|name| *name != token.claim())) {
+            let named = directory.find(name, NameKind::Login).await.0;
+            if !named.is_ok_and(|named| named.key() == entry.key()) {
+                let words = "the name beside the token is not that of the entry which its claim leads to";
+                return self.judged(config, Verdict::refused(Refusal::AuthzidNotAllowed, words));
+            }
+        }
+        let state = found.as_ref().ok().and_then(|entry| entry.version.account_state(unix_now()));
+        let mut verdict = Verdict::of(config, found, token.claim());
+        if let Some(state) = state {
+            verdict.goal = Err(Refusal::Account { state, proven: true });
+            verdict.words = format!("the entry says {}", state.label());
+        } else if let Ok(goal) = &mut verdict.goal {
+            let backend = config.routing.backends.iter().find(|backend| backend.name == goal.backend);
+            match backend.map(|backend| (&backend.token, &backend.service)) {
+                Some((TokenLogin::Forward { user_claim }, _)) => {
+                    verdict.words.push_str("; the backend gets the token");
+                    if let Some(claim) = user_claim {
+                        token.text(claim).unwrap_or_default().clone_into(&mut goal.login);
+                    }
+                }
+                Some((TokenLogin::Service, Some(_))) => verdict.words.push_str("; the service account logs in"),
+                Some((TokenLogin::Service, None)) | None => {
+                    verdict.words.push_str(", which has neither `service` nor `token: forward`");
+                    verdict.goal = Err(Refusal::NoTokenLogin);
+                }
+            }
+        }
+        self.judged(config, verdict)
+    }
+
+    fn take_answer(&mut self, trace: Trace) {
         self.server_result = trace.result().filter(|result| result.code != 0).map(|result| result.to_string());
         self.server = trace.server.map(|server| server.to_string());
-        self.judged(config, Verdict::of(config, found, login))
     }
 
     /// Takes over what is known; the exit code that goes with it.
@@ -189,7 +269,7 @@ impl Explanation {
     }
 
     fn text(&self, attribute: &str) -> String {
-        let mut text = format!("{}\n", Shown(&self.login));
+        let mut text = format!("{}\n", Shown(if self.login.is_empty() { "token" } else { &self.login }));
         let mut line = |name: &str, value: &str| {
             if !value.is_empty() {
                 let _ = writeln!(text, "  {name:<13}{}", Shown(value));
@@ -203,6 +283,8 @@ impl Explanation {
                 None => line("server", &format!("{server}: ok")),
             }
         }
+        line("issuer", self.issuer.as_deref().unwrap_or_default());
+        line("claim", self.claim.as_deref().unwrap_or_default());
         line("query", &self.query);
         line("answered by", self.server.as_deref().unwrap_or_default());
         line("answer", self.server_result.as_deref().unwrap_or_default());
@@ -231,6 +313,13 @@ impl Explanation {
     }
 }
 
+/// A password or token; what cannot be read is none.
+fn secret_from_stdin() -> Secret {
+    let mut bytes = Vec::new();
+    let _ = std::io::stdin().read_to_end(&mut bytes);
+    Secret::without_line_end(bytes)
+}
+
 /// What a command exits with when this is why a login is refused.
 fn code(refusal: &Refusal) -> u8 {
     match refusal {
@@ -240,12 +329,15 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::InvalidPassword
         | Refusal::NoPassword
         | Refusal::NetworkNotAllowed
+        | Refusal::Token(_)
         | Refusal::Account { .. } => NO_PERMISSION,
-        Refusal::DirectoryUnavailable => UNAVAILABLE,
+        Refusal::DirectoryUnavailable | Refusal::TokenUnavailable(_) => UNAVAILABLE,
         Refusal::InvalidUsername
         | Refusal::AuthzidNotAllowed
         | Refusal::NotAllowed
         | Refusal::UnusableNetworks
+        | Refusal::NoTokenLogin
+        | Refusal::TokenTooLong
         | Refusal::SeveralEntries(_)
         | Refusal::UnusableEntry(_)
         | Refusal::NoMailHost

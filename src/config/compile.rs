@@ -6,12 +6,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::model::{Config, Draft, Endpoint, Listener, Routing};
+use super::model::{Backend, Config, Draft, Endpoint, Listener, Routing, TokenIssuer, TokenLogin};
 use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
 use super::{directory, limits, listeners, names, process, routing, throttle, tls, tokens};
-use crate::proto::Protocol;
+use crate::proto::{MechanismSet, Protocol};
 
 /// Compiles the whole file, as far as it is sound.
 pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draft) {
@@ -38,6 +38,9 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
         let message = "without `directory.canary`, a server that does not return mail hosts routes every user to the \
                        default: name an entry that every server must return";
         root.warn("routing.default", message);
+    }
+    if let (Some(listeners), Some(tokens), Some(routing)) = (&listeners, &tokens, &routing) {
+        token_logins(root, listeners, tokens, routing);
     }
     let cache = root.section("cache", limits::cache).flatten();
     let limits = root.section("limits", limits::limits).flatten();
@@ -88,6 +91,33 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
         })
     };
     (config(), draft)
+}
+
+/// Warns of what keeps users with a token from logging in.
+fn token_logins(root: &Section<'_>, listeners: &[Listener], tokens: &[TokenIssuer], routing: &Routing) {
+    let offers = |listener: &Listener| listener.mechanisms.is_none_or(|set| set.meets(MechanismSet::TOKENS));
+    if tokens.is_empty() {
+        let listed = |listener: &&Listener| listener.mechanisms.is_some_and(|set| set.meets(MechanismSet::TOKENS));
+        if listeners.iter().any(|listener| listed(&listener)) {
+            root.warn("listeners", "`mechanisms` lists those of tokens, without effect: `tokens` has no issuer");
+        }
+        if routing.backends.iter().any(|backend| backend.token != TokenLogin::Service) {
+            root.warn("routing.backends", "`token: forward` is without effect: `tokens` has no issuer");
+        }
+        return;
+    }
+    if !listeners.iter().any(offers) {
+        root.warn("tokens", "no listener offers a mechanism of tokens: see `listeners[].mechanisms`");
+    }
+    let lacks_way = |backend: &&Backend| backend.token == TokenLogin::Service && backend.service.is_none();
+    let without: Vec<_> = routing.backends.iter().filter(lacks_way).map(|backend| backend.name.as_str()).collect();
+    if !without.is_empty() {
+        let message = format!(
+            "no user with a token can log in at {}: give the backend `service` or `token: forward`",
+            without.join(", ")
+        );
+        root.warn("routing.backends", message);
+    }
 }
 
 /// A listener whose protocol no backend serves is a door with nothing behind it.

@@ -6,7 +6,7 @@ use super::model::{Listener, ListenerTls};
 use super::names;
 use super::raw::{Node, Section};
 use super::section::{Addresses, networks, protocol_names};
-use crate::proto::{PROTOCOLS, Protocol};
+use crate::proto::{MechanismSet, PROTOCOLS, Protocol};
 
 /// The protocols as words for [`Node::word`].
 fn protocols() -> Vec<(&'static str, &'static Protocol)> {
@@ -32,6 +32,7 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     let tls = tls.and_then(|node| node.word(&words));
     let proxies = proxies(listener);
     let socket = listener.get("socket").map(|node| node.parsed(names::socket_name));
+    let mechanisms = listener.get("mechanisms").map(|node| mechanisms(&node));
     let (protocol, address, tls) = (protocol?, address?, tls?);
     let other = match tls {
         ListenerTls::Implicit => protocol.starttls_port,
@@ -42,7 +43,27 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     if !usual(address.port()) {
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }
-    Some(Listener { protocol, address, tls, proxies: proxies?, socket: socket.flatten() })
+    let mechanisms = match mechanisms {
+        Some(listed) => Some(listed?),
+        None => None,
+    };
+    Some(Listener { protocol, address, tls, mechanisms, proxies: proxies?, socket: socket.flatten() })
+}
+
+/// The mechanisms that clients may log in with.
+fn mechanisms(node: &Node<'_>) -> Option<MechanismSet> {
+    let items = node.one_or_more()?;
+    let read = |item: &Node<'_>| {
+        let set = MechanismSet::of(item.text()?);
+        if set.is_none() {
+            let known: Vec<_> = MechanismSet::PASSWORDS.or(MechanismSet::TOKENS).names().collect();
+            item.problem(format!("unknown mechanism: write some of {}", known.join(", ")));
+        }
+        set
+    };
+    let read: Vec<_> = items.iter().map(read).collect();
+    let read: Option<Vec<_>> = read.into_iter().collect();
+    Some(read?.into_iter().fold(MechanismSet::NONE, MechanismSet::or))
 }
 
 /// Who puts a PROXY header in front of every connection.

@@ -42,7 +42,7 @@ pub(crate) use model::{
     Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find,
     Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener,
     ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing,
-    ServiceAccount, Throttle, Tls, TlsVersion, TokenIssuer, Watch, WatchMode,
+    ServiceAccount, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

@@ -6,10 +6,12 @@ use std::time::Duration;
 use super::directory::Facts;
 use super::model::{
     Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Listener, Probe, Routing,
+    TokenLogin,
 };
 use super::names;
 use super::raw::{Node, Section, Unique};
 use super::section::{certificate, groups, protocol_names};
+use super::tokens;
 use super::units::{HOUR, MINUTE, SECOND};
 use crate::proto::proxy_header::Version;
 use crate::proto::{BackTls, ForwardMethod, PROTOCOLS, Protocol};
@@ -83,6 +85,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
              typed, a user that may write a mail alias could log in as any user",
         );
     }
+    let token = token(backend);
     let timeout = backend.duration("timeout", 4 * SECOND, SECOND / 10..=10 * SECOND);
     if let (Some(decision), Some(login)) = (surroundings.directory.timeout, timeout)
         && decision + login > LONGEST_REPLY
@@ -112,6 +115,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         pin_sha256: pin_sha256.unwrap_or_default(),
         groups: groups?,
         service: service.flatten(),
+        token: token?,
         source: source?,
         timeout: timeout?,
         pass_refusals: pass_refusals?,
@@ -119,6 +123,21 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         logins_in_flight: logins_in_flight?,
         endpoints,
     })
+}
+
+/// How users with a token log in.
+fn token(backend: &Section<'_>) -> Option<TokenLogin> {
+    let is_forwarded =
+        backend.get("token").map_or(Some(false), |node| node.word(&[("service", false), ("forward", true)]))?;
+    let user_claim = backend.get("user_claim").map(|node| tokens::word(&node));
+    if !is_forwarded {
+        if user_claim.is_some() {
+            backend
+                .warn("user_claim", "without effect: the token is not forwarded; remove it, or write `token: forward`");
+        }
+        return Some(TokenLogin::Service);
+    }
+    Some(TokenLogin::Forward { user_claim: user_claim.map_or(Some(None), |claim| claim.map(Some))? })
 }
 
 fn hosts(items: Vec<Node<'_>>, taken: &mut Unique) -> Vec<String> {

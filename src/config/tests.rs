@@ -129,6 +129,15 @@ tokens:
     introspection: {url: 'https://idp.example.com/introspect', client_id: usher, client_secret_file: idp.secret}
 ";
 
+/// The same with backends that get tokens.
+fn forwarding(text: &str) -> String {
+    let add = |text: String, name: &str| {
+        let line = format!("    - name: {name}\n");
+        text.replacen(&line, &format!("{line}      token: forward\n"), 1)
+    };
+    add(add(text.to_owned(), "server3"), "server4")
+}
+
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {
     parse(Path::new("/etc/usher/config.yaml"), text).map_err(|mistakes| mistakes.problems)
 }

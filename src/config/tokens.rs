@@ -135,7 +135,7 @@ fn required_if_given<T>(read: Option<Option<T>>) -> Option<Option<T>> {
 }
 
 /// A text that a token may hold.
-fn word(node: &Node<'_>) -> Option<String> {
+pub(super) fn word(node: &Node<'_>) -> Option<String> {
     let text = node.text()?;
     if text.is_empty() || text.len() > LONGEST || text.trim() != text {
         node.problem(format!("write 1 to {LONGEST} bytes without blanks around them"));

@@ -47,14 +47,25 @@ impl Directory {
     /// The `uid` of the user with this `uid` or `mail` and this password.
     #[must_use]
     pub(crate) fn verify(&self, login: &str, password: &str) -> Option<String> {
+        self.user(login, |entry| entry.values(PASSWORD).iter().any(|value| value == password.as_bytes()))
+    }
+
+    /// The `uid` of the one user with this `uid` or `mail`.
+    #[must_use]
+    pub(crate) fn known(&self, login: &str) -> Option<String> {
+        self.user(login, |_| true)
+    }
+
+    fn user(&self, login: &str, is_right: impl FnOnce(&Entry) -> bool) -> Option<String> {
         let wanted = login.to_lowercase();
         let entries = self.read();
         let mut found = entries
             .iter()
             .filter(|entry| ["uid", "mail"].iter().any(|name| holds(entry, name, |value| value == wanted)));
         let (entry, None) = (found.next()?, found.next()) else { return None };
-        let right = entry.values(PASSWORD).iter().any(|value| value == password.as_bytes());
-        right.then(|| entry.values("uid").first().map(|uid| String::from_utf8_lossy(uid).into_owned())).flatten()
+        is_right(entry)
+            .then(|| entry.values("uid").first().map(|uid| String::from_utf8_lossy(uid).into_owned()))
+            .flatten()
     }
 
     /// A panic while writing cannot leave half an entry behind (changes are swapped in whole), so

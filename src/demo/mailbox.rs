@@ -20,7 +20,7 @@ use super::{IDLE, WRITE};
 
 /// The longest command, literals included.
 const LIMIT: usize = 64 * 1024;
-const BEFORE_LOGIN: &str = "IMAP4rev1 AUTH=PLAIN SASL-IR LITERAL+ ID";
+const BEFORE_LOGIN: &str = "IMAP4rev1 AUTH=PLAIN AUTH=XOAUTH2 SASL-IR LITERAL+ ID";
 const AFTER_LOGIN: &str = "IMAP4rev1 LITERAL+ ID IDLE NAMESPACE UNSELECT";
 
 /// A mail server: its name, and where its people's passwords are.
@@ -28,13 +28,20 @@ const AFTER_LOGIN: &str = "IMAP4rev1 LITERAL+ ID IDLE NAMESPACE UNSELECT";
 pub(crate) struct Mailbox {
     name: Arc<str>,
     directory: Directory,
+    /// The only token that it accepts; a real server verifies the signature.
+    token: Option<Arc<str>>,
 }
 
 impl Mailbox {
     /// A server of this name for all users of the directory.
     #[must_use]
     pub(crate) fn new(name: &str, directory: Directory) -> Self {
-        Self { name: name.into(), directory }
+        Self { name: name.into(), directory, token: None }
+    }
+
+    /// The same, which accepts this token.
+    pub(crate) fn accepting(self, token: &str) -> Self {
+        Self { token: Some(token.into()), ..self }
     }
 
     /// Serves IMAP over implicit TLS until the task is dropped.
@@ -166,6 +173,12 @@ impl Dialogue {
                 say(out, format_args!("+ "));
                 return true;
             }
+            ("AUTHENTICATE", [mechanism, message])
+                if self.message.is_none() && mechanism.eq_ignore_ascii_case("XOAUTH2") =>
+            {
+                let user = self.user_of_token(message);
+                return self.logged_in(tag, user, out);
+            }
             ("AUTHENTICATE", [_, ..]) if self.message.is_none() => {
                 say(out, format_args!("{tag} NO only PLAIN is served"));
                 return true;
@@ -260,8 +273,21 @@ impl Dialogue {
     }
 
     fn log_in(&mut self, tag: &str, login: &str, password: &str, out: &mut Vec<u8>) -> bool {
+        let user = self.server.directory.verify(login, password);
+        self.logged_in(tag, user, out)
+    }
+
+    /// The user of a message of XOAUTH2 in base64, if its token is accepted.
+    fn user_of_token(&self, message: &str) -> Option<String> {
+        let decoded = STANDARD.decode(message).ok().and_then(|bytes| String::from_utf8(bytes).ok())?;
+        let (name, token) = decoded.strip_prefix("user=")?.split_once("\x01auth=Bearer ")?;
+        let is_right = self.server.token.as_deref() == token.strip_suffix("\x01\x01");
+        is_right.then(|| self.server.directory.known(name)).flatten()
+    }
+
+    fn logged_in(&mut self, tag: &str, user: Option<String>, out: &mut Vec<u8>) -> bool {
         let server = &*self.server.name;
-        match self.server.directory.verify(login, password) {
+        match user {
             Some(user) => {
                 let message = Message::welcome(server, &user);
                 let user = message.user();

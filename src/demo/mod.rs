@@ -7,6 +7,7 @@
 pub(crate) mod authority;
 pub(crate) mod client;
 pub(crate) mod directory;
+mod issuer;
 pub(crate) mod ldif;
 pub(crate) mod mailbox;
 pub(crate) mod post;

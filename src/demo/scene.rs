@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::authority::Authority;
 use super::directory::Directory;
+use super::issuer::{ISSUER, Issuer};
 use super::ldif;
 use super::mailbox::Mailbox;
 use super::post::{Post, Service};
@@ -61,6 +62,8 @@ pub(crate) struct Scene {
     pub(crate) tls: Arc<ClientConfig>,
     /// The usher that runs.
     pub(crate) program: PathBuf,
+    /// alice's token.
+    pub(crate) token: String,
     usher: Child,
     /// The demo's own servers; they end when this is dropped.
     _serving: JoinSet<()>,
@@ -113,6 +116,7 @@ impl Scene {
         let ldap = listener.local_addr()?;
         serving.spawn(directory.clone().serve(listener));
 
+        let issuer = Issuer::new()?;
         let mut servers = Vec::new();
         for name in SERVERS {
             let certificate = authority.certify(&[&format!("{name}.demo.example")])?;
@@ -124,7 +128,8 @@ impl Scene {
                 submission: submission.local_addr()?,
                 sieve: sieve.local_addr()?,
             });
-            serving.spawn(Mailbox::new(name, directory.clone()).serve(imap, acceptor.clone()));
+            let mailbox = Mailbox::new(name, directory.clone()).accepting(&issuer.token);
+            serving.spawn(mailbox.serve(imap, acceptor.clone()));
             for (service, listener) in
                 [(Service::Pop3, pop3), (Service::Submission, submission), (Service::ManageSieve, sieve)]
             {
@@ -138,6 +143,7 @@ impl Scene {
             ("usher.pem", certificate.chain_pem),
             ("usher.key", certificate.key_pem),
             ("ldap.password", "demo-usher\n".to_owned()),
+            ("jwks.json", issuer.keys),
         ] {
             write(&folder.path().join(name), &content)?;
         }
@@ -158,6 +164,7 @@ impl Scene {
             admin,
             tls,
             program,
+            token: issuer.token,
             usher,
             _serving: serving,
             folder,
@@ -281,6 +288,12 @@ directory:
   filter: "(|(uid={{login}})(mail={{login}}))"
   mail_host_attribute: mailHost
   watch: off                     # the demo's own directory cannot tell what changes
+tokens:                          # an identity provider, whose users log in with its tokens
+  - issuer: {ISSUER}
+    jwks: jwks.json
+    audience: mail
+    login_claim: email           # a real one names users by a claim that never changes
+    filter: "(mail={{claim}})"
 routing:
   backends:
 {backends}cache: {{ttl: {CACHE_SECONDS}s, negative_ttl: {CACHE_SECONDS}s, capacity: 1000}}   # short, so that the demo can show a move
@@ -299,6 +312,7 @@ fn backend(name: &str, server: Server) -> String {
         r#"    - name: {name}
       hosts: [{name}, {name}.demo.example]
       ca: ca.pem
+      token: forward             # the server gets the token, too
       imap: {{address: "{imap}", tls: implicit, server_name: {name}.demo.example}}
       pop3: {{address: "{pop3}", tls: implicit, server_name: {name}.demo.example}}
       submission: {{address: "{submission}", tls: implicit, server_name: {name}.demo.example}}

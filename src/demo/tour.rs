@@ -10,6 +10,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ldap3::{LdapConnAsync, LdapConnSettings, Mod};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -203,6 +205,12 @@ async fn tour(stage: &mut Stage) -> Option<Scene> {
         }
     }
 
+    stage.head("With a token of an identity provider in place of a password");
+    match take_token(&scene).await {
+        Ok((what, note)) => stage.held("alice, XOAUTH2", what, note),
+        Err(why) => stage.failed("alice, XOAUTH2", why),
+    }
+
     stage.head("The same for POP3, for filters (ManageSieve) and for sending");
     for (title, service, said, heard) in OTHERS {
         match converse(scene.door(service), Arc::clone(&scene.tls), said).await {
@@ -271,6 +279,26 @@ async fn take(scene: &Scene, step: &Step) -> Result<(String, String), String> {
         _ => "by the directory",
     };
     Ok((what, format!("decided {by}, {:.1} ms", took.as_secs_f64() * 1e3)))
+}
+
+/// Logs in with alice's token, without a name: the token says whose it is.
+async fn take_token(scene: &Scene) -> Result<(String, String), String> {
+    let told = |error: io::Error| error.to_string();
+    let start = Instant::now();
+    let mut client = Client::connect(scene.imaps, Arc::clone(&scene.tls), Door::Implicit).await.map_err(told)?;
+    let message = STANDARD.encode(format!("user=\x01auth=Bearer {}\x01\x01", scene.token));
+    let answer = client.command(&format!("AUTHENTICATE XOAUTH2 {message}")).await.map_err(told)?;
+    let took = start.elapsed();
+    if !answer.is_ok() {
+        return Err(format!("expected to get in, got: {}", answer.tagged));
+    }
+    let subject = client.subject().await.map_err(told)?;
+    client.logout().await;
+    if subject != "Welcome to server3, alice" {
+        return Err(format!("expected to land on server3, but the first mail says: {subject}"));
+    }
+    let note = format!("verified by the issuer's key, {:.1} ms", took.as_secs_f64() * 1e3);
+    Ok((format!("landed on server3, \"{subject}\""), note))
 }
 
 /// Changes bob's mailHost over LDAP and logs in until bob is routed there: as soon as usher's cache

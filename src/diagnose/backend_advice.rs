@@ -230,6 +230,11 @@ pub(super) fn of(error: &BackendError) -> &'static str {
             BackFault::Referral => "write the server that it refers to as `address`",
             BackFault::TooLarge => "see limits.max_backend_greeting",
         },
-        BackendError::NotServed | BackendError::Down { .. } | BackendError::Full | BackendError::SlowStart => "",
+        BackendError::NotServed
+        | BackendError::Down { .. }
+        | BackendError::Full
+        | BackendError::SlowStart
+        | BackendError::NoTokenLogin
+        | BackendError::TokenTooLong(_) => "",
     }
 }

@@ -157,6 +157,8 @@ const fn stage(error: &BackendError, inspection: &AddressInspection) -> &'static
         BackendError::Down { .. }
         | BackendError::Full
         | BackendError::SlowStart
+        | BackendError::NoTokenLogin
+        | BackendError::TokenTooLong(_)
         | BackendError::Broken { .. }
         | BackendError::Closed
         | BackendError::Timeout { .. }
@@ -193,6 +195,8 @@ fn words(error: &BackendError) -> String {
         | BackendError::Down { .. }
         | BackendError::Full
         | BackendError::SlowStart
+        | BackendError::NoTokenLogin
+        | BackendError::TokenTooLong(_)
         | BackendError::Broken { .. }
         | BackendError::Closed
         | BackendError::Timeout { .. }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::entry::Entry;
+use crate::token::VerifiedToken;
 
 /// The evidence that a directory accepted a bind of the user: success, and no account state that forbids a login.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ impl AcceptedBind {
 enum Evidence {
     /// The directory accepted a bind with the user's password.
     Bind,
+    /// An issuer's token was verified, and its claim has found the entry.
+    Token,
 }
 
 /// A user authenticated by the directory, with the kind of evidence.
@@ -36,6 +39,11 @@ impl Identity {
     /// The user of this entry, proven by a bind.
     pub(super) fn from_bind(AcceptedBind(()): AcceptedBind, entry: impl Into<Arc<Entry>>) -> Self {
         Self { entry: entry.into(), evidence: Evidence::Bind }
+    }
+
+    /// The user of the entry that the filter of a verified token has found ([`VerifiedToken::filter`]).
+    pub(crate) fn from_token(_: &VerifiedToken, entry: impl Into<Arc<Entry>>) -> Self {
+        Self { entry: entry.into(), evidence: Evidence::Token }
     }
 
     /// The entry, as read together with the bind.

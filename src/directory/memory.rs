@@ -198,7 +198,7 @@ impl Memory {
         if refused_before(&entry) {
             return Err(DirectoryError::RefusedBefore { dn });
         }
-        let CredentialSecret::Password(guess) = credential.secret();
+        let CredentialSecret::Password(guess) = credential.secret() else { return Err(DirectoryError::NoEntry) };
         let is_right = guess.expose() == password.as_bytes();
         self.inner().binds += 1;
         tokio::time::sleep(BIND_TIME).await;
@@ -233,6 +233,20 @@ impl Directory for Memory {
 
     fn find<'a>(&'a self, name: &'a Login, kind: NameKind) -> DirectoryFuture<'a, Entry> {
         Box::pin(async move { (self.lookup(name, kind).map(|user| user.entry), traced()) })
+    }
+
+    /// Understands `(attribute=value)`, whose value is a name of either kind.
+    fn find_by<'a>(&'a self, filter: &'a str) -> DirectoryFuture<'a, Entry> {
+        let value = filter.split_once('=').and_then(|(_, value)| value.strip_suffix(')')).unwrap_or_default();
+        Box::pin(async move {
+            let Some(name) = Login::parse(value.as_bytes()) else { return (Err(DirectoryError::NoEntry), traced()) };
+            let by = |kind| self.lookup(&name, kind).map(|user| user.entry);
+            let found = match by(NameKind::Mail) {
+                Err(DirectoryError::NoEntry) => by(NameKind::Login),
+                found => found,
+            };
+            (found, traced())
+        })
     }
 
     fn availability(&self) -> Availability {

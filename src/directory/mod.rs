@@ -139,6 +139,9 @@ pub trait Directory: fmt::Debug + Send + Sync + 'static {
     /// Finds the entry of a name, without evidence.
     fn find<'a>(&'a self, name: &'a Login, kind: NameKind) -> DirectoryFuture<'a, Entry>;
 
+    /// Finds the one entry that matches a filter, without evidence.
+    fn find_by<'a>(&'a self, filter: &'a str) -> DirectoryFuture<'a, Entry>;
+
     /// The availability as last observed.
     fn availability(&self) -> Availability;
 

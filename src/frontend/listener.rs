@@ -87,7 +87,8 @@ pub(crate) async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
         };
         let local = canonical(tcp.local_addr().unwrap_or(address));
         let (protocol, tls, client) = (config.protocol, config.tls, canonical(peer));
-        let accepted = Accepted { tcp, client, local, since: Instant::now(), protocol, tls, permit };
+        let (since, mechanisms) = (Instant::now(), config.mechanisms);
+        let accepted = Accepted { tcp, client, local, since, protocol, tls, mechanisms, permit };
         tokio::spawn(enter(Arc::clone(&shared), Arc::clone(&config), accepted));
     }
 }
@@ -95,7 +96,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
 /// Starts a session for the peer, or for a proxy's client.
 async fn enter(shared: Arc<Shared>, config: Arc<config::Listener>, mut accepted: Accepted) {
     let snapshot = shared.snapshot.load_full();
-    // A reload can change the trusted proxies.
+    // A reload can change the trusted proxies and the mechanisms.
     let of_kind = |other: &&config::Listener| (other.protocol, other.tls) == (config.protocol, config.tls);
     let at =
         |address: SocketAddr| snapshot.config.listeners.iter().filter(of_kind).find(|other| other.address == address);
@@ -103,6 +104,7 @@ async fn enter(shared: Arc<Shared>, config: Arc<config::Listener>, mut accepted:
     let is_ipv4 = config.address.is_ipv6() && accepted.local.is_ipv4();
     let of_ipv4 = is_ipv4.then(|| at((Ipv4Addr::UNSPECIFIED, config.address.port()).into())).flatten();
     let current = of_ipv4.or_else(|| at(config.address)).unwrap_or(&config);
+    accepted.mechanisms = current.mechanisms;
     if let Some(proxies) = &current.proxies
         && proxy_header::receive(&shared, &snapshot.config, proxies, &mut accepted).await.is_none()
     {
@@ -140,6 +142,7 @@ mod tests {
                 protocol: crate::proto::PROTOCOLS.first().unwrap(),
                 address: address.parse().unwrap(),
                 tls: config::ListenerTls::Implicit,
+                mechanisms: None,
                 proxies: None,
                 socket: None,
             };

@@ -19,7 +19,7 @@ use tracing::debug;
 
 use crate::backend::{BackendError, LoggedIn};
 use crate::base::clock::unix_now;
-use crate::base::credential::{Credential, Login};
+use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::SecretBuf;
 use crate::base::sys::sockets;
 use crate::config::{ListenerTls, OnUnavailable};
@@ -33,7 +33,7 @@ use crate::outcome::{Refusal, Reply};
 use crate::process::{Permit, Shared, Snapshot, Stage};
 use crate::proto::transcript::Leg;
 use crate::proto::watch::CommandWatch;
-use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
+use crate::proto::{self, Credentials, Front, FrontSettings, MechanismSet, Origin, Protocol, Quit, SaslOffer, Step};
 use crate::sessions::registry::Session;
 use crate::sessions::relay::{Relay, RelaySide};
 use crate::telemetry::labels::{BackendResult, CloseReason, Direction, HandshakeResult, SessionEnd};
@@ -61,13 +61,15 @@ pub(crate) struct Accepted {
     pub protocol: &'static Protocol,
     /// TLS of the listener.
     pub tls: ListenerTls,
+    /// The mechanisms of the listener; `None`: all that there are.
+    pub mechanisms: Option<MechanismSet>,
     /// Its permit among the allowed connections.
     pub permit: Permit,
 }
 
 /// Serves a connection until its end. A panic ends this session and no other.
 pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
-    let Accepted { tcp, client, local, since, protocol, tls, mut permit } = accepted;
+    let Accepted { tcp, client, local, since, protocol, tls, mechanisms, mut permit } = accepted;
     let info =
         ConnectionInfo { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
     let origin = Origin { client, local, session: info.session.to_string(), greeting: None };
@@ -87,6 +89,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         tls: tls == ListenerTls::Implicit,
         starttls: tls == ListenerTls::StartTls,
         bad_commands: snapshot.config.limits.bad_commands,
+        sasl: SaslOffer { mechanisms: offered(&snapshot, mechanisms), hints: Some(&snapshot.token_hints) },
     });
     trace.note(Leg::Client, || format!("{client} connected to {local} ({})", protocol.name));
     front.transcribe(trace.transcript());
@@ -120,6 +123,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     };
     trace.note(Leg::Client, || format!("connection closed without a login: {}", reason.label()));
     record_close(&info, reason, &shared.metrics);
+}
+
+/// The mechanisms of a listener that can be used.
+fn offered(snapshot: &Snapshot, configured: Option<MechanismSet>) -> MechanismSet {
+    let tokens = if snapshot.tokens.is_empty() { MechanismSet::NONE } else { MechanismSet::TOKENS };
+    let usable = MechanismSet::PASSWORDS.or(tokens);
+    configured.map_or(usable, |configured| configured.and(usable))
 }
 
 /// Whether the client may name another one for which it connects.
@@ -290,11 +300,24 @@ impl Conversation {
         self.snapshot = self.shared.snapshot.load_full();
         self.origin.greeting = self.front.greeting().cloned();
         let Credentials { login, secret, authzid } = credentials;
-        let parsed = Login::parse(&login).ok_or(Refusal::InvalidUsername);
+        let parsed = match &secret {
+            // A token says itself whose it is.
+            CredentialSecret::Token(_) if login.is_empty() => Ok(Login::absent()),
+            CredentialSecret::Password(_) | CredentialSecret::Token(_) => {
+                Login::parse(&login).ok_or(Refusal::InvalidUsername)
+            }
+        };
+        let mechanism = match &secret {
+            CredentialSecret::Token(bearer) => Some(bearer.form),
+            CredentialSecret::Password(_) => None,
+        };
         let own = authzid.is_empty() || authzid == login;
         let login_allowed = parsed.and_then(|login| if own { Ok(login) } else { Err(Refusal::AuthzidNotAllowed) });
         self.trace.learn(|| Some(Fact::Login(String::from_utf8_lossy(&login).into())));
-        self.trace.note(Leg::Usher, || format!("login attempt as {}", String::from_utf8_lossy(&login)));
+        self.trace.note(Leg::Usher, || {
+            let with = if mechanism.is_some() { " with a token" } else { "" };
+            format!("login attempt as {}{with}", String::from_utf8_lossy(&login))
+        });
         let steps = self.trace.clone();
         let request = LoginRequest {
             info: &self.info,
@@ -302,7 +325,7 @@ impl Conversation {
             protocol: self.protocol,
             connection: None,
             credential: login_allowed.map(|login| Credential::new(login, secret)),
-            event: LoginEvent { tls: self.handshake.take(), typed: login, steps, ..LoginEvent::default() },
+            event: LoginEvent { tls: self.handshake.take(), typed: login, mechanism, steps, ..LoginEvent::default() },
         };
         attempt::attempt(self.shared.login(), request, self).await
     }
@@ -375,7 +398,9 @@ impl Frontend for Conversation {
         match backend.log_in(self.protocol, login, credential, &self.origin, &transcript, &mut event.phases).await {
             Ok(logged_in) => {
                 attempt.count_backend(backend, BackendResult::Ok);
-                let session = self.session(credential.login(), &proven, &backend.name);
+                // A claim may be a number that nobody knows.
+                let name = if proven.token.is_some() { login } else { credential.login() };
+                let session = self.session(name, &proven, &backend.name);
                 match listing::list(attempt.context, attempt.core, &proven, session, login.as_str().into()) {
                     Ok(listing) => {
                         let backend = Arc::clone(&backend.name);
@@ -392,7 +417,7 @@ impl Frontend for Conversation {
                 let decision =
                     attempt.core.authn.decide_again(credential, attempt.client, proven.identity.entry()).await;
                 let fresh = decision.result.as_ref().ok();
-                let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), credential.login()).ok());
+                let fresh = fresh.and_then(|proven| attempt.target(proven, credential).ok());
                 if fresh.is_some_and(|fresh| fresh.is(&target)) {
                     attempt.count_backend(backend, BackendResult::Rejected);
                     event.decided(&decision, attempt.context.metrics);

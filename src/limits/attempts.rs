@@ -52,12 +52,37 @@ impl<'a> PendingAttempt<'a> {
         credential: &Credential,
     ) -> Result<Self, Limited> {
         let origin = ledger.origin(client, credential.login());
-        let password = credential.digest().narrow();
+        let rule = ledger.rules.failed_logins_per_user;
+        Self::charge(ledger, enforcement, client, (origin, rule), credential.digest().narrow()).await
+    }
+
+    /// Charges a token to its prefix.
+    ///
+    /// # Errors
+    /// It would have to wait longer than `max_delay`.
+    pub(super) async fn begin_token(
+        ledger: Arc<Ledger>,
+        enforcement: &'a Enforcement,
+        client: IpAddr,
+        credential: &Credential,
+    ) -> Result<Self, Limited> {
+        let origin = ledger.token_origin(client);
+        let rule = FailedLogins { free_failures: u32::MAX, limit: None, ..ledger.rules.failed_logins_per_user };
+        Self::charge(ledger, enforcement, client, (origin, rule), credential.digest().narrow()).await
+    }
+
+    async fn charge(
+        ledger: Arc<Ledger>,
+        enforcement: &'a Enforcement,
+        client: IpAddr,
+        (origin, user_rule): (AttemptOrigin, FailedLogins),
+        password: AttemptDigest,
+    ) -> Result<Self, Limited> {
         if ledger.rules.is_exempt(client) {
             let gate = BindGate::exempt(ledger, origin, password);
             return Ok(Self::new(enforcement, gate, Duration::ZERO, None));
         }
-        let guess = guess(&ledger, origin, password);
+        let guess = Guess { user_rule, ..guess(&ledger, origin, password) };
         let charge = match ledger.store.charge(&guess) {
             Ok(charge) => charge,
             Err(later) => later.await.unwrap_or_else(|error| {

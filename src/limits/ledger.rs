@@ -60,6 +60,13 @@ impl Ledger {
         AttemptOrigin { prefix, name, user, known: self.users.is_known_prefix(user, prefix) }
     }
 
+    /// Of a token, beside which any name may stand: all of a prefix have one account.
+    pub(super) fn token_origin(&self, client: IpAddr) -> AttemptOrigin {
+        let prefix = self.prefix(client);
+        let tokens = self.keys.user_at(prefix, prefix);
+        AttemptOrigin { prefix, name: tokens, user: tokens, known: false }
+    }
+
     /// The account of a spelling: a separate one where the user is known.
     pub(super) fn account(&self, origin: AttemptOrigin) -> HashedKey {
         if origin.known { self.keys.user_at(origin.user, origin.prefix) } else { origin.name }

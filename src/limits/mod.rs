@@ -216,6 +216,19 @@ impl Throttle {
         PendingAttempt::begin(self.ledger.load_full(), &self.enforcement, client, credential).await
     }
 
+    /// Charges a token to the client's prefix alone, and computes its delay. The [`PendingAttempt`] is then settled by
+    /// its outcome.
+    ///
+    /// # Errors
+    /// It would have to wait longer than `max_delay`.
+    pub(crate) async fn token_attempt(
+        &self,
+        client: IpAddr,
+        credential: &Credential,
+    ) -> Result<PendingAttempt<'_>, Limited> {
+        PendingAttempt::begin_token(self.ledger.load_full(), &self.enforcement, client, credential).await
+    }
+
     /// Records a correct cached password: nothing was guessed, and the prefix is known from now on.
     pub(crate) fn cached_success(&self, client: IpAddr, login: &Login, entry: &EntryKey) {
         let ledger = self.ledger.load();

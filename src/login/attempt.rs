@@ -15,9 +15,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::backend::Backend;
 use crate::base::clock::wait_until;
-use crate::base::credential::{Credential, Login};
-use crate::directory::Entry;
-use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, SessionPermit};
+use crate::base::credential::{BearerToken, Credential, CredentialSecret, Login};
+use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, PendingAttempt, SessionPermit};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::login::core::{LoginContext, LoginCore};
 use crate::login::event::{ConnectionInfo, LoginEvent};
@@ -123,7 +122,10 @@ pub(crate) async fn attempt<F: Frontend>(
         return match outcome {
             Ok(accepted) => Ok(accepted),
             Err(refusal) => {
+                let is_token =
+                    credential.is_ok_and(|credential| matches!(credential.secret(), CredentialSecret::Token(_)));
                 let reply = attempt.reply(&refusal).await;
+                let reply = if is_token { reply.for_token() } else { reply };
                 Err(RefusedLogin { refusal, reply })
             }
         };
@@ -219,7 +221,8 @@ impl LoginAttempt<'_> {
     async fn reply(&self, refusal: &Refusal) -> Reply {
         let config = &self.core.config;
         let reply = refusal.reply(config.directory.reveal_account_state);
-        if matches!(reply, Reply::AuthenticationFailed | Reply::Limit) || refusal.is_without_route() {
+        let is_guess = matches!(refusal, Refusal::Token(error) if error.is_guess());
+        if is_guess || matches!(reply, Reply::AuthenticationFailed | Reply::Limit) || refusal.is_without_route() {
             // Indistinguishable replies must take the same time (CWE-208); a limit, or a login without a route,
             // must not invite an immediate retry.
             sleep_until(self.began + next_refusal_tick(self.began.elapsed(), config.limits.refusal_delay)).await;
@@ -233,6 +236,9 @@ impl LoginAttempt<'_> {
     /// # Errors
     /// The throttle's refusal: the directory was not asked.
     async fn authenticate(&self, credential: &Credential, event: &mut LoginEvent) -> Result<AuthDecision, Refusal> {
+        if let CredentialSecret::Token(bearer) = credential.secret() {
+            return Box::pin(self.authenticate_by_token(credential, bearer, event)).await;
+        }
         let (throttle, client) = (self.context.limits, self.client);
         let authn = &self.core.authn;
         let recalled = match authn.recall(credential, client) {
@@ -283,6 +289,53 @@ impl LoginAttempt<'_> {
         Ok(decision)
     }
 
+    /// The same with a token. The name beside it proves nothing, so that no user is charged: a token that is none of a
+    /// known issuer's counts against the client's prefix, and delays no client with a good one.
+    async fn authenticate_by_token(
+        &self,
+        credential: &Credential,
+        bearer: &BearerToken,
+        event: &mut LoginEvent,
+    ) -> Result<AuthDecision, Refusal> {
+        let authn = &self.core.authn;
+        // A question to the issuer costs a request, whatever the token is: it waits for its turn.
+        let mut turn = None;
+        if authn.asks_issuer(bearer) {
+            let mut waited = self.token_turn(credential, event).await?;
+            let _ = waited.begin_lookup();
+            turn = Some(waited);
+        }
+        let decision = authn.decide(credential, self.client, LookupMode::Cached).await;
+        // A token that comes from where its user may not log in may be a stolen one.
+        let is_guess = match &decision.result {
+            Err(Refusal::Token(error)) => error.is_guess(),
+            Err(Refusal::NetworkNotAllowed | Refusal::UnusableNetworks) => true,
+            Ok(_) | Err(_) => false,
+        };
+        if !is_guess || bearer.token.is_empty() {
+            if let Some(turn) = turn {
+                turn.settle(AttemptOutcome::Inconclusive);
+            }
+            return Ok(decision);
+        }
+        let turn = match turn {
+            Some(turn) => turn,
+            None => self.token_turn(credential, event).await?,
+        };
+        turn.settle(AttemptOutcome::Wrong);
+        Ok(decision)
+    }
+
+    /// Charges a token to the client's prefix, and waits for the delay.
+    async fn token_turn(&self, credential: &Credential, event: &mut LoginEvent) -> Result<PendingAttempt<'_>, Refusal> {
+        let turn = self.context.limits.token_attempt(self.client, credential).await;
+        let turn = turn.map_err(|limited| event.limited(limited))?;
+        (event.limited_by, event.delay) = (turn.by, turn.delay);
+        event.delayed();
+        wait_until(Instant::now() + turn.delay).await;
+        Ok(turn)
+    }
+
     /// Applies a decision: waits while the user is held, routes, takes a session slot.
     ///
     /// # Errors
@@ -293,18 +346,17 @@ impl LoginAttempt<'_> {
         mut decision: AuthDecision,
         event: &mut LoginEvent,
     ) -> Result<RoutedLogin, Refusal> {
-        let login = credential.login();
         loop {
             event.decided(&decision, self.context.metrics);
             let proven = decision.result?;
             if proven.identity.entry().version.held {
-                self.wait_for_release(login, &proven).await?;
+                self.wait_for_release(credential, &proven).await?;
                 // Most likely the mailbox has moved meanwhile.
                 decision = self.core.authn.decide(credential, self.client, LookupMode::Directory).await;
                 continue;
             }
             // Routed first: a login without a route takes no session slot and no part of the rate.
-            let target = self.target(proven.identity.entry(), login)?;
+            let target = self.target(&proven, credential)?;
             let place = self.place(&proven).map_err(|limited| event.limited(limited))?;
             event.routed(&target.backend.name, &target.login, target.by_default, self.context.metrics);
             if self.context.maintenance.drained(&target.backend.name).is_some() {
@@ -319,13 +371,20 @@ impl LoginAttempt<'_> {
     ///
     /// # Errors
     /// Why no backend was found.
-    pub(crate) fn target(&self, entry: &Entry, typed: &Login) -> Result<Target, Refusal> {
-        let config = &self.core.config;
+    pub(crate) fn target(&self, proven: &Proven, credential: &Credential) -> Result<Target, Refusal> {
+        let (config, entry) = (&self.core.config, proven.identity.entry());
         routing::usable(entry)?;
         routing::allowed(&config.directory.allow, entry, self.protocol)?;
         let route = routing::route(&config.routing, entry)?;
-        let login = routing::backend_login(config.directory.login_attribute.as_deref(), entry, typed)?;
         let backend = self.core.backends.get(route.backend).ok_or(Refusal::Internal)?;
+        let claimed = proven.token.as_ref().and_then(|token| backend.token_name(token));
+        let login = match claimed {
+            Some(name) => name?,
+            None => {
+                let attribute = config.directory.login_attribute.as_deref();
+                routing::backend_login(attribute, entry, proven.name(credential))?
+            }
+        };
         Ok(Target { backend: Arc::clone(backend), login, by_default: route.by_default })
     }
 
@@ -336,7 +395,7 @@ impl LoginAttempt<'_> {
 
     /// Waits until the directory no longer holds this user, by change notification or by polling. The timeout
     /// runs from the beginning of the attempt, because the backend needs time too.
-    async fn wait_for_release(&self, login: &Login, proven: &Proven) -> Result<(), Refusal> {
+    async fn wait_for_release(&self, credential: &Credential, proven: &Proven) -> Result<(), Refusal> {
         let (authn, held) = (&self.core.authn, proven.identity.entry());
         let until = self.began + self.core.config.directory.watch.hold_timeout;
         let mut next_poll = Instant::now() + HOLD_POLL;
@@ -351,7 +410,7 @@ impl LoginAttempt<'_> {
                 () = sleep_until(until) => return Err(Refusal::Hold),
                 () = changed => {}
                 () = sleep_until(next_poll) => {
-                    if timeout_at(until, authn.is_held(login)).await == Ok(Some(false)) {
+                    if timeout_at(until, authn.is_held(credential, proven)).await == Ok(Some(false)) {
                         return Ok(());
                     }
                     next_poll = Instant::now() + HOLD_POLL;

@@ -7,6 +7,8 @@
 //! (`networks`): cached for another, it is as if there were none. While no directory server is in use, cached users get in for up to
 //! `cache.stale`, and no user is refused from that data.
 
+mod token;
+
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,6 +26,7 @@ use crate::login::networks;
 use crate::outcome::{AccountState, Refusal};
 use crate::telemetry::labels::DecisionBasis;
 use crate::telemetry::log::Repeats;
+use crate::token::{Tokens, VerifiedToken};
 use crate::tracking::{Reconciled, TrackedEntries};
 
 labels! {
@@ -71,7 +74,17 @@ pub enum LookupMode {
 pub struct Proven {
     /// The identity.
     pub identity: Arc<Identity>,
+    /// The token that has proven it, if one has.
+    pub(crate) token: Option<Arc<VerifiedToken>>,
     since: CacheStamp,
+}
+
+impl Proven {
+    /// The name by which the user has been found: the one that was sent with the password, or a token's claim.
+    #[must_use]
+    pub(crate) fn name<'a>(&'a self, credential: &'a Credential) -> &'a Login {
+        self.token.as_ref().map_or_else(|| credential.login(), |token| token.claim())
+    }
 }
 
 /// A decision and its source.
@@ -93,12 +106,14 @@ pub struct AuthDecision {
     pub trace: Trace,
     /// The entry for which the password was not sent, because too many were tried.
     pub withheld: Option<EntryKey>,
+    /// The token, if one was verified.
+    pub(crate) token: Option<Arc<VerifiedToken>>,
 }
 
 impl AuthDecision {
     fn remembered(identity: Arc<Identity>, since: CacheStamp, by: DecidedBy) -> Self {
         let dn = Some(Arc::clone(&identity.entry().dn));
-        Self { dn, ..Self::new(Ok(Proven { identity, since }), by) }
+        Self { dn, ..Self::new(Ok(Proven { identity, token: None, since }), by) }
     }
 
     fn refused(refusal: Refusal, by: DecidedBy) -> Self {
@@ -106,8 +121,8 @@ impl AuthDecision {
     }
 
     fn new(result: Result<Proven, Refusal>, by: DecidedBy) -> Self {
-        let (trace, withheld) = (Trace::default(), None);
-        Self { result, by, dn: None, other_dn: None, fault: None, unavailable: None, trace, withheld }
+        let (dn, other_dn, fault, unavailable, withheld, token) = Default::default();
+        Self { result, by, dn, other_dn, fault, unavailable, trace: Trace::default(), withheld, token }
     }
 }
 
@@ -142,6 +157,8 @@ pub struct Authenticator {
     cache: Arc<Cache>,
     entries: Arc<TrackedEntries>,
     flights: Flights<FlightResult>,
+    /// The issuers of tokens, if there are any.
+    tokens: Option<Arc<Tokens>>,
     repeats: Repeats,
 }
 
@@ -155,7 +172,8 @@ impl Authenticator {
     /// With this directory, cache and tracked entries, and at most `flights` concurrent lookups.
     #[must_use]
     pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, entries: Arc<TrackedEntries>, flights: usize) -> Self {
-        Self { directory, cache, entries, flights: Flights::new(flights), repeats: Repeats::default() }
+        let repeats = Repeats::default();
+        Self { directory, cache, entries, flights: Flights::new(flights), tokens: None, repeats }
     }
 
     /// The cache, to be carried over a reload.
@@ -233,6 +251,10 @@ impl Authenticator {
         ask: LookupMode,
         gate: Option<&Arc<BindGate>>,
     ) -> AuthDecision {
+        if let CredentialSecret::Token(bearer) = credential.secret() {
+            // Kept apart, so that the future of a login by password is no larger.
+            return Box::pin(self.decide_by_token(credential, bearer, client, ask)).await;
+        }
         if let Some(refused) = unusable(credential) {
             return refused;
         }
@@ -311,8 +333,14 @@ impl Authenticator {
     }
 
     /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
-    pub async fn is_held(&self, login: &Login) -> Option<bool> {
-        let entry = self.directory.find(login, NameKind::Login).await.0.ok()?;
+    pub async fn is_held(&self, credential: &Credential, proven: &Proven) -> Option<bool> {
+        match &proven.token {
+            Some(token) => self.is_claim_held(token).await,
+            None => self.is_entry_held(self.directory.find(credential.login(), NameKind::Login).await.0.ok()?),
+        }
+    }
+
+    fn is_entry_held(&self, entry: Entry) -> Option<bool> {
         match self.entries.reconcile(&entry) {
             Reconciled::AsReported => Some(entry.version.held),
             Reconciled::Replaced(newer) => Some(newer.version.held),
@@ -413,7 +441,7 @@ impl Authenticator {
         }
         let (result, dn) = match answer {
             Ok(identity) => {
-                let proven = Proven { identity: Arc::clone(identity), since: *since };
+                let proven = Proven { identity: Arc::clone(identity), token: None, since: *since };
                 let permitted = networks::permit(identity.entry().networks.as_deref(), client);
                 (permitted.map(|()| proven), Some(Arc::clone(&identity.entry().dn)))
             }
@@ -446,7 +474,7 @@ impl Authenticator {
             fault = seen.and_then(Networks::fault).cloned().map(Box::new);
         }
         let (trace, withheld) = (trace.clone(), check.withheld.clone());
-        AuthDecision { result, by, dn, other_dn, fault, unavailable, trace, withheld }
+        AuthDecision { result, by, dn, other_dn, fault, unavailable, trace, withheld, token: None }
     }
 }
 
@@ -485,7 +513,8 @@ fn require_usable(identity: Identity) -> Result<Identity, DirectoryError> {
 
 /// Refuses passwords that are never sent to a directory.
 fn unusable(credential: &Credential) -> Option<AuthDecision> {
-    let CredentialSecret::Password(password) = credential.secret();
+    // A token has no cached answer, and is judged by its issuer's keys.
+    let CredentialSecret::Password(password) = credential.secret() else { return None };
     // RFC 4513 section 5.1.2: a bind with an empty password succeeds as anonymous.
     if password.is_empty() {
         return Some(AuthDecision::refused(Refusal::EmptyPassword, DecidedBy::Usher));

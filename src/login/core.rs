@@ -12,6 +12,7 @@ use crate::config::{self, Config};
 use crate::directory::Directory;
 use crate::limits::Throttle;
 use crate::login::authn::Authenticator;
+use crate::proto::TokenHints;
 use crate::sessions::maintenance::Maintenance;
 use crate::sessions::registry::Registry;
 use crate::telemetry::metrics::Metrics;
@@ -30,6 +31,8 @@ pub(crate) struct LoginCore {
     pub authn: Authenticator,
     /// The issuers of tokens.
     pub tokens: Arc<Tokens>,
+    /// What a client without a good token hears.
+    pub token_hints: Arc<TokenHints>,
     /// The backends.
     pub backends: Backends,
 }
@@ -60,7 +63,11 @@ impl LoginCore {
         let valid = previous.filter(|old| old.config.directory == config.directory && old.config.cache == config.cache);
         let cache = valid.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
         let tracked = valid.map_or_else(|| Arc::new(tracked(&config)), |old| Arc::clone(old.authn.entries()));
+        let tokens = Tokens::new(&config.tokens, issuers, metrics, previous.map(|old| &*old.tokens));
+        let tokens = Arc::new(tokens);
+        let token_hints = TokenHints { scope: tokens.scope(), discovery: tokens.discovery().map(str::to_owned) };
         let authn = Authenticator::new(directory, cache, tracked, config.limits.connections);
+        let authn = authn.with_tokens(Arc::clone(&tokens));
         let untagged_limit = config.limits.max_backend_greeting;
         // Files were read for each backend of this config.
         let backends = config.routing.backends.iter().filter_map(|settings| {
@@ -69,8 +76,7 @@ impl LoginCore {
             Some(Backend::new(settings, files, untagged_limit, host, own, metrics, kept))
         });
         let backends = Backends::new(backends);
-        let tokens = Tokens::new(&config.tokens, issuers, metrics, previous.map(|old| &*old.tokens)).into();
-        Self { config, authn, tokens, backends }
+        Self { config, authn, tokens, token_hints: token_hints.into(), backends }
     }
 
     /// The settings by which directory changes are judged.

@@ -10,12 +10,12 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use crate::backend::{BackendError, Phases};
-use crate::base::credential::Login;
+use crate::base::credential::{Login, TokenForm};
 use crate::config::LimitRule;
 use crate::directory::Trace;
 use crate::limits::Limited;
 use crate::login::authn::{AuthDecision, DecidedBy};
-use crate::outcome::{BackendReply, Refusal, Side};
+use crate::outcome::{BackendReply, Refusal, Side, TokenError};
 use crate::proto::ClientId;
 use crate::proto::transcript::Leg;
 use crate::sessions::id::SessionId;
@@ -23,6 +23,7 @@ use crate::sessions::relay::RelayOutcome;
 use crate::telemetry::labels::{DecisionBasis, LoginPhase, SessionEnd};
 use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
+use crate::token::VerifiedToken;
 use crate::trace::{Fact, SessionTrace};
 
 /// The client of a connection, the same for all of its attempts.
@@ -43,6 +44,10 @@ pub(crate) struct ConnectionInfo {
 pub(crate) struct LoginEvent {
     /// The name as typed.
     pub typed: Vec<u8>,
+    /// The mechanism of a token.
+    pub mechanism: Option<TokenForm>,
+    /// The token, if one was verified.
+    pub token: Option<Arc<VerifiedToken>>,
     /// The name given to the backend.
     pub backend_login: Option<String>,
     /// The entry's DN.
@@ -86,6 +91,7 @@ impl LoginEvent {
         }
         self.by = Some(decision.by);
         self.trace.clone_from(&decision.trace);
+        self.token.clone_from(&decision.token);
         self.dn.clone_from(&decision.dn);
         self.other_dn.clone_from(&decision.other_dn);
         self.entry_fault = decision.fault.as_ref().map(ToString::to_string);
@@ -172,6 +178,9 @@ impl LoginEvent {
         let (client_name, client_version) =
             client_id.map(|id| (id.name.as_str(), id.version.as_str())).unwrap_or_default();
         let mail_host = self.mail_host.join(",");
+        let token_error = refusal.and_then(Refusal::token_error).map(TokenError::label);
+        let token = self.token.as_deref();
+        let claim = token.map(|token| format!("{}={}", token.claim_name(), token.claim().as_str()));
         let directory_result = self.trace.result().filter(|result| result.code != 0).and_then(|result| result.name());
         // What usher reads in the answer to a bind, and the server's own text.
         let parts =
@@ -187,6 +196,10 @@ impl LoginEvent {
                     protocol = info.protocol,
                     result,
                     login = %Bounded(&self.typed),
+                    mechanism = self.mechanism.map(TokenForm::label),
+                    issuer = token.map(|token| tracing::field::display(Bounded(token.issuer().as_bytes()))),
+                    claim = claim.as_deref().map(|claim| tracing::field::display(Bounded(claim.as_bytes()))),
+                    token_error,
                     login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Bounded(name.as_bytes()))),
                     dn = self.dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),
                     other_dn = self.other_dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),

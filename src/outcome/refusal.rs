@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::{AccountState, BackendReply, Reply};
+use super::{AccountState, BackendReply, Reply, TokenError};
 
 /// The side that caused it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,15 @@ refusals! {
     InvalidUsername = "invalid_username", Client, Other, AuthenticationFailed;
     /// The password held NUL, or a line end for nginx: it is never sent.
     InvalidPassword = "unusable_password", Client, Other, AuthenticationFailed;
-    /// The client asked to act as another user (SASL authzid).
+    /// The token is refused; the log has why.
+    Token(TokenError) = "token_refused", Client, Other, AuthenticationFailed;
+    /// The issuer of the token cannot be asked: neither its keys nor its answer are there.
+    TokenUnavailable(TokenError) = "token_unavailable", Directory, Outage, Unavailable;
+    /// The token is accepted, and the user's backend takes none: it has neither `service` nor `token`.
+    NoTokenLogin = "no_token_login", Backend, NoRoute, NoMailbox;
+    /// The token is accepted, and too long for a backend that is to get it.
+    TokenTooLong = "token_too_long", Backend, NoRoute, NoMailbox;
+    /// The client asked to act as another user (SASL authzid), or its token is another user's.
     AuthzidNotAllowed = "authzid_not_allowed", Client, Other, AuthzidNotAllowed;
     /// The password is right, and this user may not use this protocol, or not use mail at all.
     NotAllowed = "not_allowed", Client, NoRoute, NotPermitted;
@@ -193,6 +201,9 @@ impl Refusal {
         {
             return state.reply();
         }
+        if let Self::Token(error) = self {
+            return error.challenge().map_or(Reply::Unavailable, Reply::TokenRefused);
+        }
         if let Self::SeveralEntries(Proof::Missing) | Self::UnusableEntry(Proof::Missing) = self {
             return Reply::AuthenticationFailed;
         }
@@ -221,6 +232,18 @@ impl Refusal {
             return Self::SeveralEntries(Proof::Missing);
         }
         if let Self::UnusableEntry(_) = self { Self::UnusableEntry(Proof::Missing) } else { self }
+    }
+
+    /// The error of a token, if that is why.
+    #[must_use]
+    pub(crate) const fn token_error(&self) -> Option<TokenError> {
+        if let Self::Token(error) | Self::TokenUnavailable(error) = self { Some(*error) } else { None }
+    }
+
+    /// Why a token is not accepted.
+    #[must_use]
+    pub(crate) const fn of_token(error: TokenError) -> Self {
+        if error.is_outage() { Self::TokenUnavailable(error) } else { Self::Token(error) }
     }
 
     /// The side that caused it.
@@ -304,7 +327,8 @@ mod tests {
     #[test]
     fn backend_text_is_passed_on_only_if_it_says_something() {
         let reply = |code: &str, text: &str| {
-            let reply = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+            let reply =
+                BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false, challenge: None };
             Refusal::BackendRejected(Some(reply)).reply(false)
         };
         assert_eq!(reply("LIMIT", "Too many").text(), "Too many");

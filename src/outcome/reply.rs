@@ -3,6 +3,8 @@
 //! Each protocol adds its codes (`code` in its front half). There is no reply for a locked account, so none can
 //! reveal it.
 
+use super::TokenChallenge;
+
 /// The reply of a backend that refused a login that the directory had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendReply {
@@ -13,6 +15,8 @@ pub struct BackendReply {
     pub text: String,
     /// Whether it reports a temporary failure of the server, for every user.
     pub unavailable: bool,
+    /// The error that it reported of a token, before it refused the login.
+    pub challenge: Option<TokenChallenge>,
 }
 
 /// A reply that a client may receive.
@@ -20,6 +24,8 @@ pub struct BackendReply {
 pub enum Reply {
     /// A wrong name or password, and everything that must look the same.
     AuthenticationFailed,
+    /// The token is not accepted, or nothing may be said of the account that it names.
+    TokenRefused(TokenChallenge),
     /// Acting as another user was requested.
     AuthzidNotAllowed,
     /// The password is right, and this user may not use this service.
@@ -68,6 +74,7 @@ impl Reply {
     pub fn text(&self) -> &str {
         match self {
             Self::AuthenticationFailed => "Name or password is wrong",
+            Self::TokenRefused(_) => "The token is not accepted, get a new one",
             Self::AuthzidNotAllowed => "Authorization as another user is not allowed",
             Self::NotPermitted => "You may not use this service, please contact your administrator",
             Self::PasswordExpired => "Your password has expired, please change it",
@@ -97,7 +104,45 @@ impl Reply {
     /// where the client is at fault: the reply to a wrong name or password is the same for all.
     #[must_use]
     pub const fn names_session(&self) -> bool {
-        !matches!(self, Self::AuthenticationFailed | Self::AuthzidNotAllowed | Self::TlsRequired)
+        !matches!(
+            self,
+            Self::AuthenticationFailed | Self::TokenRefused(_) | Self::AuthzidNotAllowed | Self::TlsRequired
+        )
+    }
+
+    /// The error to report of a token before this reply (RFC 7628 section 3.2.3); `None` where another token would not
+    /// help, so that no client discards a good one.
+    #[must_use]
+    pub(crate) const fn token_challenge(&self) -> Option<TokenChallenge> {
+        match self {
+            Self::TokenRefused(challenge) => Some(*challenge),
+            Self::AuthenticationFailed | Self::AuthzidNotAllowed => Some(TokenChallenge::InvalidToken),
+            Self::BackendText(reply) => reply.challenge,
+            Self::NotPermitted
+            | Self::PasswordExpired
+            | Self::PasswordMustChange
+            | Self::AccountDisabled
+            | Self::AccountExpired
+            | Self::OutsideLogonHours
+            | Self::WrongWorkstation
+            | Self::Unavailable
+            | Self::Maintenance
+            | Self::MailboxMoving
+            | Self::TimedOut
+            | Self::Kicked
+            | Self::ShuttingDown
+            | Self::NoMailbox
+            | Self::ProtocolNotServed
+            | Self::Limit
+            | Self::TlsRequired
+            | Self::ServerBug => None,
+        }
+    }
+
+    /// The same reply to a client that has sent a token: nothing is said of a password.
+    #[must_use]
+    pub(crate) fn for_token(self) -> Self {
+        if self == Self::AuthenticationFailed { Self::TokenRefused(TokenChallenge::InvalidToken) } else { self }
     }
 
     /// A backend's reply, if it is of use to a client.

@@ -5,7 +5,7 @@ use crate::base::labels::labels;
 
 labels! {
     /// Why a token is refused.
-    pub(crate) enum TokenError {
+    pub enum TokenError {
         /// It is no token: neither a JWT in its compact form nor, where introspection is configured, a bearer token.
         Malformed => "malformed_token",
         /// An algorithm that is never used: none, HMAC, or one that is not known.
@@ -53,7 +53,7 @@ labels! {
 
 /// The error that a client hears in a challenge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TokenChallenge {
+pub enum TokenChallenge {
     /// The message with the token is malformed.
     InvalidRequest,
     /// Another token is needed: this one is expired, revoked or not for usher.

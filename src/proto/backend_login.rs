@@ -213,7 +213,8 @@ impl LoginContext {
         if reply.text.trim_end_matches('.').eq_ignore_ascii_case("Unsupported authentication mechanism") {
             return Ok(Transition::NotUnderstood);
         }
-        if !reply.code.is_empty() || !self.has_sent_nothing() && !is_about_form(&reply.text) {
+        let has_reported = self.exchange.is_some_and(|exchange| exchange.reported().is_some());
+        if has_reported || !reply.code.is_empty() || !self.has_sent_nothing() && !is_about_form(&reply.text) {
             return Ok(Transition::Refused(reply));
         }
         if self.is_command_only() { Ok(Transition::NotUnderstood) } else { Err(BackFault::Bad) }
@@ -306,8 +307,9 @@ impl<D: BackDialect> Back for BackendLogin<D> {
 
 impl<D: BackDialect> BackendLogin<D> {
     pub(super) fn new(dialect: D, settings: BackSettings) -> Self {
-        let BackSettings { tls, login, password, service, untagged_limit, forward, initial_response, .. } = settings;
-        let account = Account { login, password, service };
+        let BackSettings { tls, login, password, token, service, untagged_limit, forward, initial_response, .. } =
+            settings;
+        let account = Account { login, password, token, service };
         Self {
             dialect,
             login: LoginContext { account, exchange: None, bytes_left: untagged_limit },
@@ -367,7 +369,9 @@ impl<D: BackDialect> BackendLogin<D> {
                 }
                 Transition::Refused(reply) => {
                     self.phase = Phase::Over;
-                    return Ok(BackStep::Refused(self.without_secret(reply)));
+                    let challenge = self.login.exchange.and_then(|exchange| exchange.reported());
+                    let reply = BackendReply { challenge, ..self.without_secret(reply) };
+                    return Ok(BackStep::Refused(reply));
                 }
                 Transition::NotUnderstood => {
                     self.rejects_initial |= matches!(self.way, Some(LoginWay::InitialResponse(_)));

@@ -1,7 +1,7 @@
 //! What the command engine asks of a protocol: what its commands mean, and the form of its replies.
 
 use super::problem::Problem;
-use super::sasl::{self, Exchange, ExchangeStep, Mechanism};
+use super::sasl::{self, Exchange, ExchangeStep, FailedExchange, MechanismSet};
 use super::wire::{LineBuffer, Literal, first_word};
 use super::{ClientGreeting, ClientId, Credentials, Welcome};
 use crate::base::secret::{Secret, SecretBuf};
@@ -96,12 +96,24 @@ pub(super) struct Channel {
     pub(super) tls: bool,
     /// TLS may be started.
     pub(super) starttls: bool,
+    /// What clients may log in with, under TLS.
+    pub(super) mechanisms: MechanismSet,
 }
 
 impl Channel {
     /// Whether TLS can be started now.
     pub(super) const fn can_start_tls(self) -> bool {
         self.starttls && !self.tls
+    }
+
+    /// The names of the mechanisms that are offered now: none in the clear.
+    pub(super) fn offered(self) -> impl Iterator<Item = &'static str> {
+        if self.tls { self.mechanisms } else { MechanismSet::NONE }.names()
+    }
+
+    /// Whether a password may be sent by a command.
+    pub(super) const fn takes_passwords(self) -> bool {
+        self.mechanisms.meets(MechanismSet::PASSWORDS)
     }
 }
 
@@ -114,8 +126,8 @@ pub(super) enum Action {
     StartTls,
     /// It is answered, and the client disconnects.
     Quit,
-    /// An exchange has begun.
-    Authenticate(ExchangeStep),
+    /// An exchange has begun, or failed already.
+    Authenticate(Result<ExchangeStep, FailedExchange>),
     /// A login with everything it needs.
     Attempt(Credentials),
     /// It is valid so far, and this literal of it has to follow.
@@ -126,9 +138,13 @@ pub(super) enum Action {
 
 impl Action {
     /// Begins an exchange.
-    pub(super) fn authenticate(mechanism: &[u8], initial_response: Option<&[u8]>) -> Result<Self, Problem> {
-        let mechanism = Mechanism::by_name(mechanism).ok_or(Problem::Mechanism)?;
-        Exchange::begin(mechanism, initial_response).map(Self::Authenticate).map_err(Problem::Response)
+    pub(super) fn authenticate(
+        mechanism: &[u8],
+        initial_response: Option<&[u8]>,
+        channel: Channel,
+    ) -> Result<Self, Problem> {
+        let mechanism = channel.mechanisms.by_name(mechanism).ok_or(Problem::Mechanism)?;
+        Ok(Self::Authenticate(Exchange::begin(mechanism, initial_response)))
     }
 
     /// Begins an exchange with the arguments of AUTH, as single lines have them (RFC 4954, RFC 5034). White space
@@ -143,7 +159,7 @@ impl Action {
         if mechanism.is_empty() || response.contains(&b' ') {
             return Err(Problem::Syntax);
         }
-        Self::authenticate(mechanism, (!response.is_empty()).then_some(response))
+        Self::authenticate(mechanism, (!response.is_empty()).then_some(response), channel)
     }
 }
 

@@ -8,14 +8,17 @@
 //! read as a command. When [`Step::NeedMore`] is returned the input is empty: at most one command of
 //! [`Dialect::COMMAND`] bytes is kept between calls.
 
+use std::sync::Arc;
+
+use super::bearer::TokenHints;
 use super::dialect::{Action, Channel, Dialect, Response};
 use super::problem::Problem;
-use super::sasl::{Exchange, ExchangeStep, SaslError};
+use super::sasl::{Exchange, ExchangeStep, FailedExchange, Mechanism};
 use super::transcript::{FrontScribe, Transcript};
 use super::wire::{Discard, Invalid, LineBuffer, Literal, Scan, is_http};
 use super::{ClientGreeting, ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome};
 use crate::base::secret::SecretBuf;
-use crate::outcome::{Refusal, Reply};
+use crate::outcome::{Refusal, Reply, TokenChallenge};
 
 /// How much of one refused command is discarded before the connection is closed.
 const MAX_DISCARDED: usize = 65_536;
@@ -34,6 +37,8 @@ pub(super) struct Engine<D> {
     missing: usize,
     /// Logins in the clear that were refused here and not yet reported to the session.
     local_refusals: u32,
+    /// What a client without a good token hears.
+    hints: Option<Arc<TokenHints>>,
     /// Records the dialogue, if the session is traced.
     scribe: Option<Box<FrontScribe>>,
 }
@@ -51,8 +56,8 @@ enum State {
     Tls,
     /// TLS is established.
     Secured,
-    /// The session is deciding about a login, or has accepted it; the mechanism's challenge after a refusal.
-    Deciding(Option<&'static str>),
+    /// The session is deciding about a login, or has accepted it; the mechanism, if it reports refusals by a challenge.
+    Deciding(Option<&'static Mechanism>),
     /// The closing line was sent.
     Over(Quit),
 }
@@ -62,8 +67,8 @@ enum State {
 enum Awaited {
     /// An exchange.
     Exchange(Exchange),
-    /// The challenge that reported a refusal: whatever it is, this reply follows.
-    Refusal(Reply),
+    /// The challenge that reported a refusal: whatever it is, this answer follows.
+    Refusal(Answer),
 }
 
 impl Awaited {
@@ -71,7 +76,7 @@ impl Awaited {
     fn answer(self, problem: Problem) -> Answer {
         match self {
             Self::Exchange(_) => Answer::Problem(problem),
-            Self::Refusal(reply) => Answer::Refusal(reply),
+            Self::Refusal(answer) => answer,
         }
     }
 }
@@ -125,7 +130,7 @@ impl<D: Dialect> Front for Engine<D> {
                     self.dialect.secured(self.channel, out);
                     None
                 }
-                State::Deciding(challenge) => self.wait_in(State::Deciding(challenge), Step::NeedMore),
+                State::Deciding(mechanism) => self.wait_in(State::Deciding(mechanism), Step::NeedMore),
                 State::Over(quit) => self.wait_in(State::Over(quit), Step::Quit(quit)),
             };
             self.record_replies(out, before);
@@ -149,10 +154,9 @@ impl<D: Dialect> Front for Engine<D> {
 
     fn refused(&mut self, reply: &Reply, out: &mut SecretBuf) {
         let before = out.len();
-        if let State::Deciding(Some(challenge)) = self.state {
-            D::challenge(challenge, out);
-            self.state = State::Response(Awaited::Refusal(reply.clone()));
-        } else {
+        let mechanism = if let State::Deciding(mechanism) = self.state { mechanism } else { None };
+        let error = reply.token_challenge();
+        if !self.report(mechanism.zip(error), || Answer::Refusal(reply.clone()), out) {
             self.dialect.refused(reply, &self.session, out);
             self.state = State::Command;
         }
@@ -174,8 +178,11 @@ impl<D: Dialect> Front for Engine<D> {
 
     fn bye(&mut self, reply: &Reply, out: &mut SecretBuf) {
         let before = out.len();
-        if let State::Response(Awaited::Refusal(refusal)) = &self.state {
-            self.dialect.refused(refusal, &self.session, out);
+        if let State::Response(Awaited::Refusal(answer)) = std::mem::take(&mut self.state) {
+            match answer {
+                Answer::Problem(problem) => self.dialect.deny(problem, out),
+                Answer::Refusal(refusal) => self.dialect.refused(&refusal, &self.session, out),
+            }
         }
         self.dialect.bye(reply, &self.session, out);
         if let Some(scribe) = &mut self.scribe {
@@ -203,12 +210,13 @@ impl<D: Dialect> Engine<D> {
         Self {
             dialect,
             session: settings.session.into(),
-            channel: Channel { tls: settings.tls, starttls: settings.starttls },
+            channel: Channel { tls: settings.tls, starttls: settings.starttls, mechanisms: settings.sasl.mechanisms },
             bad_commands_left: settings.bad_commands,
             state: State::Command,
             buffer: LineBuffer::default(),
             missing: 0,
             local_refusals: 0,
+            hints: settings.sasl.hints.cloned(),
             scribe: None,
         }
     }
@@ -268,7 +276,7 @@ impl<D: Dialect> Engine<D> {
             Ok(Action::Done) => None,
             Ok(Action::StartTls) => self.wait_in(State::Tls, Step::StartTls),
             Ok(Action::Quit) => self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)),
-            Ok(Action::Authenticate(step)) => self.advance_exchange(Ok(step), out),
+            Ok(Action::Authenticate(begun)) => self.advance_exchange(begun, out),
             Ok(Action::Attempt(credentials)) => self.attempt(credentials, None),
             Ok(Action::Literal(literal)) => match self.expect(literal, command, D::COMMAND, out) {
                 Ok(()) => None,
@@ -321,7 +329,7 @@ impl<D: Dialect> Engine<D> {
                 };
             }
             (Err(problem), awaited) => return self.refuse(awaited.answer(problem), line.line(), out),
-            (Ok(_), Awaited::Refusal(reply)) => return self.answer(Answer::Refusal(reply), out),
+            (Ok(_), Awaited::Refusal(answer)) => return self.answer(answer, out),
             // Base64 has no blanks: one at the end is no part of it.
             (Ok(Response::Line), Awaited::Exchange(exchange)) => exchange.respond(line.line().trim_ascii_end()),
             (Ok(Response::Text(text)), Awaited::Exchange(exchange)) => exchange.respond(text.expose()),
@@ -329,20 +337,47 @@ impl<D: Dialect> Engine<D> {
         self.advance_exchange(response, out)
     }
 
-    fn advance_exchange(&mut self, progress: Result<ExchangeStep, SaslError>, out: &mut SecretBuf) -> Option<Step> {
+    fn advance_exchange(
+        &mut self,
+        progress: Result<ExchangeStep, FailedExchange>,
+        out: &mut SecretBuf,
+    ) -> Option<Step> {
         match progress {
-            Ok(ExchangeStep::Done(credentials, mechanism)) => self.attempt(credentials, mechanism.refusal_challenge),
+            Ok(ExchangeStep::Done(credentials, mechanism)) => {
+                self.attempt(credentials, mechanism.reports_refusals().then_some(mechanism))
+            }
             Ok(ExchangeStep::Continue(exchange)) => {
                 D::challenge(exchange.challenge(), out);
                 self.state = State::Response(Awaited::Exchange(exchange));
                 None
             }
-            Err(error) => self.deny(Problem::Response(error), out),
+            Err(FailedExchange { error, reported_by }) => {
+                let report = reported_by.map(|mechanism| (mechanism, TokenChallenge::InvalidRequest));
+                if self.report(report, || Answer::Problem(Problem::Response(error)), out) {
+                    return None;
+                }
+                self.deny(Problem::Response(error), out)
+            }
         }
     }
 
-    fn attempt(&mut self, credentials: Credentials, refusal_challenge: Option<&'static str>) -> Option<Step> {
-        self.wait_in(State::Deciding(refusal_challenge), Step::Attempt(credentials))
+    fn attempt(&mut self, credentials: Credentials, mechanism: Option<&'static Mechanism>) -> Option<Step> {
+        self.wait_in(State::Deciding(mechanism), Step::Attempt(credentials))
+    }
+
+    /// Reports an error of a token by a challenge, whose response this answer follows. Returns whether it did.
+    fn report(
+        &mut self,
+        error: Option<(&'static Mechanism, TokenChallenge)>,
+        answer: impl FnOnce() -> Answer,
+        out: &mut SecretBuf,
+    ) -> bool {
+        let hints = self.hints.clone().unwrap_or_default();
+        let challenge = error.and_then(|(mechanism, error)| mechanism.refusal_challenge(error, &hints));
+        let Some(challenge) = challenge else { return false };
+        D::challenge(&challenge, out);
+        self.state = State::Response(Awaited::Refusal(answer()));
+        true
     }
 
     /// Whether no more bytes of a literal are to come.

@@ -36,8 +36,8 @@ pub(super) fn login_ways(
         ways.extend(initial(mechanism));
         ways.push_back(LoginWay::Exchange(mechanism));
     }
-    // It has no authzid: a service account would log in as itself.
-    if has_command && account.service.is_none() {
+    // It has no authzid and takes no token: a service account would log in as itself.
+    if has_command && account.service.is_none() && account.token.is_none() {
         ways.push_back(LoginWay::Command);
     }
     ways.extend(several.into_iter().map(LoginWay::Exchange));

@@ -193,6 +193,8 @@ const TEXTS: &[&str] = &[
 const HOST: usize = 255;
 /// How many bytes in a row an echo has in common with a form of the secret, in any case.
 const ECHO: usize = 4;
+/// The same for a token, which is so long that any text would have four in common with it.
+const ECHO_OF_TOKEN: usize = 12;
 
 /// A command as it is shown.
 pub(super) struct MaskedCommand {
@@ -427,6 +429,8 @@ fn attributes(arguments: &[u8]) -> String {
 pub(super) struct EchoGuard {
     /// The secret as it may appear, in lower case.
     forms: Vec<Zeroizing<Vec<u8>>>,
+    /// How many bytes in a row are an echo.
+    length: usize,
 }
 
 impl EchoGuard {
@@ -449,13 +453,13 @@ impl EchoGuard {
         for form in &mut forms {
             form.make_ascii_lowercase();
         }
-        Self { forms }
+        Self { forms, length: if account.token.is_some() { ECHO_OF_TOKEN } else { ECHO } }
     }
 
     /// Whether the text has some bytes in a row in common with the secret, whole or in part, as it is, quoted, in
     /// base64 or in hexadecimal digits.
     pub(super) fn finds_echo(&self, text: &[u8]) -> bool {
-        self.finds(text, ECHO)
+        self.finds(text, self.length)
     }
 
     /// Whether the text has the whole secret in one of these forms; one that is shorter than an echo may be part of any

@@ -7,6 +7,7 @@
 //! `backend_login`) over what is their own. A new protocol is a folder and a row in [`PROTOCOLS`].
 
 mod backend_login;
+mod bearer;
 pub(crate) mod capabilities;
 mod dialect;
 mod engine;
@@ -34,9 +35,11 @@ use core::net::SocketAddr;
 use core::time::Duration;
 use std::sync::Arc;
 
-use crate::base::credential::CredentialSecret;
+use crate::base::credential::{CredentialSecret, TokenForm};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::{BackendReply, Refusal, Reply};
+pub(crate) use bearer::TokenHints;
+pub(crate) use sasl::MechanismSet;
 
 /// A row of the protocol table.
 #[derive(Debug)]
@@ -191,6 +194,22 @@ pub struct FrontSettings<'a> {
     pub starttls: bool,
     /// How many bad commands are answered before the connection is closed.
     pub bad_commands: u32,
+    /// How clients may log in.
+    pub sasl: SaslOffer<'a>,
+}
+
+/// How clients may log in.
+#[derive(Debug, Clone, Copy)]
+pub struct SaslOffer<'a> {
+    /// The mechanisms that are offered under TLS.
+    pub mechanisms: MechanismSet,
+    /// What a client without a good token hears.
+    pub hints: Option<&'a Arc<TokenHints>>,
+}
+
+impl SaslOffer<'_> {
+    /// Passwords alone.
+    pub const PASSWORDS: Self = Self { mechanisms: MechanismSet::PASSWORDS, hints: None };
 }
 
 /// How much output one step may collect before it returns [`Step::Flush`]: it bounds the memory for a client
@@ -218,6 +237,15 @@ pub struct ClientId {
     /// The originating client (`x-originating-ip` and `-port`, 0 if absent). To be ignored unless the client is
     /// trusted.
     pub originating: Option<SocketAddr>,
+}
+
+/// The size of a message with this token in base64.
+pub(crate) fn token_message_size(form: TokenForm, login: &[u8], token: &Secret) -> usize {
+    let account = sasl::Account { login: login.to_vec(), password: token.clone(), token: Some(form), service: None };
+    sasl::Mechanism::for_backend(&account, |_| true)
+        .map(|mechanism| mechanism.initial_size(&account))
+        .max()
+        .unwrap_or(0)
 }
 
 /// The credentials that a client sent.
@@ -369,8 +397,10 @@ pub struct BackSettings {
     /// The user's name at the backend: authcid of a login with its own password, authzid of a
     /// login by a service account.
     pub login: Vec<u8>,
-    /// The user's password, or the service account's.
+    /// The user's password or token, or the service account's password.
     pub password: Secret,
+    /// How a token is sent; `None`: it is a password.
+    pub token: Option<TokenForm>,
     /// The service account (authcid) for a proxy authorization; `None`: the user's own login.
     pub service: Option<Vec<u8>>,
     /// How many bytes of untagged lines a login may bring; more is a fault.

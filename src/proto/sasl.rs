@@ -9,8 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::Credentials;
-use crate::base::credential::CredentialSecret;
+use super::bearer::{self, TokenHints};
+use crate::base::credential::{BearerToken, CredentialSecret, TokenForm};
 use crate::base::secret::{Secret, SecretBuf};
+use crate::outcome::TokenChallenge;
 
 /// The longest line of an exchange, without CRLF (RFC 4954 section 4 has this number).
 pub(crate) const LINE: usize = 12_288;
@@ -30,9 +32,70 @@ pub(crate) struct Mechanism {
     write: fn(&Account, usize, &mut SecretBuf),
     /// Whether the client half can carry this account.
     carries: fn(&Account) -> bool,
-    /// The challenge, in base64, that reports a refused login: the client answers it with one more line before
-    /// the final reply (RFC 7628 section 3.2.3).
-    pub(crate) refusal_challenge: Option<&'static str>,
+    /// How a refused login is reported, if by a challenge: the other side answers it with one more line before the
+    /// final reply (RFC 7628 section 3.2.3).
+    refusal: Option<RefusalChallenge>,
+}
+
+/// A challenge that reports a refused login.
+#[derive(Debug)]
+struct RefusalChallenge {
+    /// The challenge.
+    write: fn(TokenChallenge, &TokenHints) -> String,
+    /// The client's answer to it, in base64.
+    answer: &'static [u8],
+}
+
+/// What clients may log in with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MechanismSet(u8);
+
+impl MechanismSet {
+    /// The mechanisms of a password.
+    pub const PASSWORDS: Self = Self(0b0011);
+    /// The mechanisms of a token.
+    pub const TOKENS: Self = Self(0b1100);
+    /// None.
+    pub const NONE: Self = Self(0);
+
+    /// The mechanism of this name alone, in any case.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        let at = MECHANISMS.iter().position(|mechanism| mechanism.name.eq_ignore_ascii_case(name))?;
+        Some(Self(1 << at))
+    }
+
+    /// Those of either.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether some are in both.
+    #[must_use]
+    pub const fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Their names.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        self.all().map(|mechanism| mechanism.name)
+    }
+
+    fn all(self) -> impl Iterator<Item = &'static Mechanism> {
+        MECHANISMS.iter().enumerate().filter(move |(at, _)| self.0 & 1 << at != 0).map(|(_, mechanism)| mechanism)
+    }
+
+    /// Finds one by its name, in any case.
+    pub(super) fn by_name(self, name: &[u8]) -> Option<&'static Mechanism> {
+        self.all().find(|mechanism| mechanism.name.as_bytes().eq_ignore_ascii_case(name))
+    }
 }
 
 /// What a mechanism's responses hold.
@@ -42,7 +105,14 @@ struct Message {
     authzid: Vec<u8>,
 }
 
-/// The mechanisms that are offered to clients, the preferred one for backends first.
+impl Message {
+    /// The name beside a token is no other one than the token's, so that it is not an authzid.
+    fn of_token((login, secret): bearer::TokenMessage) -> Self {
+        Self { login, secret, authzid: Vec::new() }
+    }
+}
+
+/// The mechanisms, the preferred one for backends first. Their places are the bits of [`MechanismSet`].
 pub(crate) static MECHANISMS: &[Mechanism] = &[
     // RFC 4616: one message of authzid, authcid and password.
     Mechanism {
@@ -54,8 +124,8 @@ pub(crate) static MECHANISMS: &[Mechanism] = &[
             Some(service) => write_plain(&account.login, service, &account.password, out),
             None => write_plain(b"", &account.login, &account.password, out),
         },
-        carries: Account::has_no_nul,
-        refusal_challenge: None,
+        carries: |account| account.token.is_none() && account.has_no_nul(),
+        refusal: None,
     },
     // draft-murchison-sasl-login: obsolete but required by some clients. It asks for name and password in turn and
     // knows no authzid, so a service account cannot use it.
@@ -70,25 +140,43 @@ pub(crate) static MECHANISMS: &[Mechanism] = &[
         write: |account, number, out| {
             write_base64(if number == 0 { &account.login } else { account.password.expose() }, out)
         },
-        carries: |account| account.service.is_none(),
-        refusal_challenge: None,
+        carries: |account| account.token.is_none() && account.service.is_none(),
+        refusal: None,
+    },
+    // RFC 7628: a token, which says itself whose it is. The client's answer to a refusal is its dummy response.
+    Mechanism {
+        name: "OAUTHBEARER",
+        challenges: &[""],
+        read: |_, message| {
+            bearer::read_oauthbearer(message.expose()).map(Message::of_token).ok_or(SaslError::Malformed)
+        },
+        credential: |token| CredentialSecret::Token(BearerToken { token, form: TokenForm::OAuthBearer }),
+        write: |account, _, out| write_message(bearer::write_oauthbearer, account, out),
+        carries: |account| account.token == Some(TokenForm::OAuthBearer),
+        refusal: Some(RefusalChallenge { write: bearer::oauthbearer_challenge, answer: b"AQ==" }),
+    },
+    // Its predecessor, which is in no RFC.
+    Mechanism {
+        name: "XOAUTH2",
+        challenges: &[""],
+        read: |_, message| bearer::read_xoauth2(message.expose()).map(Message::of_token).ok_or(SaslError::Malformed),
+        credential: |token| CredentialSecret::Token(BearerToken { token, form: TokenForm::XOAuth2 }),
+        write: |account, _, out| write_message(bearer::write_xoauth2, account, out),
+        carries: |account| account.token == Some(TokenForm::XOAuth2),
+        refusal: Some(RefusalChallenge { write: bearer::xoauth2_challenge, answer: b"" }),
     },
 ];
 
-/// The names of the mechanisms that are offered.
-pub(crate) fn offered() -> impl Iterator<Item = &'static str> {
-    MECHANISMS.iter().map(|mechanism| mechanism.name)
-}
-
 impl Mechanism {
-    /// Finds a mechanism by its name, in any case.
+    /// Whether a refused login may be reported by a challenge.
     #[must_use]
-    pub(crate) fn by_name(name: &[u8]) -> Option<&'static Self> {
-        let all = MECHANISMS.iter();
-        #[cfg(test)]
-        let all = all.chain([&tests::CHALLENGING]);
-        let mut all = all;
-        all.find(|mechanism| mechanism.name.as_bytes().eq_ignore_ascii_case(name))
+    pub(super) const fn reports_refusals(&self) -> bool {
+        self.refusal.is_some()
+    }
+
+    /// The challenge, in base64, that reports an error.
+    pub(super) fn refusal_challenge(&self, error: TokenChallenge, hints: &TokenHints) -> Option<String> {
+        self.refusal.as_ref().map(|refusal| STANDARD.encode((refusal.write)(error, hints)))
     }
 
     /// The mechanisms to log in to a backend with, the preferred one first: those that the backend offers and that
@@ -113,7 +201,7 @@ impl Mechanism {
     /// Whether an empty challenge after the initial response requests that response once more: the server has not
     /// read it with the command. Where a refusal comes as a challenge, no challenge means that.
     fn may_repeat_initial(&self) -> bool {
-        self.challenges == [""] && self.refusal_challenge.is_none()
+        self.challenges == [""] && self.refusal.is_none()
     }
 }
 
@@ -122,8 +210,10 @@ impl Mechanism {
 pub(crate) struct Account {
     /// The user's name: authcid of a login of its own, authzid of a login by a service account.
     pub(crate) login: Vec<u8>,
-    /// The user's password, or the service account's.
+    /// The user's password or token, or the service account's password.
     pub(crate) password: Secret,
+    /// How a token is sent; `None`: it is a password.
+    pub(crate) token: Option<TokenForm>,
     /// The service account (authcid), if one logs in for the user.
     pub(crate) service: Option<Vec<u8>>,
 }
@@ -148,6 +238,8 @@ pub(crate) struct ClientExchange {
     /// How many responses were written.
     written: usize,
     initial: InitialResponse,
+    /// The error that the backend has reported by a challenge.
+    reported: Option<TokenChallenge>,
 }
 
 /// What became of the response that went with the command.
@@ -165,22 +257,29 @@ impl ClientExchange {
     /// Starts an exchange.
     #[must_use]
     pub(crate) const fn new(mechanism: &'static Mechanism) -> Self {
-        Self { mechanism, written: 0, initial: InitialResponse::Absent }
+        Self { mechanism, written: 0, initial: InitialResponse::Absent, reported: None }
     }
 
     /// Starts an exchange with an initial response, which is written in base64.
     #[must_use]
     pub(crate) fn with_initial(mechanism: &'static Mechanism, account: &Account, out: &mut SecretBuf) -> Self {
         (mechanism.write)(account, 0, out);
-        Self { mechanism, written: 1, initial: InitialResponse::Sent }
+        Self { mechanism, written: 1, initial: InitialResponse::Sent, reported: None }
     }
 
     /// Writes the response to a challenge in base64: the next one, or, after an empty challenge, once more the
-    /// initial response, which the backend has not read. `None`: the backend sent one challenge too many.
+    /// initial response, which the backend has not read. A challenge that reports a refusal gets the mechanism's
+    /// answer. `None`: the backend sent one challenge too many.
     pub(crate) fn respond(&mut self, challenge: &[u8], account: &Account, out: &mut SecretBuf) -> Option<()> {
         if self.awaits_challenge() {
             (self.mechanism.write)(account, self.written, out);
             self.written += 1;
+            return Some(());
+        }
+        if let Some(refusal) = self.mechanism.refusal.as_ref().filter(|_| self.reported.is_none()) {
+            let challenge = STANDARD.decode(challenge).unwrap_or_default();
+            self.reported = Some(bearer::reported_error(&challenge));
+            out.extend(refusal.answer);
             return Some(());
         }
         let unread =
@@ -206,7 +305,13 @@ impl ClientExchange {
     /// Whether no challenge was answered yet: a reply may be about the form of the command.
     #[must_use]
     pub(crate) fn is_command_only(&self) -> bool {
-        self.written == 0 || self.initial == InitialResponse::Sent
+        self.reported.is_none() && (self.written == 0 || self.initial == InitialResponse::Sent)
+    }
+
+    /// The error that the backend has reported by a challenge: it has read the message and refuses it.
+    #[must_use]
+    pub(crate) const fn reported(&self) -> Option<TokenChallenge> {
+        self.reported
     }
 
     /// Whether the backend has not read the initial response with the command.
@@ -225,9 +330,18 @@ pub(crate) enum SaslError {
     /// A response is not canonical base64.
     #[error("the response is not base64")]
     NotBase64,
-    /// A PLAIN message does not consist of three parts.
+    /// A message is none of its mechanism.
     #[error("the response is not a message of the mechanism")]
     Malformed,
+}
+
+/// An exchange that has failed.
+#[derive(Debug)]
+pub(crate) struct FailedExchange {
+    /// Why.
+    pub(crate) error: SaslError,
+    /// The mechanism, if it reports that by a challenge.
+    pub(crate) reported_by: Option<&'static Mechanism>,
 }
 
 /// A client's authentication exchange, waiting for a response.
@@ -256,7 +370,7 @@ impl Exchange {
     pub(crate) fn begin(
         mechanism: &'static Mechanism,
         initial_response: Option<&[u8]>,
-    ) -> Result<ExchangeStep, SaslError> {
+    ) -> Result<ExchangeStep, FailedExchange> {
         let exchange = Self { mechanism, earlier: None };
         match initial_response {
             Some(response) => exchange.take(if response == b"=" { b"" } else { response }),
@@ -274,17 +388,22 @@ impl Exchange {
     ///
     /// # Errors
     /// The exchange is over: cancelled, undecodable or malformed.
-    pub(crate) fn respond(self, line: &[u8]) -> Result<ExchangeStep, SaslError> {
-        if line == b"*" { Err(SaslError::Cancelled) } else { self.take(line) }
+    pub(crate) fn respond(self, line: &[u8]) -> Result<ExchangeStep, FailedExchange> {
+        if line == b"*" {
+            return Err(FailedExchange { error: SaslError::Cancelled, reported_by: None });
+        }
+        self.take(line)
     }
 
-    fn take(self, response: &[u8]) -> Result<ExchangeStep, SaslError> {
+    fn take(self, response: &[u8]) -> Result<ExchangeStep, FailedExchange> {
         let Self { mechanism, earlier } = self;
-        let response = decode(response)?;
+        let response = decode(response).map_err(|error| FailedExchange { error, reported_by: None })?;
         if earlier.is_none() && !mechanism.has_one_response() {
             return Ok(ExchangeStep::Continue(Self { mechanism, earlier: Some(response) }));
         }
-        let Message { login, secret, authzid } = (mechanism.read)(earlier, response)?;
+        let reported_by = mechanism.reports_refusals().then_some(mechanism);
+        let read = (mechanism.read)(earlier, response);
+        let Message { login, secret, authzid } = read.map_err(|error| FailedExchange { error, reported_by })?;
         let secret = (mechanism.credential)(secret);
         Ok(ExchangeStep::Done(Credentials { login, secret, authzid }, mechanism))
     }
@@ -320,6 +439,13 @@ fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out: &mut Secr
     write_base64(message.as_slice(), out);
 }
 
+/// Writes the base64 of a message with a token.
+fn write_message(write: fn(&[u8], &Secret, &mut SecretBuf), account: &Account, out: &mut SecretBuf) {
+    let mut message = SecretBuf::new();
+    write(&account.login, &account.password, &mut message);
+    write_base64(message.as_slice(), out);
+}
+
 /// Writes base64 and leaves no copy of it.
 fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
     let mut group = Zeroizing::new([0; 4]);
@@ -338,29 +464,43 @@ fn fits_plain(part: &[u8]) -> bool {
 pub(super) mod tests {
     use super::*;
 
-    /// A mechanism that reports a refusal by a challenge, as OAUTHBEARER does; its message is PLAIN's. Clients may
-    /// use it in tests, and it is not offered.
-    pub(in crate::proto) static CHALLENGING: Mechanism = Mechanism {
-        name: "X-CHALLENGING",
-        challenges: &[""],
-        read: |_, message| plain(&message),
-        credential: CredentialSecret::Password,
-        write: |_, _, _| {},
-        carries: |_| false,
-        refusal_challenge: Some("eyJzdGF0dXMiOiI0MDEifQ=="),
-    };
+    const ALL: MechanismSet = MechanismSet::PASSWORDS.or(MechanismSet::TOKENS);
 
     fn named(name: &[u8]) -> &'static Mechanism {
-        Mechanism::by_name(name).unwrap()
+        ALL.by_name(name).unwrap()
     }
 
     fn parts(credentials: &Credentials) -> (&[u8], &[u8], &[u8]) {
-        let CredentialSecret::Password(password) = &credentials.secret;
-        (&credentials.authzid, &credentials.login, password.expose())
+        let (CredentialSecret::Password(secret) | CredentialSecret::Token(BearerToken { token: secret, .. })) =
+            &credentials.secret;
+        (&credentials.authzid, &credentials.login, secret.expose())
     }
 
     fn plain_of(response: &[u8]) -> Result<Credentials, SaslError> {
-        goes(Exchange::begin(named(b"PLAIN"), None).unwrap()).respond(response).map(done)
+        let exchange = goes(Exchange::begin(named(b"PLAIN"), None).unwrap());
+        exchange.respond(response).map(done).map_err(|failed| failed.error)
+    }
+
+    #[test]
+    fn set_of_mechanisms_has_their_places() {
+        assert!(MechanismSet::PASSWORDS.names().eq(["PLAIN", "LOGIN"]));
+        assert!(MechanismSet::TOKENS.names().eq(["OAUTHBEARER", "XOAUTH2"]));
+        assert_eq!(MechanismSet::of("xoauth2").map(|set| set.names().collect::<Vec<_>>()), Some(vec!["XOAUTH2"]));
+        assert!(MechanismSet::of("SCRAM-SHA-256").is_none() && MechanismSet::NONE.names().next().is_none());
+        assert!(MechanismSet::PASSWORDS.by_name(b"XOAUTH2").is_none() && ALL.by_name(b"xoauth2").is_some());
+        assert!(ALL.meets(MechanismSet::TOKENS) && !MechanismSet::PASSWORDS.meets(MechanismSet::TOKENS));
+        assert_eq!(ALL.and(MechanismSet::TOKENS), MechanismSet::TOKENS);
+    }
+
+    #[test]
+    fn malformed_token_message_is_reported_by_its_mechanism() {
+        for name in ["OAUTHBEARER", "XOAUTH2"] {
+            let begun = Exchange::begin(named(name.as_bytes()), Some(b"dXNlcg=="));
+            let failed = begun.unwrap_err();
+            assert_eq!((failed.error, failed.reported_by.map(|one| one.name)), (SaslError::Malformed, Some(name)));
+            let undecodable = Exchange::begin(named(name.as_bytes()), Some(b"*")).unwrap_err();
+            assert!(undecodable.error == SaslError::NotBase64 && undecodable.reported_by.is_none());
+        }
     }
 
     fn done(progress: ExchangeStep) -> Credentials {
@@ -404,7 +544,7 @@ pub(super) mod tests {
         }
         assert_eq!(plain_of(b"*").unwrap_err(), SaslError::Cancelled);
         let login = |initial| Exchange::begin(named(b"LOGIN"), Some(initial));
-        assert_eq!(login(b"*").unwrap_err(), SaslError::NotBase64);
+        assert_eq!(login(b"*").unwrap_err().error, SaslError::NotBase64);
         let exchange = goes(login(b"=").unwrap());
         assert_eq!(exchange.challenge(), "UGFzc3dvcmQ6");
     }
@@ -425,15 +565,22 @@ pub(super) mod tests {
     fn mechanism_names_are_case_insensitive() {
         assert_eq!(named(b"plain").name, "PLAIN");
         assert_eq!(named(b"Login").name, "LOGIN");
-        assert!(Mechanism::by_name(b"SCRAM-SHA-256").is_none());
+        assert!(ALL.by_name(b"SCRAM-SHA-256").is_none());
+    }
+
+    fn account(password: &[u8]) -> Account {
+        Account { login: b"alice".to_vec(), password: Secret::copy_of(password), token: None, service: None }
     }
 
     #[test]
     fn every_mechanism_reads_what_it_writes() {
         let service = Some(b"proxy".to_vec());
-        let own = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"p\xc3\xa4ss"), service: None };
+        let own = account(b"p\xc3\xa4ss");
         let with_service = Account { service, ..own.clone() };
-        for (mechanism, account) in MECHANISMS.iter().flat_map(|one| [(one, &own), (one, &with_service)]) {
+        let token = |form| Account { token: Some(form), ..account(b"ey.J-_~+/=") };
+        let (one, other) = (token(TokenForm::OAuthBearer), token(TokenForm::XOAuth2));
+        let accounts = [&own, &with_service, &one, &other];
+        for (mechanism, account) in MECHANISMS.iter().flat_map(|one| accounts.map(|account| (one, account))) {
             if !(mechanism.carries)(account) {
                 continue;
             }
@@ -451,14 +598,19 @@ pub(super) mod tests {
                 Some(service) => (&b"alice"[..], service.as_slice()),
                 None => (&b""[..], &b"alice"[..]),
             };
-            assert_eq!(parts(&credentials), (expected.0, expected.1, &b"p\xc3\xa4ss"[..]), "{}", mechanism.name);
-            assert!(client.respond(b"", account, &mut SecretBuf::new()).is_none(), "{} has no more", mechanism.name);
+            assert_eq!(parts(&credentials), (expected.0, expected.1, account.password.expose()), "{}", mechanism.name);
+            let is_token = matches!(credentials.secret, CredentialSecret::Token(_));
+            assert_eq!(is_token, account.token.is_some(), "{}", mechanism.name);
+            let mut more = SecretBuf::new();
+            let goes_on = client.respond(b"", account, &mut more).is_some();
+            assert_eq!(goes_on, mechanism.reports_refusals(), "{} has no more", mechanism.name);
+            assert!(more.len() <= 4, "{} never sends its message again", mechanism.name);
         }
     }
 
     #[test]
     fn initial_response_is_repeated_once_after_an_empty_challenge() {
-        let account = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"secret"), service: None };
+        let account = account(b"secret");
         let mut out = SecretBuf::new();
         let mut exchange = ClientExchange::with_initial(named(b"PLAIN"), &account, &mut out);
         assert!(exchange.is_command_only() && !exchange.has_sent_nothing() && !exchange.awaits_challenge());
@@ -472,27 +624,44 @@ pub(super) mod tests {
 
     #[test]
     fn refusal_challenge_never_gets_the_message_again() {
-        let account = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"secret"), service: None };
-        let mut out = SecretBuf::new();
-        let mut exchange = ClientExchange::with_initial(&CHALLENGING, &account, &mut out);
-        for challenge in [&b""[..], b"eyJzdGF0dXMiOiI0MDEifQ=="] {
-            assert!(exchange.respond(challenge, &account, &mut out).is_none());
+        let scope = STANDARD.encode(r#"{"status":"403"}"#);
+        for (name, form, answer) in
+            [("OAUTHBEARER", TokenForm::OAuthBearer, &b"AQ=="[..]), ("XOAUTH2", TokenForm::XOAuth2, b"")]
+        {
+            for (challenge, error) in [
+                ("", TokenChallenge::InvalidToken),
+                ("eyJzdGF0dXMiOiI0MDEifQ==", TokenChallenge::InvalidToken),
+                ("no base64", TokenChallenge::InvalidToken),
+                (&scope, TokenChallenge::InsufficientScope),
+            ] {
+                let account = Account { token: Some(form), ..account(b"secret") };
+                let mut exchange =
+                    ClientExchange::with_initial(named(name.as_bytes()), &account, &mut SecretBuf::new());
+                assert!(exchange.is_command_only() && exchange.reported().is_none());
+                let mut out = SecretBuf::new();
+                exchange.respond(challenge.as_bytes(), &account, &mut out).unwrap();
+                assert_eq!((out.as_slice(), exchange.reported()), (answer, Some(error)), "{name} {challenge}");
+                assert!(!exchange.is_command_only());
+                assert!(exchange.respond(b"", &account, &mut out).is_none(), "{name}: once");
+            }
         }
         for mechanism in MECHANISMS {
-            assert!(!mechanism.may_repeat_initial() || mechanism.refusal_challenge.is_none(), "{}", mechanism.name);
+            assert!(!mechanism.may_repeat_initial() || !mechanism.reports_refusals(), "{}", mechanism.name);
         }
     }
 
     #[test]
     fn backend_gets_the_first_mechanism_that_carries_the_account() {
-        let own = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"a\0b"), service: None };
+        let own = account(b"a\0b");
         let chosen = |account: &Account, offers: &[&str]| {
             Mechanism::for_backend(account, |name| offers.contains(&name)).map(|one| one.name).collect::<Vec<_>>()
         };
         assert_eq!(chosen(&own, &["LOGIN", "PLAIN"]), ["LOGIN"], "PLAIN cannot carry a NUL");
         let sound = Account { password: Secret::copy_of(b"ab"), ..own };
         assert_eq!(chosen(&sound, &["LOGIN", "PLAIN"]), ["PLAIN", "LOGIN"]);
-        assert!(chosen(&sound, &["X-CHALLENGING", "SCRAM-SHA-256"]).is_empty());
+        assert!(chosen(&sound, &["OAUTHBEARER", "XOAUTH2", "SCRAM-SHA-256"]).is_empty());
+        let token = Account { token: Some(TokenForm::XOAuth2), ..sound.clone() };
+        assert_eq!(chosen(&token, &["PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"]), ["XOAUTH2"], "as it came");
         let service = Account { service: Some(b"proxy".to_vec()), ..sound };
         assert!(chosen(&service, &["LOGIN"]).is_empty(), "LOGIN knows no authzid");
     }

@@ -2,12 +2,13 @@
 
 mod challenged;
 mod chunks;
+mod tokens;
 mod traced;
 
 use super::trial::{HOST, SESSION};
-use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, Step, capabilities};
+use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, SaslOffer, Step, capabilities};
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, BackendReply, Proof, Refusal, Reply};
+use crate::outcome::{AccountState, BackendReply, Proof, Refusal, Reply, TokenError};
 
 /// The documentation that holds the table.
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
@@ -60,6 +61,10 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::EmptyPassword,
         Refusal::InvalidUsername,
         Refusal::InvalidPassword,
+        Refusal::Token(TokenError::Expired),
+        Refusal::TokenUnavailable(TokenError::Unavailable),
+        Refusal::NoTokenLogin,
+        Refusal::TokenTooLong,
         Refusal::AuthzidNotAllowed,
         Refusal::NotAllowed,
         Refusal::DirectoryUnavailable,
@@ -106,6 +111,7 @@ fn answer(protocol: &Protocol, reply: &Reply) -> String {
         tls: true,
         starttls: false,
         bad_commands: 1,
+        sasl: SaslOffer::PASSWORDS,
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
@@ -120,7 +126,8 @@ fn answer(protocol: &Protocol, reply: &Reply) -> String {
 #[test]
 fn protocols_reply_to_each_refusal_as_tabulated() {
     let table = table();
-    let backend = BackendReply { code: String::new(), text: "Try again".to_owned(), unavailable: false };
+    let backend =
+        BackendReply { code: String::new(), text: "Try again".to_owned(), unavailable: false, challenge: None };
     let mut left: Vec<_> = table.iter().flat_map(|row| row.refusals.iter().map(|label| (row.reply, *label))).collect();
     // Those that have another reply after the password.
     let others = [
@@ -193,6 +200,7 @@ fn step_buffer_is_bounded() {
             tls: true,
             starttls: false,
             bad_commands: 1,
+            sasl: SaslOffer::PASSWORDS,
         };
         let mut front = (protocol.front)(settings);
         let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());

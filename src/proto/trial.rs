@@ -5,10 +5,10 @@
 use core::net::SocketAddr;
 
 use super::{
-    Back, BackSettings, BackStep, BackTls, ClientGreeting, Credentials, Front, FrontSettings, OUTPUT, Origin, Protocol,
-    Step, Welcome,
+    Back, BackSettings, BackStep, BackTls, ClientGreeting, Credentials, Front, FrontSettings, MechanismSet, OUTPUT,
+    Origin, Protocol, SaslOffer, Step, Welcome,
 };
-use crate::base::credential::CredentialSecret;
+use crate::base::credential::{BearerToken, CredentialSecret, TokenForm};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::Refusal;
 
@@ -106,9 +106,13 @@ impl FrontRun {
     }
 
     fn decide(&mut self, credentials: &Credentials) {
-        let Credentials { login, secret: CredentialSecret::Password(password), authzid } = credentials;
-        let parts = [login, password.expose(), authzid].map(|part| format!(" \"{}\"", shown(part)));
-        note(&mut self.transcript, &format!("=> attempt{}", parts.concat()));
+        let Credentials { login, secret, authzid } = credentials;
+        let (kind, secret) = match secret {
+            CredentialSecret::Password(password) => ("attempt", password),
+            CredentialSecret::Token(BearerToken { token, .. }) => ("token attempt", token),
+        };
+        let parts = [login, secret.expose(), authzid].map(|part| format!(" \"{}\"", shown(part)));
+        note(&mut self.transcript, &format!("=> {kind}{}", parts.concat()));
         let mut out = SecretBuf::new();
         match self.decisions.next().unwrap_or(ScriptedDecision::Refuse(Refusal::WrongPassword)) {
             ScriptedDecision::Refuse(refusal) => self.front.refused(&refusal.reply(true), &mut out),
@@ -179,7 +183,10 @@ impl BackRun {
                     }
                     format!("ready [{}] {}", shown(&welcome.capabilities), shown(&welcome.text))
                 }
-                BackStep::Refused(words) => format!("refused [{}] {}", words.code, words.text),
+                BackStep::Refused(words) => {
+                    let reported = words.challenge.map(|error| format!(" after {}", error.error())).unwrap_or_default();
+                    format!("refused [{}] {}{reported}", words.code, words.text)
+                }
                 BackStep::Fault(fault) => format!("fault {fault:?}"),
             };
             note(&mut self.transcript, &format!("=> {}", parts.trim_end()));
@@ -248,6 +255,7 @@ pub(crate) fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
         tls: choice & 1 != 0,
         starttls: choice & 2 == 0,
         bad_commands: u32::from(choice >> 4),
+        sasl: SaslOffer { mechanisms: MechanismSet::PASSWORDS.or(MechanismSet::TOKENS), hints: None },
     };
     let accepting = choice & 4 != 0;
     let run = |size: usize| {
@@ -264,7 +272,11 @@ pub(crate) fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
     let mut tls = settings.tls;
     for line in whole.lines() {
         tls |= line == "=> tls";
-        let sound = if line.starts_with("=> attempt ") { tls } else { line.starts_with("=>") || sound(line) };
+        let sound = if line.starts_with("=> attempt ") || line.starts_with("=> token attempt ") {
+            tls
+        } else {
+            line.starts_with("=>") || sound(line)
+        };
         assert!(sound, "forbidden output, or a login in the clear: {line}");
     }
 }
@@ -278,12 +290,18 @@ pub(crate) fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool,
     let [choice, size, sent @ ..] = data else { return };
     let run = |size: usize| {
         let greeting = (choice & 16 != 0).then(|| ClientGreeting { name: "[192.0.2.7]".to_owned(), extended: false });
+        let token = match choice >> 5 {
+            1 => Some(TokenForm::OAuthBearer),
+            2 => Some(TokenForm::XOAuth2),
+            _ => None,
+        };
         let forwarded = || Origin { greeting: greeting.clone(), ..calling("198.51.100.7:4711") };
         let settings = BackSettings {
             tls: if choice & 1 != 0 { BackTls::StartTls } else { BackTls::Implicit },
             login: b"alice".to_vec(),
             password: Secret::copy_of(if choice & 2 != 0 { b"p\xc3\xa4ss" } else { b"pass" }),
-            service: (choice & 4 != 0).then(|| b"proxy".to_vec()),
+            token,
+            service: (choice & 4 != 0 && token.is_none()).then(|| b"proxy".to_vec()),
             untagged_limit: LIMIT,
             forward: (choice & 8 != 0).then(forwarded),
             host: HOST.into(),

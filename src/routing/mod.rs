@@ -91,6 +91,7 @@ mod tests {
             pin_sha256: Vec::new(),
             groups: Vec::new(),
             service: None,
+            token: crate::config::TokenLogin::Service,
             source: Vec::new(),
             timeout: Duration::from_secs(4),
             pass_refusals: true,

@@ -54,7 +54,7 @@ labels! {
 }
 
 labels! {
-    /// The result of a login at a backend. The last four were not sent there.
+    /// The result of a login at a backend. The last five were not sent there.
     pub(crate) enum BackendResult {
         /// The backend accepted it.
         Ok => "ok",
@@ -76,6 +76,8 @@ labels! {
         SlowStart => "slow_start",
         /// An administrator has taken the backend out of service.
         Draining => "draining",
+        /// The user has a token that the backend cannot be sent.
+        Unsent => "unsent",
     }
 }
 

@@ -177,7 +177,7 @@ fn is_past(expires: u64) -> bool {
 }
 
 fn digest(token: &Secret) -> AnswerDigest {
-    Digest::of_secret(token).narrow()
+    Digest::of_token(token).narrow()
 }
 
 /// The claims of an active token; `None`: it is not active.

@@ -17,7 +17,7 @@ mod remote_keys;
 mod sample;
 mod strict;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verified;
 
 use std::sync::Arc;

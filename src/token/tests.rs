@@ -1,7 +1,7 @@
 //! Every reason to refuse a token, rotation of keys, outages, introspection: over HTTP to this machine.
 
 #[path = "../../tests/it/kit/signer.rs"]
-mod signer;
+pub(crate) mod signer;
 
 mod fetched;
 mod introspected;

@@ -67,6 +67,7 @@ mod tasks;
 mod throttle;
 mod timers;
 mod token_issuers;
+mod token_login;
 mod trace;
 mod trust;
 mod unauthenticate;

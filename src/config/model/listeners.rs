@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use crate::proto::Protocol;
+use crate::proto::{MechanismSet, Protocol};
 
 /// An address where clients connect.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// TLS before the greeting or by command.
     pub tls: ListenerTls,
+    /// The mechanisms that clients may log in with; `None`: all that there are.
+    pub mechanisms: Option<MechanismSet>,
     /// The networks of the proxies that begin every connection with a PROXY header; `None`: there are
     /// no proxies.
     pub proxies: Option<Vec<IpNet>>,

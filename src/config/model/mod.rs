@@ -28,7 +28,7 @@ pub(crate) use limits::{Cache, Drain, Limits, OnUnavailable};
 pub(crate) use listeners::{Listener, ListenerTls};
 pub(crate) use process::{Admin, AuthHttp, Control, Log, LogFormat, LogLevel, Process};
 pub(crate) use routing::{
-    Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Probe, Routing,
+    Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Probe, Routing, TokenLogin,
 };
 pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
 pub(crate) use tls::{CertificateFiles, ClientAuth, Group, Tls, TlsVersion};

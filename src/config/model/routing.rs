@@ -34,6 +34,8 @@ pub struct Backend {
     pub groups: Vec<Group>,
     /// Login by a service account with the user as authzid.
     pub service: Option<BackendService>,
+    /// How users with a token log in there.
+    pub token: TokenLogin,
     /// The addresses that connections to it come from, in turn; none: as the system chooses.
     pub source: Vec<IpAddr>,
     /// Connect to the answer of the login.
@@ -46,6 +48,18 @@ pub struct Backend {
     pub logins_in_flight: usize,
     /// Where each protocol is served: protocol name -> endpoint.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// How a user with a token logs in at a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenLogin {
+    /// By the service account, if there is one.
+    Service,
+    /// With the token, by the same mechanism.
+    Forward {
+        /// The claim with the name there; `None`: the name of a login with a password.
+        user_claim: Option<String>,
+    },
 }
 
 /// When a backend's address counts as down, and how it comes back.

@@ -162,7 +162,7 @@ fn commented_issuers_are_valid() {
     let (before, rest) = EXAMPLE.split_once("# tokens:\n").unwrap();
     let (lines, behind) = rest.split_once("\n\n").unwrap();
     let lines: String = lines.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap())).collect();
-    let config = parse_text(&format!("{before}tokens:\n{lines}\n{behind}")).unwrap();
+    let config = parse_text(&forwarding(&format!("{before}tokens:\n{lines}\n{behind}"))).unwrap();
     assert_eq!(config.tokens.len(), 2);
     let [warning] = config.warnings.as_slice() else { panic!("{:?}", config.warnings) };
     assert_eq!(warning.key, "tokens[1].login_claim");
@@ -174,7 +174,7 @@ fn documented_issuers_are_accepted() {
     let pieces: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|piece| piece.split("```").next()).collect();
     assert_eq!(pieces.len(), 2);
     for piece in pieces {
-        let config = parse_text(&format!("{EXAMPLE}{piece}"));
+        let config = parse_text(&forwarding(&format!("{EXAMPLE}{piece}")));
         assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()), "{piece}");
     }
 }

@@ -9,13 +9,13 @@ const SECOND: &str = "  - issuer: https://login.microsoftonline.com/2d4e3b11-7b7
 
 /// These issuers.
 fn single(lines: &str) -> String {
-    format!("{SOUND}tokens:\n{lines}\n")
+    format!("{}tokens:\n{lines}\n", forwarding(SOUND))
 }
 
 /// The issuers of [`TOKENS`] with one replacement.
 fn altered(from: &str, to: &str) -> String {
     assert!(TOKENS.contains(from), "{from:?} is not in TOKENS");
-    format!("{SOUND}{}", TOKENS.replacen(from, to, 1))
+    format!("{}{}", forwarding(SOUND), TOKENS.replacen(from, to, 1))
 }
 
 #[track_caller]
@@ -195,4 +195,40 @@ fn tokens_need_a_search_for_their_entry() {
     );
     let text = format!("{text}{}", TOKENS.replacen("tokens:", "tokens: # HERE", 1));
     only_problem(&text, marked(&text), "tokens", "use `directory.base` and `directory.filter`");
+}
+
+#[test]
+fn mechanisms_of_a_listener_are_known_ones() {
+    let listener = |more: &str| {
+        let line = "  - {protocol: imap, address: \"[::]:993\", tls: implicit}";
+        format!("{}{TOKENS}", SOUND.replacen(line, &line.replace('}', &format!(", mechanisms: {more}}} # HERE")), 1))
+    };
+    let set = |more: &str| parse_text(&listener(more)).unwrap().listeners[0].mechanisms.unwrap();
+    assert!(set("[oauthbearer, PLAIN]").names().eq(["PLAIN", "OAUTHBEARER"]));
+    assert!(set("XOAUTH2").names().eq(["XOAUTH2"]));
+    assert_eq!(parse_text(SOUND).unwrap().listeners[0].mechanisms, None);
+    let text = listener("[PLAIN, SCRAM-SHA-256]");
+    only_problem(&text, marked(&text), "listeners[0].mechanisms[1]", "PLAIN, LOGIN, OAUTHBEARER, XOAUTH2");
+    let text = listener("[]");
+    assert!(parse_text(&text).is_err(), "none is no list of mechanisms");
+}
+
+#[test]
+fn backends_without_a_way_for_tokens_are_reported() {
+    let warned = |text: &str, phrase: &str| {
+        let warnings = parse_text(text).unwrap().warnings;
+        warnings.iter().any(|warning| warning.message.contains(phrase))
+    };
+    assert!(warned(&format!("{SOUND}{TOKENS}"), "give the backend `service` or `token: forward`"));
+    assert!(!warned(SOUND, "token"));
+    let with = |key: &str| SOUND.replacen("    - name: server3\n", &format!("    - name: server3\n      {key}\n"), 1);
+    let text = with("token: forward");
+    assert_ne!(text, SOUND);
+    assert!(warned(&text, "without effect: `tokens` has no issuer"));
+    assert!(warned(&with("user_claim: email"), "without effect: the token is not forwarded"));
+    let text = format!("{}{TOKENS}", with("token: forward\n      user_claim: upn"));
+    let backends = parse_text(&text).unwrap().routing.backends;
+    assert_eq!(backends[0].token, TokenLogin::Forward { user_claim: Some("upn".to_owned()) });
+    let text = with("token: maybe # HERE");
+    only_problem(&text, marked(&text), "routing.backends[0].token", "forward");
 }

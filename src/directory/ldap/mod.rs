@@ -149,7 +149,11 @@ impl Ldap {
         trace: &mut Trace,
     ) -> Result<Identity, DirectoryError> {
         let mut time = DecisionTime::new(self.settings.timeout);
-        let (login, CredentialSecret::Password(password)) = (credential.login(), credential.secret());
+        let login = credential.login();
+        let CredentialSecret::Password(password) = credential.secret() else {
+            // Nothing but a password is bound with.
+            return Err(DirectoryError::NoEntry);
+        };
         let password = self.sendable(password)?;
         match &self.settings.find {
             Find::Search { base, filter, .. } => {
@@ -290,10 +294,36 @@ impl Ldap {
                 verdict::read_as_service(found, trace)?
             }
         };
+        self.set_group(&mut entry, &mut time, trace).await?;
+        Ok(entry)
+    }
+
+    /// Reads whether an entry matches `allow_filter`.
+    async fn set_group(
+        &self,
+        entry: &mut Entry,
+        time: &mut DecisionTime,
+        trace: &mut Trace,
+    ) -> Result<(), DirectoryError> {
         if let Some(query) = self.group_request(&entry.dn) {
-            let (found, _) = self.ask(&query, &mut time, trace).await?;
+            let (found, _) = self.ask(&query, time, trace).await?;
             entry.in_group = verdict::matches(&found, trace)?;
         }
+        Ok(())
+    }
+
+    async fn find_match(&self, filter: &str, trace: &mut Trace) -> Result<Entry, DirectoryError> {
+        let mut time = DecisionTime::new(self.settings.timeout);
+        let started = Instant::now();
+        let Find::Search { base, .. } = &self.settings.find else {
+            return Err(DirectoryError::Unavailable(UnavailableCause::NoServiceAccount));
+        };
+        let query = self.search(base, filter.to_owned());
+        let found = self.ask(&query, &mut time, trace).await;
+        trace.search = Some(started.elapsed());
+        let mut entry = verdict::single_entry(found?.0, trace)?;
+        trace.dn = Some(Arc::clone(&entry.dn));
+        self.set_group(&mut entry, &mut time, trace).await?;
         Ok(entry)
     }
 
@@ -398,6 +428,13 @@ impl Directory for Ldap {
         Box::pin(async move {
             let mut trace = Trace::default();
             (self.find_entry(name, &mut trace).await, trace)
+        })
+    }
+
+    fn find_by<'a>(&'a self, filter: &'a str) -> DirectoryFuture<'a, Entry> {
+        Box::pin(async move {
+            let mut trace = Trace::default();
+            (self.find_match(filter, &mut trace).await, trace)
         })
     }
 

@@ -137,7 +137,13 @@ limits: {{{limits}}}
             offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
             auth_http_key: None,
             fingerprint: Fingerprint::of(&config),
-            core: Arc::new(LoginCore { config, authn, tokens, backends: Backends::default() }),
+            core: Arc::new(LoginCore {
+                config,
+                authn,
+                tokens,
+                token_hints: Arc::default(),
+                backends: Backends::default(),
+            }),
         };
         let log = crate::telemetry::log::unread();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -151,7 +157,8 @@ limits: {{{limits}}}
         let permit = self.shared.permit(10).unwrap();
         let tls = ListenerTls::StartTls;
         let (local, since) = (self.listener.local_addr().unwrap(), Instant::now());
-        let accepted = Accepted { tcp, client: address, local, since, protocol: &ONE_LINE, tls, permit };
+        let accepted =
+            Accepted { tcp, client: address, local, since, protocol: &ONE_LINE, tls, mechanisms: None, permit };
         tokio::spawn(serve(Arc::clone(&self.shared), accepted));
         let (reader, writer) = client.unwrap().into_split();
         let mut client = Client { reader: BufReader::new(reader), writer };

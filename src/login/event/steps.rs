@@ -13,6 +13,16 @@ use crate::outcome::Refusal;
 pub(super) fn source(decision: &AuthDecision) -> String {
     let answer = match decision.by {
         DecidedBy::Directory => return asked(decision),
+        DecidedBy::Cache if decision.token.is_some() => {
+            "the cache has the entry of this claim; the directory is not asked"
+        }
+        DecidedBy::Stale if decision.token.is_some() => {
+            "the cache has the entry of this claim from within cache.stale, which counts while no directory server is \
+             available"
+        }
+        DecidedBy::Usher if matches!(decision.result, Err(Refusal::Token(_) | Refusal::TokenUnavailable(_))) => {
+            "the token is judged by its issuer's keys or answer; the directory is not asked"
+        }
         DecidedBy::Cache => "the cache has this password from a bind within cache.ttl; the directory is not asked",
         DecidedBy::Negative => "the cache has this password as a wrong one; it is not sent to the directory",
         DecidedBy::Stale => {
@@ -56,7 +66,13 @@ pub(super) fn result(decision: &AuthDecision) -> String {
             let held = if entry.version.held { "; the entry is held: waiting for its release" } else { "" };
             let hosts = entry.mail_hosts.join(", ");
             let hosts = if hosts.is_empty() { "none" } else { &hosts };
-            format!("password accepted: entry {dn}, mail host {hosts}{held}")
+            let accepted = match &decision.token {
+                Some(token) => {
+                    format!("token of {} accepted: {} {}", token.issuer(), token.claim_name(), token.claim().as_str())
+                }
+                None => "password accepted".to_owned(),
+            };
+            format!("{accepted}: entry {dn}, mail host {hosts}{held}")
         }
         Err(refusal) => {
             if let Some(cause) = &decision.unavailable {
@@ -64,7 +80,8 @@ pub(super) fn result(decision: &AuthDecision) -> String {
             }
             let other = decision.other_dn.as_ref().map_or_else(String::new, |other| format!(" and {other}"));
             let fault = decision.fault.as_ref().map_or_else(String::new, |fault| format!(": {fault}"));
-            format!("not accepted: {refusal}, entry {dn}{other}{fault}")
+            let why = refusal.token_error().map_or_else(String::new, |error| format!(" ({})", error.label()));
+            format!("not accepted: {refusal}{why}, entry {dn}{other}{fault}")
         }
     }
 }

@@ -220,6 +220,7 @@ impl ImapBack {
                 code: printable(status.code, TEXT),
                 text: printable(status.text, TEXT),
                 unavailable: status.is_about_the_server(),
+                challenge: None,
             })),
             // It does not read the mechanism's message with the command, or does not know the mechanism.
             (Phase::Login, ImapStatusKind::Bad) if login.is_command_only() && status.is_about_form() => {

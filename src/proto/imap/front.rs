@@ -203,6 +203,7 @@ impl Imap {
             }
             // Before any argument is looked at, so before a literal is asked for.
             Verb::Login | Verb::Authenticate if !channel.tls => return Err(Problem::TlsFirst.into()),
+            Verb::Login if !channel.takes_passwords() => return Err(Problem::Mechanism.into()),
             Verb::Login => {
                 let (login, password) = arguments.login()?;
                 let login = login.expose().to_vec();
@@ -210,7 +211,7 @@ impl Imap {
             }
             Verb::Authenticate => {
                 let (mechanism, initial) = arguments.authenticate()?;
-                return Ok(Action::authenticate(mechanism, initial)?);
+                return Ok(Action::authenticate(mechanism, initial, channel)?);
             }
             Verb::Later => return Err(Problem::LoginFirst.into()),
             Verb::Unknown => return Err(Problem::Unknown.into()),
@@ -227,9 +228,12 @@ impl Imap {
 fn write_capabilities(channel: Channel, out: &mut SecretBuf) {
     out.extend(CAPABILITIES);
     if channel.tls {
-        for name in sasl::offered() {
+        for name in channel.offered() {
             out.extend(b" AUTH=");
             out.extend(name.as_bytes());
+        }
+        if !channel.takes_passwords() {
+            out.extend(b" LOGINDISABLED");
         }
         return;
     }
@@ -257,7 +261,7 @@ fn coded(reply: &Reply, session: &str) -> String {
 /// The response code of a reply (RFC 5530).
 fn code(reply: &Reply) -> Cow<'_, str> {
     Cow::Borrowed(match reply {
-        Reply::AuthenticationFailed => "AUTHENTICATIONFAILED",
+        Reply::AuthenticationFailed | Reply::TokenRefused(_) => "AUTHENTICATIONFAILED",
         Reply::AuthzidNotAllowed | Reply::NotPermitted | Reply::OutsideLogonHours | Reply::WrongWorkstation => {
             "AUTHORIZATIONFAILED"
         }

@@ -125,6 +125,7 @@ impl BackDialect for SieveBack {
                 code: printable(&status.code, TEXT),
                 text: printable(&status.text, TEXT),
                 unavailable: status.code.eq_ignore_ascii_case(b"TRYLATER"),
+                challenge: None,
             }),
             // The end of a list that came unasked; the answer to NOOP is still to come.
             (Phase::Afterwards, SieveStatusKind::Ok) if self.listing => {

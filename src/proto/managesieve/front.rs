@@ -6,7 +6,7 @@ use super::super::capabilities::name;
 use super::super::dialect::{Action, Channel, Dialect, Response};
 use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::wire::{LineBuffer, Literal, printable, write_line};
-use super::super::{FrontSettings, Welcome, reply_text, sasl};
+use super::super::{FrontSettings, Welcome, reply_text};
 use super::syntax::{Cursor, write_string};
 use super::{PROTOCOL, TEXT};
 use crate::base::secret::{Secret, SecretBuf};
@@ -66,7 +66,7 @@ impl Dialect for Sieve {
             b"AUTHENTICATE" if !channel.tls => return Err(Problem::TlsFirst),
             b"AUTHENTICATE" => {
                 let (mechanism, initial) = authenticate(arguments).ok_or(Problem::Syntax)?;
-                return Action::authenticate(mechanism.expose(), initial.as_ref().map(Secret::expose));
+                return Action::authenticate(mechanism.expose(), initial.as_ref().map(Secret::expose), channel);
             }
             b"PUTSCRIPT" | b"LISTSCRIPTS" | b"SETACTIVE" | b"GETSCRIPT" | b"DELETESCRIPT" | b"RENAMESCRIPT"
             | b"CHECKSCRIPT" | b"HAVESPACE" | b"UNAUTHENTICATE" => return Err(Problem::LoginFirst),
@@ -151,7 +151,7 @@ impl Sieve {
         one(out, "IMPLEMENTATION", Some("usher"));
         // Empty as long as no login would be taken (RFC 5804 section 1.7).
         out.extend(b"\"SASL\" \"");
-        for (number, name) in sasl::offered().filter(|_| channel.tls).enumerate() {
+        for (number, name) in channel.offered().enumerate() {
             out.extend(if number == 0 { b"" } else { b" " });
             out.extend(name.as_bytes());
         }
@@ -228,6 +228,7 @@ fn answer(out: &mut SecretBuf, word: &str, code: &str, text: &[u8]) {
 const fn code(reply: &Reply) -> &'static str {
     match reply {
         Reply::AuthenticationFailed
+        | Reply::TokenRefused(_)
         | Reply::AuthzidNotAllowed
         | Reply::NotPermitted
         | Reply::PasswordExpired

@@ -213,5 +213,6 @@ fn refusal(text: &[u8]) -> BackendReply {
         text: printable(text, TEXT),
         // Not IN-USE, which is about one mailbox.
         unavailable: code.eq_ignore_ascii_case(b"SYS/TEMP"),
+        challenge: None,
     }
 }

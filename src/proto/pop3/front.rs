@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 use super::super::dialect::{Action, Channel, Dialect};
 use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::wire::{LineBuffer, first_word, printable, write_line};
-use super::super::{Credentials, FrontSettings, NginxReply, Welcome, reply_text, sasl};
+use super::super::{Credentials, FrontSettings, NginxReply, Welcome, reply_text};
 use super::{COMMAND, TEXT};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::Reply;
@@ -44,8 +44,11 @@ impl Pop3 {
         self.capabilities.iter().for_each(|listed| write_line(out, &[listed.as_bytes()]));
         write_line(out, &[b"AUTH-RESP-CODE"]);
         if channel.tls {
-            out.extend(b"USER\r\nSASL");
-            for name in sasl::offered() {
+            if channel.takes_passwords() {
+                out.extend(b"USER\r\n");
+            }
+            out.extend(b"SASL");
+            for name in channel.offered() {
                 out.extend(b" ");
                 out.extend(name.as_bytes());
             }
@@ -81,6 +84,7 @@ impl Dialect for Pop3 {
             (b"CAPA", true) => self.list(channel, out),
             (b"USER" | b"PASS", _) if verb.len() == command.len() => return Err(Problem::Syntax),
             (b"USER", _) if !channel.tls => return Err(Problem::TlsFirst),
+            (b"USER", _) if !channel.takes_passwords() => return Err(Problem::Mechanism),
             (b"USER", _) => {
                 // The same for every name: the reply must not reveal which users exist.
                 self.name = Some(arguments.to_vec());
@@ -95,7 +99,7 @@ impl Dialect for Pop3 {
             // In no RFC, but some clients use it instead of CAPA.
             (b"AUTH", true) => {
                 write_line(out, &[b"+OK Mechanism list follows"]);
-                sasl::offered().filter(|_| channel.tls).for_each(|name| write_line(out, &[name.as_bytes()]));
+                channel.offered().for_each(|name| write_line(out, &[name.as_bytes()]));
                 write_line(out, &[b"."]);
             }
             (b"AUTH", false) => return Action::auth(arguments, channel),
@@ -152,7 +156,7 @@ pub(super) fn nginx_reply(reply: &Reply, session: &str) -> NginxReply {
 /// The response code of a reply (RFC 2449 section 8, RFC 3206), with the space behind it.
 fn code(reply: &Reply) -> &'static str {
     match reply {
-        Reply::AuthenticationFailed => "[AUTH] ",
+        Reply::AuthenticationFailed | Reply::TokenRefused(_) => "[AUTH] ",
         Reply::AuthzidNotAllowed
         | Reply::NotPermitted
         | Reply::PasswordExpired

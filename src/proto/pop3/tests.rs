@@ -10,8 +10,15 @@ use crate::outcome::{BackendReply, Refusal, Reply};
 use crate::proto::trial::{HOST, SESSION, ScriptedDecision, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
 
-const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+const TLS: FrontSettings<'_> = FrontSettings {
+    host: HOST,
+    session: SESSION,
+    capabilities: None,
+    tls: true,
+    starttls: false,
+    bad_commands: 50,
+    sasl: crate::proto::SaslOffer::PASSWORDS,
+};
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 fn decision(words: &str) -> ScriptedDecision {
@@ -414,7 +421,7 @@ fn bad_commands_are_limited() {
 #[test]
 fn backend_texts_are_forwarded_where_useful() {
     let words = |code: &str, text: &str| {
-        let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+        let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false, challenge: None };
         let mut front = Engine::new(Pop3::new(TLS), TLS);
         let mut out = SecretBuf::new();
         front.refused(&Refusal::BackendRejected(Some(words)).reply(true), &mut out);
@@ -453,6 +460,7 @@ fn backend(login: Login, text: &str) {
         tls: login.tls,
         login: b"alice".to_vec(),
         password: Secret::copy_of(login.password),
+        token: None,
         service: login.service.map(<[u8]>::to_vec),
         untagged_limit: 2000,
         forward: login.client.map(calling),

@@ -5,8 +5,17 @@ use crate::proto::trial;
 
 /// A fuzz target: what a client sends.
 pub fn front(data: &[u8]) {
-    const LISTED: [&str; 9] =
-        ["TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE", "USER", "SASL PLAIN LOGIN", "STLS", "."];
+    const LISTED: [&str; 9] = [
+        "TOP",
+        "UIDL",
+        "RESP-CODES",
+        "PIPELINING",
+        "AUTH-RESP-CODE",
+        "USER",
+        "SASL PLAIN LOGIN OAUTHBEARER XOAUTH2",
+        "STLS",
+        ".",
+    ];
     trial::front(&PROTOCOL, data, |line| {
         let begins = |start| line.starts_with(start);
         begins("+OK ")
@@ -14,7 +23,7 @@ pub fn front(data: &[u8]) {
             || begins("+ ")
             || line == "+\\x20"
             || LISTED.contains(&line)
-            || ["PLAIN", "LOGIN"].contains(&line)
+            || ["PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"].contains(&line)
     });
 }
 

@@ -273,5 +273,5 @@ fn refusal(code: [u8; 3], text: &[u8]) -> BackendReply {
         None => (reply.clone(), text),
     };
     // 432 asks this user for a password transition.
-    BackendReply { code, text: printable(text, TEXT), unavailable: class == b'4' && reply != "432" }
+    BackendReply { code, text: printable(text, TEXT), unavailable: class == b'4' && reply != "432", challenge: None }
 }

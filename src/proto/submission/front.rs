@@ -8,7 +8,7 @@ use super::super::dialect::{Action, Channel, Dialect};
 use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::sasl::SaslError;
 use super::super::wire::{LineBuffer, first_word, printable, write_line};
-use super::super::{ClientGreeting, FrontSettings, NginxReply, Welcome, reply_text, sasl};
+use super::super::{ClientGreeting, FrontSettings, NginxReply, Welcome, reply_text};
 use super::extensions::is_for_clients;
 use super::{COMMAND, TEXT, split_enhanced};
 use crate::base::secret::SecretBuf;
@@ -61,7 +61,7 @@ impl Submission {
         }
         if channel.tls {
             out.extend(b"250 AUTH");
-            for name in sasl::offered() {
+            for name in channel.offered() {
                 out.extend(b" ");
                 out.extend(name.as_bytes());
             }
@@ -216,6 +216,7 @@ fn usable(reply: &Reply) -> &Reply {
 fn code(reply: &Reply) -> Cow<'_, str> {
     Cow::Borrowed(match reply {
         Reply::AuthenticationFailed
+        | Reply::TokenRefused(_)
         | Reply::AuthzidNotAllowed
         | Reply::NotPermitted
         | Reply::PasswordExpired

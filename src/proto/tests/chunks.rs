@@ -292,7 +292,7 @@ proptest! {
         decisions in vec(decision(), 0..6),
     ) {
         let said = |pieces: &[&[u8]]| {
-            let settings = FrontSettings { host: HOST, session: SESSION, capabilities: None, tls, starttls, bad_commands };
+            let settings = FrontSettings { host: HOST, session: SESSION, capabilities: None, tls, starttls, bad_commands, sasl: crate::proto::SaslOffer::PASSWORDS };
             let mut trial = FrontRun::new(protocol, settings, decisions.clone().into_iter());
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()
@@ -313,6 +313,7 @@ proptest! {
                 tls: if starttls { BackTls::StartTls } else { BackTls::Implicit },
                 login: b"alice".to_vec(),
                 password: Secret::copy_of(password.as_bytes()),
+                token: None,
                 service: by_service.then(|| b"proxy".to_vec()),
                 untagged_limit,
                 forward: None,

@@ -9,9 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use super::super::sasl::Account;
 use super::super::transcript::{BackScribe, Leg, LineKind, Recorder, Transcript};
 use super::super::trial::{HOST, SESSION, calling};
-use super::super::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
+use super::super::{BackSettings, BackStep, BackTls, FrontSettings, MechanismSet, SaslOffer, Step, Welcome, by_name};
+use crate::base::credential::TokenForm;
 use crate::base::secret::{Secret, SecretBuf};
-use crate::outcome::{BackendReply, Reply};
+use crate::outcome::{BackendReply, Reply, TokenChallenge};
 
 /// Needs quoting, has a blank, and no part of it is a word.
 const PASSWORD: &str = "Zq9#\"xJ\\Wv7 kP2$Ym";
@@ -51,8 +52,15 @@ fn quoted(text: &str) -> String {
 /// Plays a client's bytes in pieces of this size; each attempt gets the next reply, and then a wrong password.
 fn front(protocol: &str, tls: bool, bytes: &[u8], size: usize, replies: &[Reply]) -> Vec<String> {
     let row = by_name(protocol).unwrap();
-    let settings =
-        FrontSettings { host: HOST, session: SESSION, capabilities: None, tls, starttls: !tls, bad_commands: 1_000 };
+    let settings = FrontSettings {
+        host: HOST,
+        session: SESSION,
+        capabilities: None,
+        tls,
+        starttls: !tls,
+        bad_commands: 1_000,
+        sasl: SaslOffer::PASSWORDS,
+    };
     let mut front = (row.front)(settings);
     let collected = Arc::new(Collected::default());
     front.transcribe(Transcript::new(row.name, Arc::clone(&collected) as Arc<dyn Recorder>));
@@ -81,6 +89,7 @@ fn back(protocol: &str, service: bool, bytes: &[u8], size: usize) -> Vec<String>
         tls: BackTls::Implicit,
         login: b"alice".to_vec(),
         password: Secret::copy_of(if service { SERVICE } else { PASSWORD }.as_bytes()),
+        token: None,
         service: service.then(|| b"proxy".to_vec()),
         untagged_limit: 10_000,
         forward: row.forward_method.map(|_| calling("198.51.100.7:4711")),
@@ -242,7 +251,12 @@ fn text_of_a_backend_is_not_shown_at_the_client() {
     let text = format!("wrong password {PASSWORD}");
     let codes = [("imap", "LIMIT"), ("pop3", "IN-USE"), ("submission", "454 4.7.1"), ("managesieve", "")];
     for (protocol, code) in codes {
-        let reply = Reply::BackendText(BackendReply { code: code.to_owned(), text: text.clone(), unavailable: false });
+        let reply = Reply::BackendText(BackendReply {
+            code: code.to_owned(),
+            text: text.clone(),
+            unavailable: false,
+            challenge: None,
+        });
         let login: String = match protocol {
             "imap" => "a1 LOGIN alice x\r\n".to_owned(),
             "pop3" => "USER alice\r\nPASS x\r\n".to_owned(),
@@ -308,6 +322,7 @@ fn usual_texts_of_a_backend_say_nothing_about_the_password() {
     let account = |password: &str| Account {
         login: b"alice".to_vec(),
         password: Secret::copy_of(password.as_bytes()),
+        token: None,
         service: None,
     };
     for password in ["password", "failed.1", "x"] {
@@ -387,8 +402,15 @@ fn login_at_a_backend_is_shown_by_its_commands() {
 #[test]
 fn accepted_login_shows_no_text_of_the_backend() {
     let row = by_name("imap").unwrap();
-    let settings =
-        FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 9 };
+    let settings = FrontSettings {
+        host: HOST,
+        session: SESSION,
+        capabilities: None,
+        tls: true,
+        starttls: false,
+        bad_commands: 9,
+        sasl: SaslOffer::PASSWORDS,
+    };
     let mut front = (row.front)(settings);
     let collected = Arc::new(Collected::default());
     front.transcribe(Transcript::new(row.name, Arc::clone(&collected) as Arc<dyn Recorder>));
@@ -407,8 +429,15 @@ fn accepted_login_shows_no_text_of_the_backend() {
 #[test]
 fn dialogue_without_a_trace_records_nothing() {
     let row = by_name("imap").unwrap();
-    let settings =
-        FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 9 };
+    let settings = FrontSettings {
+        host: HOST,
+        session: SESSION,
+        capabilities: None,
+        tls: true,
+        starttls: false,
+        bad_commands: 9,
+        sasl: SaslOffer::PASSWORDS,
+    };
     let mut front = (row.front)(settings);
     front.transcribe(Transcript::default());
     let mut out = SecretBuf::new();
@@ -419,4 +448,58 @@ fn dialogue_without_a_trace_records_nothing() {
         String::new()
     });
     assert!(!out.is_empty() && !made);
+}
+
+#[test]
+fn token_is_shown_as_a_number_of_bytes_on_both_sides() {
+    let token = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl";
+    let message = base64(&format!("user=alice\x01auth=Bearer {token}\x01\x01"));
+    let row = by_name("imap").unwrap();
+    let settings = FrontSettings {
+        host: HOST,
+        session: SESSION,
+        capabilities: None,
+        tls: true,
+        starttls: false,
+        bad_commands: 9,
+        sasl: SaslOffer { mechanisms: MechanismSet::TOKENS, hints: None },
+    };
+    let mut front = (row.front)(settings);
+    let collected = Arc::new(Collected::default());
+    front.transcribe(Transcript::new(row.name, Arc::clone(&collected) as Arc<dyn Recorder>));
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    input.extend(format!("a1 AUTHENTICATE XOAUTH2 {message}\r\n").as_bytes());
+    assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
+    front.refused(&Reply::TokenRefused(TokenChallenge::InvalidToken), &mut out);
+    input.extend(format!("\r\na2 AUTHENTICATE XOAUTH2\r\n{message}\r\n").as_bytes());
+    assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
+    let shown = collected.lines();
+    let count = format!("<{} bytes>", message.len());
+    assert_eq!(shown[0], format!("> a1 AUTHENTICATE XOAUTH2 {count}"));
+    assert!(shown.contains(&format!("> {count}")), "{shown:#?}");
+    assert!(!shown.concat().contains(&message[20..40]), "{shown:#?}");
+
+    let settings = BackSettings {
+        tls: BackTls::Implicit,
+        login: b"alice".to_vec(),
+        password: Secret::copy_of(token.as_bytes()),
+        token: Some(TokenForm::XOAuth2),
+        service: None,
+        untagged_limit: 10_000,
+        forward: None,
+        host: HOST.into(),
+        initial_response: true,
+        ehlo: None,
+    };
+    let mut back = (row.back)(settings);
+    let collected = Arc::new(Collected::default());
+    back.transcribe(Transcript::new(row.name, Arc::clone(&collected) as Arc<dyn Recorder>));
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    input.extend(b"* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] ready\r\n");
+    back.step(&mut input, &mut out);
+    input.extend(format!("u1 NO [AUTHENTICATIONFAILED] bad token {token}\r\n").as_bytes());
+    back.step(&mut input, &mut out);
+    let shown = collected.lines();
+    assert_eq!(shown[1], format!("< u1 AUTHENTICATE XOAUTH2 {count}"));
+    assert!(shown[2].starts_with("> <tag> NO [AUTHENTICATIONFAILED] <"), "{shown:#?}");
 }

@@ -223,7 +223,7 @@ async fn keys_survive_a_reload_with_the_same_settings() {
     server.reply(KEYS, Reply::Closed);
     let settings = TokenIssuer::clone(&tokens.issuers[0].settings);
     let metrics = Arc::new(Metrics::new());
-    let reloaded = Tokens::new(&[settings.clone()], vec![IssuerFiles::default()], &metrics, Some(&tokens));
+    let reloaded = Tokens::new(std::slice::from_ref(&settings), vec![IssuerFiles::default()], &metrics, Some(&tokens));
     verify(&reloaded, SIGNER.token(&claims())).await.unwrap();
     let changed = TokenIssuer { audience: vec!["mail".to_owned()], ..settings };
     let reloaded = Tokens::new(&[changed], vec![IssuerFiles::default()], &metrics, Some(&tokens));

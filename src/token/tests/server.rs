@@ -22,7 +22,7 @@ pub(super) enum Reply {
 
 pub(super) struct Server {
     pub(super) url: String,
-    state: Arc<Mutex<(HashMap<String, Reply>, Vec<String>)>>,
+    state: State,
 }
 
 impl Server {

@@ -130,6 +130,12 @@ impl ScriptedIssuer {
         signer.token(claims)
     }
 
+    /// The same with this `typ` in its head.
+    pub(crate) fn sign_as(&self, kind: &str, kid: &str, claims: &Value) -> String {
+        let signer = self.state.lock().unwrap().signers.last().map(Arc::clone).unwrap();
+        signer.signed(&json!({"alg": "ES256", "kid": kid, "typ": kind}).to_string(), &claims.to_string())
+    }
+
     /// Replaces all keys.
     pub(crate) fn rotate(&self, signer: Signer) {
         self.state.lock().unwrap().signers = vec![Arc::new(signer)];

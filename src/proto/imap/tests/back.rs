@@ -36,6 +36,7 @@ impl Login {
             tls: self.tls,
             login: self.login.to_vec(),
             password: Secret::copy_of(self.password),
+            token: None,
             service: self.service.map(<[u8]>::to_vec),
             untagged_limit: self.untagged_limit,
             forward: self.client.map(calling),

@@ -3,13 +3,20 @@
 use super::super::PROTOCOL;
 use super::super::front::Imap;
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, BackendReply, Proof, Refusal, Reply};
+use crate::outcome::{AccountState, BackendReply, Proof, Refusal, Reply, TokenError};
 use crate::proto::engine::Engine;
 use crate::proto::trial::{FrontRun, HOST, SESSION, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 
-const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+const TLS: FrontSettings<'_> = FrontSettings {
+    host: HOST,
+    session: SESSION,
+    capabilities: None,
+    tls: true,
+    starttls: false,
+    bad_commands: 50,
+    sasl: crate::proto::SaslOffer::PASSWORDS,
+};
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 /// The decisions that a script can name.
@@ -884,6 +891,7 @@ fn refusals_have_their_replies() {
             code: code.to_owned(),
             text: text.to_owned(),
             unavailable: false,
+            challenge: None,
         }))
     };
     let state = |state| Refusal::Account { state, proven: true };
@@ -896,6 +904,10 @@ fn refusals_have_their_replies() {
         (Refusal::EmptyPassword, wrong),
         (Refusal::InvalidUsername, wrong),
         (Refusal::InvalidPassword, wrong),
+        (Refusal::Token(TokenError::Expired), "NO [AUTHENTICATIONFAILED] The token is not accepted, get a new one"),
+        (Refusal::TokenUnavailable(TokenError::Unavailable), unavailable),
+        (Refusal::NoTokenLogin, contact),
+        (Refusal::TokenTooLong, contact),
         (Refusal::AuthzidNotAllowed, "NO [AUTHORIZATIONFAILED] Authorization as another user is not allowed"),
         (
             Refusal::NotAllowed,

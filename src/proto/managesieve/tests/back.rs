@@ -23,6 +23,7 @@ fn settings(login: Login) -> BackSettings {
         tls: login.tls,
         login: b"alice".to_vec(),
         password: Secret::copy_of(login.password),
+        token: None,
         service: login.service.map(<[u8]>::to_vec),
         untagged_limit: 2000,
         forward: login.client.map(calling),

@@ -8,14 +8,21 @@ use crate::proto::engine::Engine;
 use crate::proto::trial::{HOST, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 
-const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, session: "", capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+const TLS: FrontSettings<'_> = FrontSettings {
+    host: HOST,
+    session: "",
+    capabilities: None,
+    tls: true,
+    starttls: false,
+    bad_commands: 50,
+    sasl: crate::proto::SaslOffer::PASSWORDS,
+};
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 /// The decisions that a script can name.
 fn decision(words: &str) -> ScriptedDecision {
     let backend_rejected = |code: &str, text: &str| {
-        let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+        let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false, challenge: None };
         ScriptedDecision::Refuse(Refusal::BackendRejected(Some(words)))
     };
     match words {

@@ -1,0 +1,236 @@
+//! The decision by a token: which entry, whatever the client calls itself, and what is remembered of it.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::base::credential::{CredentialSecret, TokenForm};
+use crate::base::secret::Secret;
+use crate::cache::Cache;
+use crate::config::{self, KeySource, TokenIssuer};
+use crate::directory::memory::Memory;
+use crate::directory::{Directory, EntryVersion};
+use crate::outcome::AccountState;
+use crate::proto::ldap::template;
+use crate::telemetry::metrics::Metrics;
+use crate::token::tests::signer::Signer;
+use crate::token::{IssuerFiles, KeySet};
+use crate::tracking::TrackedEntries;
+
+const ISSUER: &str = "https://idp.example.com";
+const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+const DN: &str = "uid=alice,ou=people";
+
+static SIGNER: LazyLock<Signer> = LazyLock::new(|| Signer::new("ES256", "one"));
+
+struct Setup {
+    directory: Arc<Memory>,
+    authn: Authenticator,
+}
+
+fn setup() -> Setup {
+    let directory = Memory::with_user("alice", "sesame", Entry::for_tests(DN, &["server3"]));
+    directory.set_mail("alice", "alice@example.com");
+    let settings = config::Cache {
+        ttl: Duration::from_secs(300),
+        negative_ttl: Duration::from_secs(30),
+        negative_ttl_max: Duration::from_secs(900),
+        stale: Duration::from_secs(3_600),
+        capacity: 100,
+    };
+    let issuer = TokenIssuer {
+        issuer: ISSUER.to_owned(),
+        keys: Some(KeySource::File("jwks.json".into())),
+        introspection: None,
+        audience: vec!["mail".to_owned()],
+        clients: Vec::new(),
+        scopes: Vec::new(),
+        login_claim: "upn".to_owned(),
+        unverified_email: false,
+        filter: template::parse_claim_filter("(mail={claim})").unwrap(),
+        domains: Vec::new(),
+        domain_attribute: "mail".to_owned(),
+        ca: None,
+        proxy: None,
+    };
+    let keys = KeySet::parse(json!({"keys": [SIGNER.jwk()]}).to_string().as_bytes()).unwrap();
+    let files = IssuerFiles { keys: Some(Arc::new(keys)), ..IssuerFiles::default() };
+    let tokens = Tokens::new(&[issuer], vec![files], &Arc::new(Metrics::new()), None);
+    let authn = Authenticator::new(
+        Arc::clone(&directory) as Arc<dyn Directory>,
+        Arc::new(Cache::new(&settings)),
+        Arc::new(TrackedEntries::new(10, Duration::ZERO)),
+        10,
+    );
+    Setup { directory, authn: authn.with_tokens(Arc::new(tokens)) }
+}
+
+fn claims(upn: &str) -> Value {
+    json!({"iss": ISSUER, "aud": "mail", "sub": "1", "azp": "client", "upn": upn, "exp": unix_now() + 300})
+}
+
+fn credential(name: &str, token: &str) -> Credential {
+    let name = if name.is_empty() { Login::absent() } else { Login::parse(name.as_bytes()).unwrap() };
+    let (token, form) = (Secret::copy_of(token.as_bytes()), TokenForm::OAuthBearer);
+    Credential::new(name, CredentialSecret::Token(BearerToken { token, form }))
+}
+
+impl Setup {
+    async fn decision(&self, name: &str, token: &str) -> AuthDecision {
+        self.authn.decide(&credential(name, token), CLIENT, LookupMode::Cached).await
+    }
+
+    /// With a token for this user.
+    async fn decide(&self, name: &str, upn: &str) -> (Option<Refusal>, DecidedBy) {
+        let decision = self.decision(name, &SIGNER.token(&claims(upn))).await;
+        (decision.result.err(), decision.by)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_leads_to_the_entry_of_its_claim() {
+    let setup = setup();
+    let token = SIGNER.token(&claims("alice@example.com"));
+    let decision = setup.decision("", &token).await;
+    let proven = decision.result.unwrap();
+    assert_eq!((&*proven.identity.entry().dn, decision.by), (DN, DecidedBy::Directory));
+    assert_eq!(proven.name(&credential("", &token)).as_str(), "alice@example.com");
+    assert!(setup.authn.is_current(&proven));
+    // Another token of the same user asks the directory no more.
+    assert_eq!(setup.decide("", "alice@example.com").await, (None, DecidedBy::Cache));
+    assert_eq!(setup.decide("alice", "alice@example.com").await, (None, DecidedBy::Directory), "another name");
+    assert_eq!(setup.directory.binds(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn name_beside_a_token_is_the_same_entry_or_refused() {
+    let setup = setup();
+    setup.directory.add("bob", "sesame", Entry::for_tests("uid=bob,ou=people", &["server3"]));
+    for same in ["", "alice@example.com", "alice"] {
+        assert_eq!(setup.decide(same, "alice@example.com").await.0, None, "{same}");
+    }
+    // The same for a user that exists and for one that does not.
+    for other in ["bob", "carol", "bob@example.com"] {
+        for _ in 0..2 {
+            let refused = Some(Refusal::AuthzidNotAllowed);
+            assert_eq!(setup.decide(other, "alice@example.com").await, (refused, DecidedBy::Directory), "{other}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_token_asks_no_directory_and_is_no_password() {
+    let setup = setup();
+    setup.directory.set_outage(true);
+    let expired = SIGNER.token(&{
+        let mut claims = claims("alice@example.com");
+        claims["exp"] = json!(unix_now() - 300);
+        claims
+    });
+    for (token, error) in
+        [(expired.as_str(), TokenError::Expired), ("garbage", TokenError::UnknownIssuer), ("", TokenError::Malformed)]
+    {
+        let decision = setup.decision("alice", token).await;
+        assert_eq!((decision.result.err(), decision.by), (Some(Refusal::Token(error)), DecidedBy::Usher));
+    }
+    setup.directory.set_outage(false);
+    // A password that was proven opens nothing as a token, nor a token as a password.
+    assert!(
+        setup.authn.decide(&Credential::for_tests("alice", "sesame"), CLIENT, LookupMode::Cached).await.result.is_ok()
+    );
+    assert!(setup.decision("alice", "sesame").await.result.is_err());
+    let token = SIGNER.token(&claims("alice@example.com"));
+    assert!(setup.decision("alice", &token).await.result.is_ok());
+    let as_password = setup.authn.decide(&Credential::for_tests("alice", token), CLIENT, LookupMode::Cached).await;
+    assert_eq!(as_password.result.err(), Some(Refusal::WrongPassword));
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_of_the_entry_counts_and_a_change_is_seen_at_once() {
+    let setup = setup();
+    assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory);
+    setup.directory.set_version("alice", EntryVersion { disabled: true, ..EntryVersion::default() });
+    setup.authn.cache().forget(&Entry::for_tests(DN, &[]));
+    let disabled = Some(Refusal::Account { state: AccountState::Disabled, proven: true });
+    assert_eq!(setup.decide("", "alice@example.com").await, (disabled, DecidedBy::Directory));
+    setup.directory.set_version("alice", EntryVersion { expires: Some(1), ..EntryVersion::default() });
+    let expired = Some(Refusal::Account { state: AccountState::AccountExpired, proven: true });
+    assert_eq!(setup.decide("", "alice@example.com").await, (expired, DecidedBy::Directory));
+    setup.directory.remove("alice");
+    assert_eq!(setup.decide("", "alice@example.com").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
+}
+
+#[tokio::test(start_paused = true)]
+async fn account_that_expires_while_cached_is_looked_up_again() {
+    let setup = setup();
+    let soon = i64::try_from(unix_now()).unwrap() + 1_000;
+    setup.directory.set_version("alice", EntryVersion { expires: Some(soon), ..EntryVersion::default() });
+    assert_eq!(setup.decide("", "alice@example.com").await.0, None);
+    assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Cache);
+    tokio::time::advance(Duration::from_secs(301)).await;
+    assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory, "past cache.ttl");
+    setup.authn.cache().drop_all();
+    assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory, "after `usher cache clear`");
+}
+
+#[tokio::test(start_paused = true)]
+async fn claim_that_matches_several_entries_or_none_is_refused() {
+    let setup = setup();
+    setup.directory.add("bob", "sesame", Entry::for_tests("uid=bob,ou=people", &["server3"]));
+    setup.directory.set_mail("bob", "alice@example.com");
+    let decision = setup.decision("", &SIGNER.token(&claims("alice@example.com"))).await;
+    assert!(matches!(decision.result, Err(Refusal::SeveralEntries(_))) && decision.other_dn.is_some());
+    assert_eq!(setup.decide("", "carol@example.com").await.0, Some(Refusal::UnknownUser));
+}
+
+#[tokio::test(start_paused = true)]
+async fn outage_of_the_directory_is_no_bad_token_and_remembered_users_get_in() {
+    let setup = setup();
+    setup.directory.set_outage(true);
+    setup.directory.set_availability(Availability::Unreachable);
+    assert_eq!(setup.decide("", "alice@example.com").await.0, Some(Refusal::DirectoryUnavailable));
+    setup.directory.set_outage(false);
+    assert_eq!(setup.decide("", "alice@example.com").await, (None, DecidedBy::Directory));
+    tokio::time::advance(Duration::from_secs(301)).await;
+    setup.directory.set_outage(true);
+    assert_eq!(setup.decide("", "alice@example.com").await, (None, DecidedBy::Stale));
+    setup.directory.set_availability(Availability::Recovering);
+    assert_eq!(setup.decide("", "alice@example.com").await, (None, DecidedBy::Stale), "after the lookup failed");
+    let credential = credential("", &SIGNER.token(&claims("alice@example.com")));
+    let again = setup.authn.decide(&credential, CLIENT, LookupMode::Directory).await;
+    assert_eq!(again.result.err(), Some(Refusal::DirectoryUnavailable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_user_is_found_held_by_the_claim() {
+    let setup = setup();
+    setup.directory.set_version("alice", EntryVersion { held: true, ..EntryVersion::default() });
+    let token = SIGNER.token(&claims("alice@example.com"));
+    let proven = setup.decision("", &token).await.result.unwrap();
+    assert_eq!(setup.authn.is_held(&credential("", &token), &proven).await, Some(true));
+    assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory, "not cached");
+    setup.directory.set_version("alice", EntryVersion::default());
+    assert_eq!(setup.authn.is_held(&credential("", &token), &proven).await, Some(false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn networks_of_the_entry_count_for_tokens_cached_or_not() {
+    let setup = setup();
+    assert_eq!(setup.decide("", "alice@example.com").await.0, None);
+    setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["198.51.100.0/24"]));
+    setup.authn.cache().forget(&Entry::for_tests(DN, &[]));
+    let refused = (Some(Refusal::NetworkNotAllowed), DecidedBy::Directory);
+    for _ in 0..2 {
+        assert_eq!(setup.decide("", "alice@example.com").await, refused);
+    }
+    let token = SIGNER.token(&claims("alice@example.com"));
+    let there = "198.51.100.7".parse().unwrap();
+    for by in [DecidedBy::Directory, DecidedBy::Cache] {
+        let decision = setup.authn.decide(&credential("", &token), there, LookupMode::Cached).await;
+        assert!(decision.result.is_ok());
+        assert!(decision.by == by || decision.by == DecidedBy::Cache);
+    }
+    assert_eq!(setup.decide("", "alice@example.com").await, refused, "cached for others");
+}

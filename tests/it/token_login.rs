@@ -1,0 +1,400 @@
+//! Logins with a token: real directory, real mail servers, a scripted issuer, common clients.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+
+use crate::kit::client::base64;
+use crate::kit::dovecot::Dovecot;
+use crate::kit::issuer::{Conduct, DISCOVERY, INTROSPECTION, ScriptedIssuer, in_seconds};
+use crate::kit::process::folder;
+use crate::kit::signer::Signer;
+use crate::kit::tools::curl_url;
+use crate::kit::users::SERVICE_PASSWORD;
+use crate::kit::usher::command;
+use crate::kit::{Config, Imap, Sieve, Usher, dovecot, relay, shared, slapd};
+
+const ALICE: &str = "alice@example.com";
+
+/// server3 is entered by its master user.
+fn config(issuer: &ScriptedIssuer) -> Config {
+    let config = Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]);
+    config.file("server3.password", SERVICE_PASSWORD);
+    issuer
+        .configured(config)
+        .set("/directory/login_attribute", "uid")
+        .set("/routing/backends/0/service", json!({"login": "usher", "password_file": "server3.password"}))
+}
+
+fn oauthbearer(user: &str, token: &str) -> String {
+    let name = if user.is_empty() { String::new() } else { format!("a={user}") };
+    base64(format!("n,{name},\x01host=localhost\x01port=993\x01auth=Bearer {token}\x01\x01").as_bytes())
+}
+
+fn xoauth2(user: &str, token: &str) -> String {
+    base64(format!("user={user}\x01auth=Bearer {token}\x01\x01").as_bytes())
+}
+
+/// Logs in by IMAP; the challenge, if one came, and the tagged reply.
+fn log_in(usher: &Usher, user: &str, token: &str) -> (Option<Value>, String) {
+    let mut client = Imap::tls(usher.imaps_port());
+    client.send(format!("a AUTHENTICATE OAUTHBEARER {}\r\n", oauthbearer(user, token)));
+    let line = client.line();
+    let Some(challenge) = line.strip_prefix("+ ") else { return (None, tagged(&mut client, line)) };
+    let challenge = serde_json::from_slice(&STANDARD.decode(challenge.trim_end()).unwrap()).unwrap();
+    client.send("AQ==\r\n");
+    let line = client.line();
+    (Some(challenge), tagged(&mut client, line))
+}
+
+fn tagged(client: &mut Imap, mut line: String) -> String {
+    while !line.starts_with("a ") {
+        line = client.line();
+    }
+    line["a ".len()..].trim_end().to_owned()
+}
+
+#[test]
+fn user_with_a_token_reaches_the_own_mailbox_by_imap() {
+    let issuer = ScriptedIssuer::start();
+    let usher = Usher::start(config(&issuer));
+    let token = issuer.token(ALICE);
+    for message in [
+        format!("AUTHENTICATE OAUTHBEARER {}", oauthbearer(ALICE, &token)),
+        format!("AUTHENTICATE OAUTHBEARER {}", oauthbearer("", &token)),
+        format!("AUTHENTICATE XOAUTH2 {}", xoauth2("alice", &token)),
+        format!("authenticate xoauth2 {}", xoauth2("a.liddell@example.com", &token)),
+    ] {
+        let mut client = Imap::tls(usher.imaps_port());
+        assert!(client.greeting.contains("AUTH=PLAIN AUTH=LOGIN AUTH=OAUTHBEARER AUTH=XOAUTH2"), "{}", client.greeting);
+        client.command(&message).ok();
+        client.command("SELECT INBOX").ok();
+    }
+    let mut client = Imap::tls(usher.imaps_port());
+    client.send("a AUTHENTICATE XOAUTH2\r\n");
+    assert_eq!(client.line(), "+ ");
+    client.send(format!("{}\r\n", xoauth2("", &token)));
+    let line = client.line();
+    assert!(tagged(&mut client, line).starts_with("OK "));
+    let event = usher.login(ALICE);
+    assert_eq!(
+        (&event["result"], &event["mechanism"], &event["by"]),
+        (&json!("ok"), &json!("oauthbearer"), &json!("directory"))
+    );
+    assert_eq!((&event["login_backend"], &event["claim"]), (&json!("alice"), &json!("email=alice@example.com")));
+    assert_eq!(event["issuer"], issuer.issuer());
+    assert!(!usher.log_text().contains(&token[token.len() - 40..]), "no token is logged");
+    // Nobody else's name, whether there is such a user or not.
+    for other in ["bob", "nobody", "bob@example.com"] {
+        let (challenge, reply) = log_in(&usher, other, &token);
+        assert_eq!(challenge.unwrap()["status"], "invalid_token");
+        assert_eq!(reply, "NO [AUTHORIZATIONFAILED] Authorization as another user is not allowed");
+    }
+    // In the clear nothing is offered or taken.
+    let mut clear = Imap::plain(usher.imap_port());
+    assert!(!clear.greeting.contains("OAUTH"), "{}", clear.greeting);
+    clear.command(&format!("AUTHENTICATE XOAUTH2 {}", xoauth2("", &token))).is("NO [PRIVACYREQUIRED]");
+}
+
+#[test]
+fn refused_token_is_answered_by_its_error_and_an_outage_by_none() {
+    let issuer = ScriptedIssuer::start();
+    let mut config = config(&issuer);
+    config.change("/tokens/0/scopes", json!(["mail"]));
+    let usher = Usher::start(config);
+    let claims = |change: &dyn Fn(&mut Value)| {
+        let mut claims = issuer.claims(ALICE);
+        claims["scope"] = json!("openid mail");
+        change(&mut claims);
+        issuer.sign(&claims)
+    };
+    assert!(log_in(&usher, "", &claims(&|_| ())).1.starts_with("OK "));
+    let expired = claims(&|claims| claims["exp"] = json!(in_seconds(-300)));
+    let (challenge, reply) = log_in(&usher, "expired", &expired);
+    let document = issuer.url(DISCOVERY);
+    assert_eq!(
+        challenge.unwrap(),
+        json!({"status": "invalid_token", "scope": "mail", "openid-configuration": document})
+    );
+    assert_eq!(reply, "NO [AUTHENTICATIONFAILED] The token is not accepted, get a new one");
+    let event = usher.login("expired");
+    assert_eq!((&event["result"], &event["token_error"]), (&json!("token_refused"), &json!("token_expired")));
+    let narrow = claims(&|claims| claims["scope"] = json!("openid"));
+    assert_eq!(log_in(&usher, "", &narrow).0.unwrap()["status"], "insufficient_scope");
+    let unknown = claims(&|claims| claims["email"] = json!("nobody@example.com"));
+    let (challenge, reply) = log_in(&usher, "", &unknown);
+    assert_eq!(challenge.unwrap()["status"], "invalid_token");
+    assert_eq!(reply, "NO [AUTHENTICATIONFAILED] The token is not accepted, get a new one");
+    let twins = claims(&|claims| claims["email"] = json!("twin@example.com"));
+    assert!(log_in(&usher, "", &twins).1.starts_with("NO ["));
+    assert!(log_in(&usher, "", "garbage").0.is_some());
+    // An usher that has never received the keys.
+    issuer.set_conduct(DISCOVERY, Conduct::Status(503, ""));
+    let usher = Usher::start(self::config(&issuer));
+    let (challenge, reply) = log_in(&usher, "outage", &claims(&|_| ()));
+    assert_eq!(challenge, None);
+    assert!(reply.starts_with("NO [UNAVAILABLE] The mail service is not available"), "{reply}");
+    assert_eq!(usher.login("outage")["result"], "token_unavailable");
+}
+
+#[test]
+fn opaque_token_is_introspected_and_an_outage_is_no_refusal() {
+    let issuer = ScriptedIssuer::start();
+    let mut config = config(&issuer);
+    config.file("idp.secret", "secret");
+    let introspection =
+        json!({"url": issuer.url(INTROSPECTION), "client_id": "usher", "client_secret_file": "idp.secret"});
+    config.change("/tokens/0/introspection", introspection);
+    let usher = Usher::start(config);
+    let mut answer = issuer.claims(ALICE);
+    answer["active"] = json!(true);
+    issuer.introspects("opaque-token", answer);
+    assert!(log_in(&usher, "", "opaque-token").1.starts_with("OK "));
+    assert_eq!(log_in(&usher, "", "other-token").0.unwrap()["status"], "invalid_token");
+    for conduct in [Conduct::Closes, Conduct::Silent, Conduct::Status(500, "")] {
+        issuer.set_conduct(INTROSPECTION, conduct);
+        let (challenge, reply) = log_in(&usher, "", "third-token");
+        assert_eq!(challenge, None);
+        assert!(reply.starts_with("NO [UNAVAILABLE]"), "{reply}");
+    }
+}
+
+#[test]
+fn garbage_delays_its_network_and_no_user() {
+    let issuer = ScriptedIssuer::start();
+    let config = config(&issuer)
+        .set("/throttle/failed_logins_per_prefix", json!({"mode": "enforce", "free_failures": 2, "first_delay": "1s"}))
+        .set("/throttle/failed_logins_per_user", json!({"mode": "enforce", "free_failures": 1, "first_delay": "1s"}));
+    let usher = Usher::start(config);
+    for number in 0..4 {
+        let (challenge, _) = log_in(&usher, "alice", &format!("garbage{number}"));
+        assert_eq!(challenge.unwrap()["status"], "invalid_token");
+    }
+    let event = usher.nth_login(4, "alice");
+    assert_eq!(event["limited_by"], "failed_logins_per_prefix");
+    assert!(event["delay_ms"].as_f64().unwrap() > 0.0);
+    // An honest token is not delayed, and alice's password is her own matter.
+    assert!(log_in(&usher, "honest", &issuer.token(ALICE)).1.starts_with("NO "), "another name");
+    assert!(log_in(&usher, "", &issuer.token(ALICE)).1.starts_with("OK "));
+    assert!(usher.login("")["delay_ms"].is_null());
+    let mut elsewhere = Imap::tls_from([127, 0, 0, 9], usher.imaps_port());
+    elsewhere.login("alice", &crate::kit::password_of("alice"));
+    assert!(usher.nth_login(5, "alice")["limited_by"].is_null());
+}
+
+#[test]
+fn curl_logs_in_with_a_token_by_imap_pop3_and_submission() {
+    let issuer = ScriptedIssuer::start();
+    let token = issuer.token(ALICE);
+    let _relay = relay();
+    for (protocol, scheme, port) in [
+        ("imap", "imaps", dovecot().imaps),
+        ("pop3", "pop3s", dovecot().pop3s),
+        ("submission", "smtps", dovecot().submissions),
+    ] {
+        let mut config = config(&issuer);
+        if protocol != "imap" {
+            config = config.speaking(protocol, &[port]).without("/routing/backends/0/imap");
+        }
+        let usher = Usher::start(config);
+        let url = format!("{scheme}://127.0.0.1:{}/", usher.imaps_port());
+        for mechanism in ["AUTH=OAUTHBEARER", "AUTH=XOAUTH2"] {
+            let mut arguments = vec!["--oauth2-bearer", &token, "-u", "alice:", "--login-options", mechanism];
+            if protocol == "submission" {
+                arguments.extend(["-X", "NOOP"]);
+            }
+            let output = curl_url(&url, "alice", &arguments);
+            assert_eq!(usher.wait_log("login", |line| line["result"] == "ok")["protocol"], protocol, "{output:?}");
+        }
+    }
+}
+
+#[test]
+fn managesieve_takes_a_token() {
+    let issuer = ScriptedIssuer::start();
+    let config = config(&issuer).without("/routing/backends/0/imap").speaking("managesieve", &[]);
+    let endpoint = json!({"address": format!("127.0.0.1:{}", dovecot().sieve), "tls": "starttls", "server_name": "server3.example.com"});
+    let usher = Usher::start(config.set("/routing/backends/0/managesieve", endpoint));
+    let mut client = Sieve::tls(usher.imaps_port());
+    let message = oauthbearer(ALICE, &issuer.token(ALICE));
+    client.send(format!("AUTHENTICATE \"OAUTHBEARER\" {{{}+}}\r\n{message}\r\n", message.len()));
+    let answer = client.answer();
+    assert!(answer.last().unwrap().starts_with("OK"), "{answer:?}");
+    let answer = client.command("LISTSCRIPTS");
+    assert!(answer.last().unwrap().starts_with("OK"), "{answer:?}");
+}
+
+#[test]
+fn session_of_a_token_is_listed_and_kicked_by_its_user() {
+    let issuer = ScriptedIssuer::start();
+    let usher = Usher::start(config(&issuer));
+    let mut client = Imap::tls(usher.imaps_port());
+    client.command(&format!("AUTHENTICATE OAUTHBEARER {}", oauthbearer("", &issuer.token(ALICE)))).ok();
+    let listed = usher.command(&["sessions"]).stdout;
+    assert!(listed.contains("alice") && listed.contains("server3"), "{listed}");
+    let kicked = usher.command(&["kick", "--user", "alice"]);
+    assert!(kicked.stdout.contains('1'), "{kicked:?}");
+    let rest = String::from_utf8_lossy(&client.rest()).into_owned();
+    assert!(rest.contains("BYE"), "{rest}");
+}
+
+#[test]
+fn listener_offers_the_mechanisms_that_are_listed() {
+    let issuer = ScriptedIssuer::start();
+    let usher = Usher::start(config(&issuer).set("/listeners/0/mechanisms", json!(["xoauth2"])));
+    let mut client = Imap::tls(usher.imaps_port());
+    assert!(client.greeting.contains("AUTH=XOAUTH2 LOGINDISABLED]"), "{}", client.greeting);
+    client.login("alice", &crate::kit::password_of("alice")).is("NO Unsupported mechanism");
+    client.command("AUTHENTICATE PLAIN").is("NO Unsupported mechanism");
+    client.command(&format!("AUTHENTICATE XOAUTH2 {}", xoauth2("", &issuer.token(ALICE)))).ok();
+    // Without issuers there are no tokens, whatever is listed.
+    let usher = Usher::start(config(&issuer).without("/tokens"));
+    let client = Imap::tls(usher.imaps_port());
+    assert!(!client.greeting.contains("OAUTH"), "{}", client.greeting);
+}
+
+/// The public key of ES256 in PEM.
+fn pem(jwk: &Value) -> String {
+    const HEAD: &[u8] = &[
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
+        0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+    ];
+    let part = |name: &str| URL_SAFE_NO_PAD.decode(jwk[name].as_str().unwrap()).unwrap();
+    let der = [HEAD, &part("x"), &part("y")].concat();
+    format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
+}
+
+/// A Dovecot that verifies tokens itself, with the name of the mailbox in `email`.
+fn verifying(issuer: &ScriptedIssuer, signer: &Signer) -> Dovecot {
+    let folder = folder("oauth2");
+    let keys = folder.join("mail-client/ES256");
+    std::fs::create_dir_all(&keys).unwrap();
+    std::fs::write(keys.join("dovecot"), pem(&signer.jwk())).unwrap();
+    let settings = format!(
+        "introspection_mode = local\nlocal_validation_key_dict = fs:posix:prefix={}/\nusername_attribute = email\n\
+         issuers = {}\n",
+        folder.display(),
+        issuer.issuer()
+    );
+    std::fs::write(folder.join("oauth2.conf"), settings).unwrap();
+    // Dovecot's auth process is no root.
+    for part in [folder.clone(), folder.join("mail-client"), keys] {
+        std::fs::set_permissions(part, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let more = format!(
+        "auth_debug = yes\nauth_mechanisms = plain login oauthbearer xoauth2\npassdb {{\n  driver = oauth2\n  mechanisms = oauthbearer xoauth2\n  \
+         args = {}/oauth2.conf\n}}\n",
+        folder.display()
+    );
+    Dovecot::start_with(&shared().certificates, &shared().server3, false, &more)
+}
+
+#[test]
+fn dovecot_gets_the_token_and_verifies_it_itself() {
+    let issuer = ScriptedIssuer::start();
+    let signer = Signer::new("ES256", "dovecot");
+    let server = verifying(&issuer, &signer);
+    // The issuer publishes the key that Dovecot has.
+    issuer.rotate(signer);
+    // Dovecot 2.3 takes no other type than JWT.
+    let sign = |claims: &Value| issuer.sign_as("JWT", "dovecot", claims);
+    let claims = |padding: usize| {
+        let mut claims = issuer.claims(ALICE);
+        claims["padding"] = json!("x".repeat(padding));
+        claims
+    };
+    for (protocol, port) in [("imap", server.imaps), ("pop3", server.pop3s)] {
+        let config = Config::with_directory(slapd()).backend("server3", port, &["server3"]);
+        let mut config = issuer
+            .configured(config)
+            .set("/directory/login_attribute", "uid")
+            .set("/routing/backends/0/token", "forward")
+            .set("/routing/backends/0/user_claim", "email");
+        if protocol == "pop3" {
+            config = config.speaking(protocol, &[port]).without("/routing/backends/0/imap");
+        }
+        let usher = Usher::start(config);
+        let send = |mechanism: &str, message: &str| {
+            let mut client = Imap::tls(usher.imaps_port());
+            let command = if protocol == "imap" { "a AUTHENTICATE" } else { "AUTH" };
+            client.send(format!("{command} {mechanism} {message}\r\n"));
+            let mut line = client.line();
+            while line.starts_with("* ") {
+                line = client.line();
+            }
+            line.replace("+OK", "OK").replace("a OK", "OK")
+        };
+        for padding in [0, 1_000, 4_000] {
+            let token = sign(&claims(padding));
+            for (mechanism, message) in
+                [("OAUTHBEARER", oauthbearer("", &token)), ("XOAUTH2", xoauth2("alice", &token))]
+            {
+                let reply = send(mechanism, &message);
+                assert!(reply.starts_with("OK"), "{protocol} {mechanism} {padding}: {reply}\n{}", server.logged());
+            }
+        }
+        let event = usher.login("alice");
+        assert_eq!(event["login_backend"], ALICE);
+        // Longer than Dovecot reads: said, and not tried.
+        let reply = send("OAUTHBEARER", &oauthbearer("", &sign(&claims(5_000))));
+        assert!(reply.contains("cannot be reached"), "{reply}");
+        usher.wait_log("login", |line| line["result"] == "token_too_long");
+    }
+}
+
+#[test]
+fn refusal_of_a_backend_that_gets_the_token_is_passed_on() {
+    let issuer = ScriptedIssuer::start();
+    let server = verifying(&issuer, &Signer::new("ES256", "dovecot"));
+    let config = Config::with_directory(slapd()).backend("server3", server.imaps, &["server3"]);
+    let config = issuer
+        .configured(config)
+        .set("/routing/backends/0/token", "forward")
+        .set("/routing/backends/0/user_claim", "email");
+    let usher = Usher::start(config);
+    // Dovecot has no key of this issuer.
+    let (challenge, reply) = log_in(&usher, ALICE, &issuer.token(ALICE));
+    assert_eq!(challenge.unwrap()["status"], "invalid_token");
+    assert!(reply.starts_with("NO [UNAVAILABLE]"), "{reply}");
+    let event = usher.login(ALICE);
+    assert_eq!(event["result"], "backend_rejected");
+}
+
+#[test]
+fn backend_without_a_way_for_tokens_is_reported_by_check_and_by_the_log() {
+    let issuer = ScriptedIssuer::start();
+    let config = config(&issuer).without("/routing/backends/0/service");
+    config.write();
+    let checked = command(&config, &["check"], b"");
+    let said = format!("{}{}", checked.stdout, checked.stderr);
+    assert!(said.contains("token: forward"), "{said}");
+    let usher = Usher::start(config);
+    let (challenge, reply) = log_in(&usher, "alice", &issuer.token(ALICE));
+    assert_eq!(challenge, None, "another token would not help");
+    assert!(reply.starts_with("NO [CONTACTADMIN]"), "{reply}");
+    assert_eq!(usher.login("alice")["result"], "no_token_login");
+    // A password still does.
+    let mut client = Imap::tls(usher.imaps_port());
+    client.login("anna", &crate::kit::password_of("anna")).ok();
+}
+
+#[test]
+fn explain_says_what_a_token_leads_to() {
+    let issuer = ScriptedIssuer::start();
+    let config = config(&issuer);
+    config.write();
+    let explained = |token: &str| command(&config, &["explain", "--token-stdin"], format!("{token}\n").as_bytes());
+    let good = explained(&issuer.token(ALICE)).stdout;
+    for part in [&issuer.issuer(), "email=alice@example.com", "uid=alice,ou=people", "server3", "routed"] {
+        assert!(good.contains(part), "{part}: {good}");
+    }
+    let mut claims = issuer.claims(ALICE);
+    claims["exp"] = json!(in_seconds(-300));
+    let expired = explained(&issuer.sign(&claims)).stdout;
+    assert!(expired.contains("token_expired"), "{expired}");
+    let token = issuer.token("nobody@example.com");
+    let unknown = explained(&token).stdout;
+    assert!(unknown.contains("unknown_user") && !unknown.contains(&token), "{unknown}");
+}
