@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use zeroize::Zeroizing;
 
 use crate::backend::{BackendFiles, Service};
+use crate::base::clock::unix_now;
 use crate::base::privileges::{self, User};
 use crate::base::secret::Secret;
 use crate::base::sys;
@@ -23,6 +24,7 @@ use crate::base::sys::secret_files::exposure;
 use crate::config::{self, CertificateFiles, Config, Draft, KeySource, LdapScheme, Place, Problem, TokenIssuer};
 use crate::tls::certificate;
 use crate::tls::client::ClientTls;
+use crate::tls::clients::RevocationLists;
 use crate::tls::server::ServerTls;
 use crate::token::{IssuerFiles, KeySet, LARGEST_SET};
 
@@ -81,6 +83,8 @@ fn paths(config: &Config) -> Vec<&Path> {
     let service = directory.find.service();
     let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().chain(&directory.client_certificate).collect();
     let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&tls.ticket_keys_file).chain(&directory.ca).collect();
+    paths.extend(&tls.crl);
+    paths.extend(config.listeners.iter().flat_map(|listener| listener.clients.ca.iter().chain(&listener.clients.crl)));
     paths.extend(service.iter().map(|service| &service.password_file));
     for issuer in &config.tokens {
         paths.extend(&issuer.ca);
@@ -110,7 +114,7 @@ impl Files {
         let fingerprint = Fingerprint::of(config);
         let place = &config.place;
         let mut problems = Vec::new();
-        let tls = ServerTls::build(&config.tls, place).map_err(|more| problems.extend(more));
+        let tls = ServerTls::build(&config.tls, &config.listeners, place).map_err(|more| problems.extend(more));
         let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
         let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
         let issuers = issuers(&config.tokens, place).map_err(|more| problems.extend(more));
@@ -120,7 +124,7 @@ impl Files {
         let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
         match (tls, directory_tls, backends, issuers, auth_http_key) {
             (Ok(tls), Ok(directory_tls), Ok(backends), Ok(issuers), Ok(auth_http_key)) if problems.is_empty() => {
-                let warnings = warnings(config);
+                let warnings = warnings(config).into_iter().chain(outdated(config, &tls)).collect();
                 Ok(Self { tls, directory_tls, backends, issuers, auth_http_key, fingerprint, warnings })
             }
             (_, _, _, _, _) => Err(problems),
@@ -132,7 +136,7 @@ impl Files {
 #[must_use]
 pub(crate) fn problems(draft: &Draft) -> Vec<Problem> {
     let place = &draft.place;
-    let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, place).err());
+    let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, &draft.listeners, place).err());
     let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
     let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
     let issuers = draft.tokens.as_ref().and_then(|settings| issuers(settings, place).err());
@@ -356,6 +360,28 @@ fn warnings(config: &Config) -> Vec<Problem> {
         Some(config.problem(&key, exposure(path, &metadata)?.to_string()))
     };
     secrets(config).into_iter().filter_map(warning).collect()
+}
+
+/// Revocation lists that are no longer valid: no client certificate is accepted by them.
+fn outdated(config: &Config, tls: &ServerTls) -> Vec<Problem> {
+    let now = i64::try_from(unix_now()).unwrap_or(i64::MAX);
+    let by_listener = config.listeners.iter().enumerate();
+    let named = by_listener.map(|(index, listener)| (format!("listeners[{index}].crl"), &listener.clients.crl));
+    let warning = |RevocationLists { path, .. }: RevocationLists| {
+        let is_common = config.tls.crl.as_ref() == Some(&path);
+        let key = if is_common {
+            "tls.crl".to_owned()
+        } else {
+            named.clone().find(|(_, crl)| crl.as_ref() == Some(&path)).map(|(key, _)| key)?
+        };
+        let message = format!(
+            "a list in {} is no longer valid (nextUpdate): clients that show a certificate are refused until the file \
+             is renewed",
+            path.display()
+        );
+        Some(config.problem(&key, message))
+    };
+    tls.revocation_lists().filter(|lists| lists.end <= now).filter_map(warning).collect()
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ impl Endpoint {
             | BackendError::Down { .. }
             | BackendError::Full
             | BackendError::SlowStart
-            | BackendError::NoTokenLogin
+            | BackendError::NoServiceLogin
             | BackendError::TokenTooLong(_)
             | BackendError::Refused(_) => false,
         }

@@ -94,9 +94,10 @@ pub(crate) enum BackendError {
     /// Its reply makes a login impossible.
     #[error("{0}")]
     Fault(BackFault),
-    /// A user has a token, and the backend gets neither it nor a login by a service account.
-    #[error("no login with a token: the backend has neither `service` nor `token: forward`")]
-    NoTokenLogin,
+    /// There is no password to log in with: the user has a token or a certificate, and the backend gets neither the
+    /// token nor a login by a service account.
+    #[error("no login without a password: the backend has no `service`, and gets no token")]
+    NoServiceLogin,
     /// The message with a token is longer than a backend reads.
     #[error("the message with the token has {0} bytes in base64, and servers read no more than {max}", max = super::LONGEST_TOKEN)]
     TokenTooLong(usize),
@@ -178,7 +179,7 @@ impl BackendError {
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(_) => BackendResult::Unreachable,
-            Self::NoTokenLogin | Self::TokenTooLong(_) => BackendResult::Unsent,
+            Self::NoServiceLogin | Self::TokenTooLong(_) => BackendResult::Unsent,
             Self::Down { .. } => BackendResult::Down,
             Self::Full => BackendResult::InFlight,
             Self::SlowStart => BackendResult::SlowStart,
@@ -211,7 +212,7 @@ impl BackendError {
     pub(crate) fn refusal(&self, pass_refusals: bool) -> Refusal {
         match self {
             Self::NotServed => Refusal::ProtocolNotServed,
-            Self::NoTokenLogin => Refusal::NoTokenLogin,
+            Self::NoServiceLogin => Refusal::NoServiceLogin,
             Self::TokenTooLong(_) => Refusal::TokenTooLong,
             Self::Resolve { .. }
             | Self::Loop { .. }

@@ -32,7 +32,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use crate::base::clock::wait_until;
-use crate::base::credential::{Credential, CredentialSecret, Login};
+use crate::base::credential::{Credential, CredentialSecret, Login, TokenForm};
 use crate::base::labels::Label as _;
 use crate::base::secret::Secret;
 use crate::config::{self, Forward, TokenLogin};
@@ -164,8 +164,24 @@ impl Backend {
         Some(name.ok_or(Refusal::NoBackendLogin))
     }
 
-    const fn forwards_tokens(&self) -> bool {
-        matches!(self.token, TokenLogin::Forward { .. })
+    /// Whether a user with this credential can be logged in.
+    #[must_use]
+    pub(crate) fn takes(&self, credential: &Credential) -> bool {
+        self.account(credential).is_some()
+    }
+
+    /// What a user with this credential is logged in with: the service account's name, if it logs in, the secret, and
+    /// the form of a token. `None`: the user has no password, and the backend no service account.
+    fn account<'a>(&'a self, credential: &'a Credential) -> Option<(Option<&'a str>, &'a Secret, Option<TokenForm>)> {
+        match (credential.secret(), &self.service) {
+            (CredentialSecret::Token(bearer), _) if matches!(self.token, TokenLogin::Forward { .. }) => {
+                Some((None, &bearer.token, Some(bearer.form)))
+            }
+            (_, Some(service)) => Some((Some(&service.login), &service.password, None)),
+            (CredentialSecret::Password(password), None) => Some((None, password, None)),
+            // The key of a certificate stays with the client.
+            (CredentialSecret::Token(_) | CredentialSecret::ClientCertificate(_), None) => None,
+        }
     }
 
     /// Logs the user in under this name, within the backend's `timeout`, and forwards the client's address as `forward` says.
@@ -184,14 +200,8 @@ impl Backend {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let deadline = Instant::now() + self.timeout;
         let login = login.as_str().as_bytes().to_vec();
-        let (service, password, token) = match (credential.secret(), &self.service) {
-            (CredentialSecret::Token(bearer), _) if self.forwards_tokens() => {
-                (None, bearer.token.clone(), Some(bearer.form))
-            }
-            (_, Some(service)) => (Some(service.login.clone().into_bytes()), service.password.clone(), None),
-            (CredentialSecret::Password(password), None) => (None, password.clone(), None),
-            (CredentialSecret::Token(_), None) => return Err(BackendError::NoTokenLogin),
-        };
+        let (service, password, token) = self.account(credential).ok_or(BackendError::NoServiceLogin)?;
+        let (service, password) = (service.map(|service| service.as_bytes().to_vec()), password.clone());
         if let Some(form) = token {
             let size = proto::token_message_size(form, &login, &password);
             if size > LONGEST_TOKEN {

@@ -4,9 +4,10 @@
 //! clear is read only where it is sent. The digest is HMAC-SHA-256 (RFC 2104) under a random key that exists in
 //! this process only.
 
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{digest, hmac};
 use subtle::ConstantTimeEq as _;
 
 use super::labels::labels;
@@ -94,6 +95,113 @@ pub enum CredentialSecret {
     Password(Secret),
     /// A token.
     Token(BearerToken),
+    /// A certificate, whose key the client has proven in the TLS handshake. A dialogue only knows that the client
+    /// refers to it: the frontend replaces [`ClientCertificate::claimed`] by the one that is verified.
+    ClientCertificate(ClientCertificate),
+}
+
+labels! {
+    /// What a user logs in with.
+    pub enum CredentialKind {
+        /// A password.
+        Password => "password",
+        /// A token.
+        Token => "token",
+        /// A client certificate.
+        Certificate => "certificate",
+    }
+}
+
+impl CredentialSecret {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> CredentialKind {
+        match self {
+            Self::Password(_) => CredentialKind::Password,
+            Self::Token(_) => CredentialKind::Token,
+            Self::ClientCertificate(_) => CredentialKind::Certificate,
+        }
+    }
+}
+
+/// The SHA-256 of a certificate in DER, as `openssl x509 -fingerprint -sha256` shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CertificateDigest([u8; 32]);
+
+impl CertificateDigest {
+    /// Of these bytes.
+    #[must_use]
+    pub fn of(der: &[u8]) -> Self {
+        let mut bytes = [0; 32];
+        bytes.iter_mut().zip(digest::digest(&digest::SHA256, der).as_ref()).for_each(|(to, from)| *to = *from);
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for CertificateDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for CertificateDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What a client certificate proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateProof {
+    /// Who has the key; the entry has to list the certificate.
+    Key,
+    /// The user's address, for which its authority vouches.
+    Address,
+}
+
+/// A verified client certificate, as a credential.
+#[derive(Debug, Clone)]
+pub struct ClientCertificate {
+    digest: CertificateDigest,
+    proof: CertificateProof,
+    /// Another name that the client gives for itself, to be compared with the entry found.
+    authzid: Option<Login>,
+    /// What failures are charged to: never a name that the client has given.
+    charged: Login,
+}
+
+impl ClientCertificate {
+    /// This certificate, with a name to be compared with the entry that it leads to.
+    #[must_use]
+    pub fn new(digest: CertificateDigest, proof: CertificateProof, authzid: Option<Login>) -> Self {
+        // No parsed name begins with NUL.
+        let charged = Login(format!("\0{digest}").into());
+        Self { digest, proof, authzid, charged }
+    }
+
+    /// One that a client only refers to. It is the digest of nothing, which no entry lists.
+    #[must_use]
+    pub fn claimed() -> Self {
+        Self::new(CertificateDigest::of(b""), CertificateProof::Key, None)
+    }
+
+    /// The certificate.
+    #[must_use]
+    pub const fn digest(&self) -> CertificateDigest {
+        self.digest
+    }
+
+    /// What it proves.
+    #[must_use]
+    pub const fn proof(&self) -> CertificateProof {
+        self.proof
+    }
+
+    /// The name that has to be the same entry's.
+    #[must_use]
+    pub const fn authzid(&self) -> Option<&Login> {
+        self.authzid.as_ref()
+    }
 }
 
 /// A login name and its secret, as one client has sent them. The name beside a token is a claim of the client's that
@@ -117,6 +225,25 @@ impl Credential {
     #[must_use]
     pub const fn login(&self) -> &Login {
         &self.login
+    }
+
+    /// The name that a failure is charged to. Whoever has a certificate cannot lock others out by naming them.
+    #[must_use]
+    pub(crate) const fn charged(&self) -> &Login {
+        match &self.secret {
+            // A token is charged to no name: see `PendingAttempt::begin_token`.
+            CredentialSecret::Password(_) | CredentialSecret::Token(_) => &self.login,
+            CredentialSecret::ClientCertificate(certificate) => &certificate.charged,
+        }
+    }
+
+    /// Whether a right one shows that the user knows a secret that others may guess.
+    #[must_use]
+    pub(crate) const fn is_guessable(&self) -> bool {
+        match self.secret {
+            CredentialSecret::Password(_) => true,
+            CredentialSecret::Token(_) | CredentialSecret::ClientCertificate(_) => false,
+        }
     }
 
     /// The secret in clear. Review every call.
@@ -151,22 +278,31 @@ pub(crate) struct Digest([u8; 32]);
 impl Digest {
     fn of(secret: &CredentialSecret) -> Self {
         match secret {
-            CredentialSecret::Password(password) => Self::keyed(password, 0),
+            CredentialSecret::Password(password) => Self::keyed(&[password.expose()], 0),
             CredentialSecret::Token(BearerToken { token, .. }) => Self::of_token(token),
+            CredentialSecret::ClientCertificate(ClientCertificate { digest, proof, authzid, .. }) => {
+                let kind = match proof {
+                    CertificateProof::Key => 2,
+                    CertificateProof::Address => 3,
+                };
+                // The digest has a fixed length, so that the parts are distinct.
+                Self::keyed(&[&digest.0, authzid.as_ref().map(Login::as_str).unwrap_or_default().as_bytes()], kind)
+            }
         }
     }
 
     /// The digest of a token. One that is sent as a password has another.
     #[must_use]
     pub(crate) fn of_token(token: &Secret) -> Self {
-        Self::keyed(token, 1)
+        Self::keyed(&[token.expose()], 1)
     }
 
-    fn keyed(secret: &Secret, kind: u8) -> Self {
+    fn keyed(parts: &[&[u8]], kind: u8) -> Self {
         let mut context = hmac::Context::with_key(&KEY);
-        context.update(secret.expose());
+        parts.iter().for_each(|part| context.update(part));
         // The context keeps the last part of its input, and is moved when it is finished, which leaves a copy on
-        // the stack: this one has the end of the secret no longer. A suffix of fixed length keeps inputs distinct.
+        // the stack: this one has the end of the secret no longer. A suffix of fixed length keeps inputs distinct,
+        // and those of different kinds.
         context.update(&[kind; BLOCK]);
         let tag = context.sign();
         let mut digest = [0; 32];
@@ -181,8 +317,8 @@ impl Digest {
     }
 }
 
-impl std::fmt::Debug for Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Digest(..)")
     }
 }
@@ -255,6 +391,34 @@ mod tests {
         for typed in ["", " ", "\u{a0}", "alice"] {
             assert!(Login::parse(typed.as_bytes()).is_none_or(|login| !login.is_absent()), "{typed:?}");
         }
+    }
+
+    #[test]
+    fn digest_of_a_certificate_depends_on_all_that_is_decided_by() {
+        let certificate = |der: &[u8], proof, authzid: Option<&str>| {
+            let authzid = authzid.and_then(|name| Login::parse(name.as_bytes()));
+            let certificate = ClientCertificate::new(CertificateDigest::of(der), proof, authzid);
+            let login = Login::parse(b"alice").expect("a login name");
+            Credential::new(login, CredentialSecret::ClientCertificate(certificate)).digest().0
+        };
+        let all = [
+            certificate(b"one", CertificateProof::Key, None),
+            certificate(b"other", CertificateProof::Key, None),
+            certificate(b"one", CertificateProof::Address, None),
+            certificate(b"one", CertificateProof::Address, Some("alicia")),
+            Credential::for_tests("alice", CertificateDigest::of(b"one").0).digest().0,
+        ];
+        assert!(all.iter().enumerate().all(|(at, one)| all.iter().skip(at + 1).all(|other| one != other)));
+    }
+
+    #[test]
+    fn failure_of_a_certificate_is_charged_to_no_name_that_can_be_typed() {
+        let certificate = ClientCertificate::new(CertificateDigest::of(b"one"), CertificateProof::Key, None);
+        let login = Login::parse(b"alice").expect("a login name");
+        let credential = Credential::new(login, CredentialSecret::ClientCertificate(certificate));
+        assert!(Login::parse(credential.charged().as_str().as_bytes()).is_none() && !credential.is_guessable());
+        let password = Credential::for_tests("alice", "sesame");
+        assert!(password.charged() == password.login() && password.is_guessable());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,7 +14,9 @@ use super::explain_all;
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
 use crate::admin::control::{self, User};
 use crate::base::clock::unix_now;
-use crate::base::credential::{Credential, CredentialSecret, Login};
+use crate::base::credential::{
+    CertificateDigest, CertificateProof, ClientCertificate, Credential, CredentialSecret, Login,
+};
 use crate::base::secret::Secret;
 use crate::config::{self, Config, TokenLogin};
 use crate::config_files;
@@ -23,6 +25,7 @@ use crate::directory::{self, Directory, NameKind, NoFloor, Trace};
 use crate::login::explain::Verdict;
 use crate::outcome::Refusal;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::certificate;
 use crate::token::Tokens;
 
 #[derive(Debug, clap::Args)]
@@ -40,8 +43,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "ADDRESS", conflicts_with = "all")]
     from: Option<IpAddr>,
     /// Read a token from standard input and explain what it leads to; LOGIN is the name that a client writes beside it
-    #[arg(long, conflicts_with_all = ["all", "password_stdin"])]
+    #[arg(long, conflicts_with_all = ["all", "password_stdin", "certificate"])]
     token_stdin: bool,
+    /// Whether the user's entry lists the first certificate in this file (PEM), as a login with it requires
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "password_stdin"])]
+    certificate: Option<PathBuf>,
     /// Explain every user of the directory, or those in --users
     #[arg(long, conflicts_with = "login")]
     all: bool,
@@ -88,6 +94,16 @@ struct Explanation {
     explanation: String,
 }
 
+/// What the user is proven by.
+enum Proof {
+    /// Nothing: the entry is only looked up.
+    None,
+    /// A password that is read from standard input.
+    PasswordFromStdin,
+    /// This certificate.
+    Certificate(CertificateDigest),
+}
+
 /// The result at one directory server.
 #[derive(Debug, Serialize)]
 struct ServerLookup {
@@ -97,9 +113,21 @@ struct ServerLookup {
 }
 
 pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
-    let config = match config::load(file) {
+    let mut config = match config::load(file) {
         Ok(config) => config,
         Err(mistakes) => return fail_config(&mistakes.problems),
+    };
+    let proof = match &arguments.certificate {
+        None if arguments.password_stdin => Proof::PasswordFromStdin,
+        None => Proof::None,
+        Some(path) => match certificate::first(path) {
+            Ok(certificate) => {
+                // Whether or not a listener takes it.
+                config.directory.reads_certificates = true;
+                Proof::Certificate(certificate)
+            }
+            Err(error) => return fail(FAILED, error),
+        },
     };
     // Only the directory's files: this command needs no access to the TLS keys.
     let directory = match config_files::directory(&config.directory, &config.place) {
@@ -130,7 +158,7 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
             explanation.query =
                 directory.diagnose().map(|diagnosis| diagnosis.describe_lookup(&login)).unwrap_or_default();
             explanation.look(&*directory).await;
-            let code = explanation.ask(&config, &*directory, &login, arguments.password_stdin).await;
+            let code = explanation.ask(&config, &*directory, &login, proof).await;
             if let Some(control) = &config.control {
                 let path = format!("/users/{}", control::hex(login.as_str().as_bytes()));
                 explanation.running = control::ask(&control.path, "GET", &path).await.ok();
@@ -159,8 +187,13 @@ impl Explanation {
         }
     }
 
-    async fn ask(&mut self, config: &Config, directory: &dyn Directory, login: &Login, with_password: bool) -> u8 {
-        let found = if with_password {
+    async fn ask(&mut self, config: &Config, directory: &dyn Directory, login: &Login, proof: Proof) -> u8 {
+        let found = if let Proof::Certificate(certificate) = proof {
+            let certificate = ClientCertificate::new(certificate, CertificateProof::Key, None);
+            let credential = Credential::new(login.clone(), CredentialSecret::ClientCertificate(certificate));
+            let (answer, trace) = directory.authenticate(&credential, &|_| false, &NoFloor).await;
+            (answer.map(|identity| identity.entry().clone()), trace)
+        } else if matches!(proof, Proof::PasswordFromStdin) {
             let password = secret_from_stdin();
             if password.is_empty() {
                 let why = "the password is empty: it would not be sent to the directory";
@@ -230,7 +263,7 @@ impl Explanation {
                 Some((TokenLogin::Service, Some(_))) => verdict.words.push_str("; the service account logs in"),
                 Some((TokenLogin::Service, None)) | None => {
                     verdict.words.push_str(", which has neither `service` nor `token: forward`");
-                    verdict.goal = Err(Refusal::NoTokenLogin);
+                    verdict.goal = Err(Refusal::NoServiceLogin);
                 }
             }
         }
@@ -330,13 +363,18 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::NoPassword
         | Refusal::NetworkNotAllowed
         | Refusal::Token(_)
+        | Refusal::WrongCertificate
+        | Refusal::CertificateExpired
+        | Refusal::CertificateRevoked
+        | Refusal::CertificateUntrusted
+        | Refusal::NoCertificateName
         | Refusal::Account { .. } => NO_PERMISSION,
-        Refusal::DirectoryUnavailable | Refusal::TokenUnavailable(_) => UNAVAILABLE,
+        Refusal::DirectoryUnavailable | Refusal::TokenUnavailable(_) | Refusal::RevocationUnknown => UNAVAILABLE,
         Refusal::InvalidUsername
+        | Refusal::NoServiceLogin
         | Refusal::AuthzidNotAllowed
         | Refusal::NotAllowed
         | Refusal::UnusableNetworks
-        | Refusal::NoTokenLogin
         | Refusal::TokenTooLong
         | Refusal::SeveralEntries(_)
         | Refusal::UnusableEntry(_)

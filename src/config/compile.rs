@@ -6,7 +6,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::model::{Backend, Config, Draft, Endpoint, Listener, Routing, TokenIssuer, TokenLogin};
+use super::model::{
+    Backend, CertificateMatch, Config, Directory, Draft, Endpoint, Find, Listener, Routing, TokenIssuer, TokenLogin,
+};
 use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
@@ -17,12 +19,12 @@ use crate::proto::{MechanismSet, Protocol};
 pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draft) {
     let mut addresses = Addresses::default();
     let hostname = root.get("hostname").map(|node| node.parsed(names::own_name));
-    let listeners = listeners::read(root, &mut addresses);
+    let tls = root.section("tls", tls::read).flatten();
+    let listeners = listeners::read(root, tls.as_ref(), &mut addresses);
     let capabilities = root.section("capabilities", listeners::capabilities).flatten();
     let trusted = root.get("trusted").map_or(Some(Vec::new()), |node| networks(&node));
-    let tls = root.section("tls", tls::read).flatten();
     let directory = root.section("directory", directory::read);
-    let (directory, facts) =
+    let (mut directory, facts) =
         directory.map_or((None, directory::Facts::default()), |draft| (draft.directory, draft.facts));
     let tokens = root.get("tokens").map_or(Some(Vec::new()), |node| tokens::read(&node, directory.as_ref()));
     let surroundings = Surroundings { listeners: listeners.as_deref().unwrap_or_default(), directory: &facts };
@@ -30,6 +32,9 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let routing = root.section("routing", |routing| routing::read(routing, &surroundings, &mut taken)).flatten();
     if let (Some(listeners), Some(_)) = (&listeners, &routing) {
         served(root, listeners, &taken.protocols);
+    }
+    if let Some(listeners) = &listeners {
+        by_certificate(root, listeners, directory.as_mut(), routing.as_ref());
     }
     if let (Some(directory), Some(routing)) = (&directory, &routing)
         && routing.default.is_some()
@@ -58,6 +63,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let log = root.section("log", process::log).flatten();
     let place = Arc::clone(root.place());
     let draft = Draft {
+        listeners: listeners.clone().unwrap_or_default(),
         tls: tls.clone(),
         directory: directory.clone(),
         tokens: tokens.clone(),
@@ -128,6 +134,40 @@ fn served(root: &Section<'_>, listeners: &[Listener], protocols: &[&'static Prot
             let message =
                 format!("no backend serves it: add `{name}: {{address: .., tls: ..}}` to one, or remove this");
             root.problem(&format!("listeners[{index}].protocol"), message);
+        }
+    }
+}
+
+/// A login by certificate has no password: the service accounts of directory and backends have to do without.
+fn by_certificate(
+    root: &Section<'_>,
+    listeners: &[Listener],
+    directory: Option<&mut Directory>,
+    routing: Option<&Routing>,
+) {
+    let logins = listeners.iter().enumerate().filter_map(|(index, listener)| Some((index, listener.client_login?)));
+    let logins: Vec<_> = logins.collect();
+    let key = |index: usize| format!("listeners[{index}].client_login");
+    if let Some(directory) = directory {
+        directory.reads_certificates = logins.iter().any(|(_, login)| login.matching == CertificateMatch::Certificate);
+        // A search without a service account is anonymous.
+        let is_searched = matches!(directory.find, Find::Search { .. }) || directory.find.service().is_some();
+        for (index, _) in logins.iter().filter(|_| !is_searched) {
+            root.problem(
+                &key(*index),
+                "needs `directory.bind_dn`: without a password only a service account finds the entry",
+            );
+        }
+    }
+    let backends = routing.into_iter().flat_map(|routing| &routing.backends);
+    for backend in backends.filter(|backend| backend.service.is_none()) {
+        if let Some((index, _)) = logins.first() {
+            let message = format!(
+                "the backend {} has no `service`: its users cannot log in by certificate, as there is no password to \
+                 log them in with",
+                backend.name
+            );
+            root.warn(&key(*index), message);
         }
     }
 }

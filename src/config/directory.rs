@@ -93,6 +93,8 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             disabled_by: disabled_by.unwrap_or_else(|| Some(DisabledBy::DEFAULT.to_vec()))?,
             watch: watch?,
             results: results?,
+            // Set with the listeners.
+            reads_certificates: false,
         })
     };
     Draft { directory: all(), facts }

@@ -38,11 +38,12 @@ use crate::proto::ldap::dn;
 use crate::proto::ldap::template::{self, Template, UserName};
 
 pub(crate) use model::{
-    Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
-    Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find,
-    Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener,
-    ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing,
-    ServiceAccount, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
+    Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles,
+    CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, Connections, Control, Directory,
+    DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Forward, Group, Health, HttpUrl,
+    Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
+    Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion,
+    TokenIssuer, TokenLogin, Watch, WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

@@ -1,5 +1,7 @@
 //! The section `tls`: certificates and parameters towards clients.
 
+use std::path::PathBuf;
+
 use rustls::SupportedCipherSuite;
 
 use super::model::{ClientAuth, Tls, TlsVersion};
@@ -7,6 +9,10 @@ use super::names;
 use super::raw::{Node, Section};
 use super::section::{certificate, distinct, groups};
 use super::units::{DAY, MINUTE, SECOND};
+
+/// The words of `client_auth`.
+pub(super) const CLIENT_AUTH: &[(&str, ClientAuth)] =
+    &[("off", ClientAuth::Off), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)];
 
 /// Reads the section.
 pub(super) fn read(tls: &Section<'_>) -> Option<Tls> {
@@ -23,6 +29,7 @@ pub(super) fn read(tls: &Section<'_>) -> Option<Tls> {
         node.problem("only TLS 1.2 suites, but `min_version` is 1.3: no client could connect; add a TLS 1.3 suite");
     }
     let client_ca = tls.get("client_ca").map(|node| node.path());
+    let crl = crl(tls, client_ca.is_some());
     let client_auth = client_auth(tls, client_ca.is_some());
     let ticket_keys_file = tls.get("ticket_keys_file").map(|node| node.path());
     let reload_interval = tls.duration("reload_interval", MINUTE, SECOND..=DAY);
@@ -33,18 +40,27 @@ pub(super) fn read(tls: &Section<'_>) -> Option<Tls> {
         cipher_suites: suites.map(|(suites, _)| suites.into_iter().flatten().map(names::suite_name).collect()),
         client_ca: client_ca.flatten(),
         client_auth: client_auth?,
+        crl,
         ticket_keys_file: ticket_keys_file.flatten(),
         reload_interval: reload_interval?,
     })
 }
 
+/// The revocation lists of a CA that is named beside them, or elsewhere.
+pub(super) fn crl(section: &Section<'_>, has_ca: bool) -> Option<PathBuf> {
+    let node = section.get("crl")?;
+    if !has_ca {
+        node.problem("needs `client_ca`: the CA that has signed the revocation list");
+    }
+    node.path()
+}
+
 /// Whether clients are asked for a certificate: optional as soon as there is a CA for it.
-fn client_auth(tls: &Section<'_>, has_ca: bool) -> Option<ClientAuth> {
+pub(super) fn client_auth(tls: &Section<'_>, has_ca: bool) -> Option<ClientAuth> {
     let Some(node) = tls.get("client_auth") else {
         return Some(if has_ca { ClientAuth::Optional } else { ClientAuth::Off });
     };
-    let words = [("off", ClientAuth::Off), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)];
-    let client_auth = node.word(&words)?;
+    let client_auth = node.word(CLIENT_AUTH)?;
     match client_auth {
         ClientAuth::Off if has_ca => tls.warn("client_ca", "without effect: `client_auth` is off; remove one"),
         ClientAuth::Optional | ClientAuth::Required if !has_ca => {

@@ -234,7 +234,7 @@ pub(super) fn of(error: &BackendError) -> &'static str {
         | BackendError::Down { .. }
         | BackendError::Full
         | BackendError::SlowStart
-        | BackendError::NoTokenLogin
+        | BackendError::NoServiceLogin
         | BackendError::TokenTooLong(_) => "",
     }
 }

@@ -157,7 +157,7 @@ const fn stage(error: &BackendError, inspection: &AddressInspection) -> &'static
         BackendError::Down { .. }
         | BackendError::Full
         | BackendError::SlowStart
-        | BackendError::NoTokenLogin
+        | BackendError::NoServiceLogin
         | BackendError::TokenTooLong(_)
         | BackendError::Broken { .. }
         | BackendError::Closed
@@ -195,7 +195,7 @@ fn words(error: &BackendError) -> String {
         | BackendError::Down { .. }
         | BackendError::Full
         | BackendError::SlowStart
-        | BackendError::NoTokenLogin
+        | BackendError::NoServiceLogin
         | BackendError::TokenTooLong(_)
         | BackendError::Broken { .. }
         | BackendError::Closed

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::fault::EntryFault;
 use super::key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
 use super::networks::Networks;
+use crate::base::credential::CertificateDigest;
 use crate::outcome::AccountState;
 
 /// The part of an entry that usher reads. It says nothing about a password: see [`Identity`](super::Identity).
@@ -19,6 +20,8 @@ pub struct Entry {
     pub logins: Vec<String>,
     /// The values of `allow_attribute`; empty when none is configured.
     pub allowed: Vec<String>,
+    /// The certificates that it lists, as far as they are read; empty where no listener logs clients in by them.
+    pub certificates: Vec<CertificateDigest>,
     /// Whether it matches `allow_filter`; true when none is configured.
     pub in_group: bool,
     /// The networks that its user may log in from; `None`: everywhere, because the entry has no value or no
@@ -41,6 +44,12 @@ impl Entry {
     #[must_use]
     pub fn key(&self) -> EntryKey {
         self.version.key(&self.dn)
+    }
+
+    /// Whether it lists this certificate.
+    #[must_use]
+    pub fn lists(&self, certificate: CertificateDigest) -> bool {
+        self.certificates.contains(&certificate)
     }
 
     /// Its names, as far as the server shows them.
@@ -72,12 +81,13 @@ impl Entry {
 
     /// An entry of which only the DN is known.
     pub(crate) fn unread(dn: Arc<str>) -> Self {
-        let (mail_hosts, logins, allowed) = Default::default();
+        let (mail_hosts, logins, allowed, certificates) = Default::default();
         Self {
             dn,
             mail_hosts,
             logins,
             allowed,
+            certificates,
             in_group: true,
             networks: None,
             fault: None,

@@ -44,6 +44,18 @@ pub enum DirectoryError {
         /// The entry's DN.
         dn: Arc<str>,
     },
+    /// The entry does not list the client's certificate.
+    #[error("the entry does not list the certificate")]
+    WrongCertificate {
+        /// The entry's DN.
+        dn: Arc<str>,
+    },
+    /// The certificate's entry is not the one that the client asks for (SASL authzid).
+    #[error("the certificate is another user's")]
+    OtherUser {
+        /// The DN of the certificate's entry.
+        dn: Arc<str>,
+    },
     /// No entry matches.
     #[error("no entry matches")]
     NoEntry,

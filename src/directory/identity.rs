@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::entry::Entry;
+use crate::base::credential::{CertificateDigest, CertificateProof, ClientCertificate};
 use crate::token::VerifiedToken;
 
 /// The evidence that a directory accepted a bind of the user: success, and no account state that forbids a login.
@@ -19,6 +20,26 @@ impl AcceptedBind {
     }
 }
 
+/// The evidence that a verified client certificate is this user's.
+#[derive(Debug)]
+pub(super) struct AcceptedCertificate(Evidence);
+
+impl AcceptedCertificate {
+    /// Compares the certificate with the entry that its name has led to; `None` if it is not this user's.
+    ///
+    /// The certificate was verified by the frontend, under the rules of its listener, before it became a credential.
+    pub(super) fn compare(certificate: &ClientCertificate, entry: &Entry) -> Option<Self> {
+        match certificate.proof() {
+            CertificateProof::Key => {
+                let digest = certificate.digest();
+                entry.lists(digest).then_some(Self(Evidence::ListedCertificate(digest)))
+            }
+            // The entry was found by the address in it, and by nothing else.
+            CertificateProof::Address => Some(Self(Evidence::CertifiedAddress)),
+        }
+    }
+}
+
 /// What proves an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Evidence {
@@ -26,6 +47,10 @@ enum Evidence {
     Bind,
     /// An issuer's token was verified, and its claim has found the entry.
     Token,
+    /// The client has the key of a certificate that the entry lists.
+    ListedCertificate(CertificateDigest),
+    /// The client has the key of a certificate with the user's address, from an authority that vouches for it.
+    CertifiedAddress,
 }
 
 /// A user authenticated by the directory, with the kind of evidence.
@@ -46,7 +71,22 @@ impl Identity {
         Self { entry: entry.into(), evidence: Evidence::Token }
     }
 
-    /// The entry, as read together with the bind.
+    /// The user of this entry, proven by a client certificate.
+    pub(super) fn from_certificate(AcceptedCertificate(evidence): AcceptedCertificate, entry: Entry) -> Self {
+        Self { entry: entry.into(), evidence }
+    }
+
+    /// The certificate that the entry has to list for as long as the user is logged in; `None` if the user is proven by
+    /// other evidence.
+    #[must_use]
+    pub fn certificate(&self) -> Option<CertificateDigest> {
+        match self.evidence {
+            Evidence::ListedCertificate(certificate) => Some(certificate),
+            Evidence::Bind | Evidence::Token | Evidence::CertifiedAddress => None,
+        }
+    }
+
+    /// The entry, as read together with the evidence.
     #[must_use]
     pub fn entry(&self) -> &Entry {
         &self.entry

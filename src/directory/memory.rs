@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::entry::{Entry, EntryVersion};
-use super::identity::AcceptedBind;
+use super::identity::{AcceptedBind, AcceptedCertificate};
 use super::{
     Availability, BoxFuture, Change, ChangeHandler, ChangeSource, Directory, DirectoryError, DirectoryFuture, Floor,
     Freshness, Identity, ListedUser, NameKind, Refresh, RefusedBefore, ReportedEntry, Trace, UnavailableCause,
@@ -195,10 +195,18 @@ impl Memory {
                 return Err(DirectoryError::Unavailable(UnavailableCause::Behind { server: URL.into() }));
             }
         };
+        let guess = match credential.secret() {
+            CredentialSecret::Password(guess) => guess,
+            CredentialSecret::Token(_) => return Err(DirectoryError::NoEntry),
+            CredentialSecret::ClientCertificate(certificate) => {
+                return AcceptedCertificate::compare(certificate, &entry)
+                    .map(|accepted| Identity::from_certificate(accepted, entry))
+                    .ok_or(DirectoryError::WrongCertificate { dn });
+            }
+        };
         if refused_before(&entry) {
             return Err(DirectoryError::RefusedBefore { dn });
         }
-        let CredentialSecret::Password(guess) = credential.secret() else { return Err(DirectoryError::NoEntry) };
         let is_right = guess.expose() == password.as_bytes();
         self.inner().binds += 1;
         tokio::time::sleep(BIND_TIME).await;

@@ -126,8 +126,8 @@ pub enum NameKind {
 
 /// A directory. LDAP is one implementation; unit tests use another.
 pub trait Directory: fmt::Debug + Send + Sync + 'static {
-    /// Finds the entry and authenticates its user, within the configured timeout. The caller guarantees that the
-    /// password is not empty and without NUL. If the entry is found before the password is sent, `refused_before`
+    /// Finds the entry and authenticates its user, within the configured timeout. The caller guarantees that a
+    /// password is not empty and without NUL, and that a certificate is verified: it is only compared with the entry. If the entry is found before the password is sent, `refused_before`
     /// is asked about it. The password goes to a server that has caught up with `floor`.
     fn authenticate<'a>(
         &'a self,

@@ -6,7 +6,7 @@
 
 use crate::frontend::proxy_header;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,25 +86,20 @@ pub(crate) async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
             }
         };
         let local = canonical(tcp.local_addr().unwrap_or(address));
-        let (protocol, tls, client) = (config.protocol, config.tls, canonical(peer));
-        let (since, mechanisms) = (Instant::now(), config.mechanisms);
-        let accepted = Accepted { tcp, client, local, since, protocol, tls, mechanisms, permit };
-        tokio::spawn(enter(Arc::clone(&shared), Arc::clone(&config), accepted));
+        // An IPv6 wildcard that was open before 0.0.0.0 was configured too serves both.
+        let over_ipv4 = config.address.is_ipv6() && local.is_ipv4();
+        let (listener, client, since) = (Arc::clone(&config), canonical(peer), Instant::now());
+        let accepted = Accepted { tcp, client, local, since, listener, over_ipv4, permit };
+        tokio::spawn(enter(Arc::clone(&shared), accepted));
     }
 }
 
 /// Starts a session for the peer, or for a proxy's client.
-async fn enter(shared: Arc<Shared>, config: Arc<config::Listener>, mut accepted: Accepted) {
+async fn enter(shared: Arc<Shared>, mut accepted: Accepted) {
     let snapshot = shared.snapshot.load_full();
-    // A reload can change the trusted proxies and the mechanisms.
-    let of_kind = |other: &&config::Listener| (other.protocol, other.tls) == (config.protocol, config.tls);
-    let at =
-        |address: SocketAddr| snapshot.config.listeners.iter().filter(of_kind).find(|other| other.address == address);
-    // An IPv6 wildcard that was open before 0.0.0.0 was configured too serves both.
-    let is_ipv4 = config.address.is_ipv6() && accepted.local.is_ipv4();
-    let of_ipv4 = is_ipv4.then(|| at((Ipv4Addr::UNSPECIFIED, config.address.port()).into())).flatten();
-    let current = of_ipv4.or_else(|| at(config.address)).unwrap_or(&config);
-    accepted.mechanisms = current.mechanisms;
+    // A reload can change the trusted proxies.
+    let listener = Arc::clone(&accepted.listener);
+    let current = snapshot.config.listener_now(&listener, accepted.over_ipv4).unwrap_or(&listener);
     if let Some(proxies) = &current.proxies
         && proxy_header::receive(&shared, &snapshot.config, proxies, &mut accepted).await.is_none()
     {
@@ -145,6 +140,8 @@ mod tests {
                 mechanisms: None,
                 proxies: None,
                 socket: None,
+                clients: config::ClientCertificates { auth: config::ClientAuth::Off, ca: None, crl: None },
+                client_login: None,
             };
             let bound = adopt(&config, sockets::listen(config.address, false).unwrap()).unwrap();
             let client = TcpStream::connect(bound.address).await.unwrap();

@@ -62,7 +62,7 @@ pub(crate) async fn receive(
     proxies: &[IpNet],
     accepted: &mut Accepted,
 ) -> Option<()> {
-    let (proxy, protocol) = (accepted.client.ip(), accepted.protocol.name);
+    let (proxy, protocol) = (accepted.client.ip(), accepted.listener.protocol.name);
     let count = |result| shared.metrics.proxy_headers.at(protocol, result).inc();
     let received = async {
         if !proxies.iter().any(|network| network.contains(&proxy)) {

@@ -4,6 +4,7 @@
 //! backend, reply, relay. Every wait has a deadline, every exit is counted, and a refused login leaves the
 //! connection usable.
 
+mod external;
 mod listing;
 
 use std::net::SocketAddr;
@@ -19,10 +20,10 @@ use tracing::debug;
 
 use crate::backend::{BackendError, LoggedIn};
 use crate::base::clock::unix_now;
-use crate::base::credential::{Credential, CredentialSecret, Login};
+use crate::base::credential::{Credential, CredentialKind, CredentialSecret, Login};
 use crate::base::secret::SecretBuf;
 use crate::base::sys::sockets;
-use crate::config::{ListenerTls, OnUnavailable};
+use crate::config::{Listener, ListenerTls, OnUnavailable};
 use crate::limits::{ConnectionPermit, SessionPermit};
 use crate::login::attempt::{
     self, Completion, Frontend, LoginAttempt, LoginRequest, RefusedLogin, RoutedLogin, Target,
@@ -39,6 +40,7 @@ use crate::sessions::relay::{Relay, RelaySide};
 use crate::telemetry::labels::{BackendResult, CloseReason, Direction, HandshakeResult, SessionEnd};
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
+use crate::tls::clients::ClientChain;
 use crate::tls::stream::Stream;
 use crate::trace::{Fact, NewSession, SessionTrace};
 use listing::{Listing, NotListed};
@@ -57,19 +59,18 @@ pub(crate) struct Accepted {
     pub local: SocketAddr,
     /// When it was accepted.
     pub since: Instant,
-    /// The protocol of the listener.
-    pub protocol: &'static Protocol,
-    /// TLS of the listener.
-    pub tls: ListenerTls,
-    /// The mechanisms of the listener; `None`: all that there are.
-    pub mechanisms: Option<MechanismSet>,
+    /// The listener, as it was configured when its socket was opened.
+    pub listener: Arc<Listener>,
+    /// Whether it came by IPv4 to an IPv6 wildcard.
+    pub over_ipv4: bool,
     /// Its permit among the allowed connections.
     pub permit: Permit,
 }
 
 /// Serves a connection until its end. A panic ends this session and no other.
 pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
-    let Accepted { tcp, client, local, since, protocol, tls, mechanisms, mut permit } = accepted;
+    let Accepted { tcp, client, local, since, listener, over_ipv4, mut permit } = accepted;
+    let (protocol, tls) = (listener.protocol, listener.tls);
     let info =
         ConnectionInfo { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
     let origin = Origin { client, local, session: info.session.to_string(), greeting: None };
@@ -80,6 +81,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         return record_close(&info, CloseReason::Limit, &shared.metrics);
     };
     let offer = snapshot.offers.of(protocol);
+    // A reload can change the mechanisms.
+    let current = snapshot.config.listener_now(&listener, over_ipv4).unwrap_or(&listener);
     let new = NewSession { id: info.session, client: client.ip(), protocol: protocol.name, since };
     let trace = shared.traces.session(new, || is_trusted(&snapshot, client));
     let mut front = (protocol.front)(FrontSettings {
@@ -89,7 +92,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         tls: tls == ListenerTls::Implicit,
         starttls: tls == ListenerTls::StartTls,
         bad_commands: snapshot.config.limits.bad_commands,
-        sasl: SaslOffer { mechanisms: offered(&snapshot, mechanisms), hints: Some(&snapshot.token_hints) },
+        sasl: SaslOffer { mechanisms: offered(&snapshot, current), hints: Some(&snapshot.token_hints) },
     });
     trace.note(Leg::Client, || format!("{client} connected to {local} ({})", protocol.name));
     front.transcribe(trace.transcript());
@@ -101,6 +104,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         caller: client,
         origin,
         protocol,
+        listener,
+        over_ipv4,
+        certified: None,
         front,
         input: SecretBuf::new(),
         out: SecretBuf::new(),
@@ -125,11 +131,21 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     record_close(&info, reason, &shared.metrics);
 }
 
-/// The mechanisms of a listener that can be used.
-fn offered(snapshot: &Snapshot, configured: Option<MechanismSet>) -> MechanismSet {
+/// The mechanisms of a listener that can be used. EXTERNAL comes with the client's certificate.
+fn offered(snapshot: &Snapshot, listener: &Listener) -> MechanismSet {
     let tokens = if snapshot.tokens.is_empty() { MechanismSet::NONE } else { MechanismSet::TOKENS };
-    let usable = MechanismSet::PASSWORDS.or(tokens);
-    configured.map_or(usable, |configured| configured.and(usable))
+    listener.narrowed(MechanismSet::PASSWORDS.or(tokens))
+}
+
+/// The credential of a name and a secret, or why there is none.
+fn credential(login: &[u8], secret: CredentialSecret, authzid: &[u8]) -> Result<Credential, Refusal> {
+    // A token says itself whose it is.
+    let is_absent = secret.kind() == CredentialKind::Token && login.is_empty();
+    let parsed = if is_absent { Login::absent() } else { Login::parse(login).ok_or(Refusal::InvalidUsername)? };
+    if !authzid.is_empty() && authzid != login {
+        return Err(Refusal::AuthzidNotAllowed);
+    }
+    Ok(Credential::new(parsed, secret))
 }
 
 /// Whether the client may name another one for which it connects.
@@ -154,6 +170,11 @@ struct Conversation {
     /// The client as forwarded to the backend.
     origin: Origin,
     protocol: &'static Protocol,
+    /// The listener that has accepted it.
+    listener: Arc<Listener>,
+    over_ipv4: bool,
+    /// The certificate that the client has shown, if it may log in with one: verified before each login.
+    certified: Option<ClientChain>,
     front: Box<dyn Front>,
     /// Input that the dialogue has not yet consumed.
     input: SecretBuf,
@@ -229,14 +250,36 @@ impl Conversation {
         let crowded = self.shared.per_network_limit(&self.snapshot.config.limits).is_some();
         let _under_way = throttle.handshake(self.info.client, crowded).map_err(|_| CloseReason::Limit)?;
         let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
-        let acceptor = self.snapshot.tls.acceptor(self.protocol);
+        let listener = self.snapshot.config.listener_now(&self.listener, self.over_ipv4).unwrap_or(&self.listener);
+        // Only a listener that a reload has removed has rules that are not in force.
+        let acceptor = self.snapshot.tls.acceptor(self.protocol, &listener.clients).ok_or(CloseReason::Handshake)?;
+        let takes_certificates = listener.client_login.is_some();
         let ended = |result| self.shared.metrics.tls_handshakes.at(self.protocol.name, result).inc();
         let info = self.info;
         match timeout_at(deadline, acceptor.accept(tcp)).await {
             Ok(Ok(stream)) => {
+                // A resumed session brings a certificate that was verified long ago. It is closed and not continued without
+                // one, so that a client with a new certificate comes back with a full handshake.
+                let is_wanted = takes_certificates || stream.resumed();
+                let verified = is_wanted.then(|| acceptor.verify(&stream.client_chain())).flatten();
+                if let Some(Err(fault)) = &verified {
+                    ended(HandshakeResult::Failed);
+                    let reason = fault.describe();
+                    self.trace
+                        .note(Leg::Client, || format!("session resumed with a certificate that is refused: {reason}"));
+                    debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS session resumed with a refused certificate");
+                    return Err(CloseReason::Handshake);
+                }
                 ended(if stream.resumed() { HandshakeResult::Resumed } else { HandshakeResult::Full });
                 self.handshake = Some(began.elapsed());
                 self.trace.note(Leg::Client, || stream.describe());
+                if let Some(Ok(certificate)) = verified {
+                    self.trace.note(Leg::Client, || certificate.to_string());
+                    if takes_certificates {
+                        self.certified = Some(stream.client_chain());
+                        self.front.certificate_verified();
+                    }
+                }
                 Ok(stream)
             }
             Ok(Err(error)) => {
@@ -300,22 +343,25 @@ impl Conversation {
         self.snapshot = self.shared.snapshot.load_full();
         self.origin.greeting = self.front.greeting().cloned();
         let Credentials { login, secret, authzid } = credentials;
-        let parsed = match &secret {
-            // A token says itself whose it is.
-            CredentialSecret::Token(_) if login.is_empty() => Ok(Login::absent()),
-            CredentialSecret::Password(_) | CredentialSecret::Token(_) => {
-                Login::parse(&login).ok_or(Refusal::InvalidUsername)
-            }
-        };
+        let kind = secret.kind();
         let mechanism = match &secret {
             CredentialSecret::Token(bearer) => Some(bearer.form),
-            CredentialSecret::Password(_) => None,
+            CredentialSecret::Password(_) | CredentialSecret::ClientCertificate(_) => None,
         };
-        let own = authzid.is_empty() || authzid == login;
-        let login_allowed = parsed.and_then(|login| if own { Ok(login) } else { Err(Refusal::AuthzidNotAllowed) });
+        let (login, credential, certificate) = match secret {
+            CredentialSecret::ClientCertificate(_) => self.certificate(authzid),
+            secret @ (CredentialSecret::Password(_) | CredentialSecret::Token(_)) => {
+                let credential = credential(&login, secret, &authzid);
+                (login, credential, None)
+            }
+        };
         self.trace.learn(|| Some(Fact::Login(String::from_utf8_lossy(&login).into())));
         self.trace.note(Leg::Usher, || {
-            let with = if mechanism.is_some() { " with a token" } else { "" };
+            let with = match kind {
+                CredentialKind::Password => "",
+                CredentialKind::Token => " with a token",
+                CredentialKind::Certificate => " with a certificate",
+            };
             format!("login attempt as {}{with}", String::from_utf8_lossy(&login))
         });
         let steps = self.trace.clone();
@@ -324,10 +370,37 @@ impl Conversation {
             client_id: self.front.client_id(),
             protocol: self.protocol,
             connection: None,
-            credential: login_allowed.map(|login| Credential::new(login, secret)),
-            event: LoginEvent { tls: self.handshake.take(), typed: login, mechanism, steps, ..LoginEvent::default() },
+            credential,
+            event: LoginEvent {
+                tls: self.handshake.take(),
+                typed: login,
+                mechanism,
+                certificate,
+                steps,
+                ..LoginEvent::default()
+            },
         };
         attempt::attempt(self.shared.login(), request, self).await
+    }
+
+    /// The login by the client's certificate: the name that it goes by, the credential, and the certificate for the log.
+    /// The rules are those in force now.
+    fn certificate(&self, authzid: Vec<u8>) -> (Vec<u8>, Result<Credential, Refusal>, Option<String>) {
+        let listener = self.snapshot.config.listener_now(&self.listener, self.over_ipv4);
+        let rules = listener.and_then(|listener| {
+            Some((listener.client_login?, self.snapshot.tls.acceptor(self.protocol, &listener.clients)?))
+        });
+        let Some(((login, acceptor), chain)) = rules.zip(self.certified.as_ref()) else {
+            return (authzid, Err(Refusal::CertificateUntrusted), None);
+        };
+        match acceptor.verify(chain) {
+            Some(Ok(certificate)) => {
+                let (typed, credential) = external::credential(&certificate, login, authzid);
+                (typed, credential, Some(certificate.to_string()))
+            }
+            Some(Err(fault)) => (authzid, Err(external::refusal(fault)), None),
+            None => (authzid, Err(Refusal::CertificateUntrusted), None),
+        }
     }
 
     /// The session of an attempt that backend and directory have accepted.

@@ -51,7 +51,7 @@ impl<'a> PendingAttempt<'a> {
         client: IpAddr,
         credential: &Credential,
     ) -> Result<Self, Limited> {
-        let origin = ledger.origin(client, credential.login());
+        let origin = ledger.origin(client, credential.charged());
         let rule = ledger.rules.failed_logins_per_user;
         Self::charge(ledger, enforcement, client, (origin, rule), credential.digest().narrow()).await
     }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::backend::Backend;
 use crate::base::clock::wait_until;
-use crate::base::credential::{BearerToken, Credential, CredentialSecret, Login};
+use crate::base::credential::{BearerToken, Credential, CredentialKind, CredentialSecret, Login};
 use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, PendingAttempt, SessionPermit};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::login::core::{LoginContext, LoginCore};
@@ -122,8 +122,7 @@ pub(crate) async fn attempt<F: Frontend>(
         return match outcome {
             Ok(accepted) => Ok(accepted),
             Err(refusal) => {
-                let is_token =
-                    credential.is_ok_and(|credential| matches!(credential.secret(), CredentialSecret::Token(_)));
+                let is_token = credential.is_ok_and(|credential| credential.secret().kind() == CredentialKind::Token);
                 let reply = attempt.reply(&refusal).await;
                 let reply = if is_token { reply.for_token() } else { reply };
                 Err(RefusedLogin { refusal, reply })
@@ -243,7 +242,9 @@ impl LoginAttempt<'_> {
         let authn = &self.core.authn;
         let recalled = match authn.recall(credential, client) {
             Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
-                if let Ok(proven) = &decision.result {
+                if let Ok(proven) = &decision.result
+                    && credential.is_guessable()
+                {
                     throttle.cached_success(client, credential.login(), &proven.identity.entry().key());
                 }
                 return Ok(decision);
@@ -265,6 +266,8 @@ impl LoginAttempt<'_> {
             event.withhold();
         }
         let outcome = match (&decision.result, decision.by) {
+            // It says nothing about the guesses of others, and is charged to no name that they could use.
+            (Ok(_), _) if !credential.is_guessable() => AttemptOutcome::Inconclusive,
             (Ok(proven), _) => AttemptOutcome::Right(proven.identity.entry().key()),
             // What is reported as a wrong password costs as much, or the delay of the next guess would reveal that
             // the name exists, or that this guess was correct.
@@ -275,6 +278,8 @@ impl LoginAttempt<'_> {
                     | Refusal::NoPassword
                     | Refusal::NetworkNotAllowed
                     | Refusal::UnusableNetworks
+                    | Refusal::WrongCertificate
+                    | Refusal::AuthzidNotAllowed
                     | Refusal::SeveralEntries(Proof::Missing)
                     | Refusal::UnusableEntry(Proof::Missing)
                     | Refusal::Account { .. },
@@ -357,6 +362,10 @@ impl LoginAttempt<'_> {
             }
             // Routed first: a login without a route takes no session slot and no part of the rate.
             let target = self.target(&proven, credential)?;
+            if !target.backend.takes(credential) {
+                event.backend = Some(Arc::clone(&target.backend.name));
+                return Err(Refusal::NoServiceLogin);
+            }
             let place = self.place(&proven).map_err(|limited| event.limited(limited))?;
             event.routed(&target.backend.name, &target.login, target.by_default, self.context.metrics);
             if self.context.maintenance.drained(&target.backend.name).is_some() {

@@ -290,6 +290,7 @@ impl Authenticator {
             Refusal::WrongPassword
             | Refusal::UnknownUser
             | Refusal::NoPassword
+            | Refusal::WrongCertificate
             | Refusal::SeveralEntries(_)
             | Refusal::UnusableEntry(_)
             | Refusal::Account { .. },
@@ -413,7 +414,9 @@ impl Authenticator {
                     | DirectoryError::NoEntry
                     | DirectoryError::NoPassword { .. }
                     | DirectoryError::SeveralEntries { .. }
-                    | DirectoryError::UnusableEntry { .. },
+                    | DirectoryError::UnusableEntry { .. }
+                    | DirectoryError::WrongCertificate { .. }
+                    | DirectoryError::OtherUser { .. },
                 ) => cache.forget_password(&credential),
                 Err(DirectoryError::RefusedBefore { .. } | DirectoryError::Unavailable(_)) => {}
             }
@@ -452,6 +455,8 @@ impl Authenticator {
                 (Err(Refusal::Account { state: *state, proven: *proven }), Some(Arc::clone(dn)))
             }
             Err(DirectoryError::Held { dn }) => (Err(Refusal::Hold), Some(Arc::clone(dn))),
+            Err(DirectoryError::WrongCertificate { dn }) => (Err(Refusal::WrongCertificate), Some(Arc::clone(dn))),
+            Err(DirectoryError::OtherUser { dn }) => (Err(Refusal::AuthzidNotAllowed), Some(Arc::clone(dn))),
             Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
             Err(DirectoryError::NoPassword { dn }) => (Err(Refusal::NoPassword), Some(Arc::clone(dn))),
             Err(DirectoryError::SeveralEntries { dns, proof }) => {
@@ -482,6 +487,10 @@ impl Authenticator {
 fn newest(identity: Identity, entries: &TrackedEntries) -> Result<Identity, DirectoryError> {
     match entries.reconcile(identity.entry()) {
         Reconciled::AsReported => Ok(identity),
+        // The newer version may no longer list the certificate.
+        Reconciled::Replaced(entry) if identity.certificate().is_some_and(|certificate| !entry.lists(certificate)) => {
+            Err(DirectoryError::WrongCertificate { dn: Arc::clone(&entry.dn) })
+        }
         Reconciled::Replaced(entry) => Ok(identity.with_entry(entry)),
         Reconciled::Deleted => Err(DirectoryError::NoEntry),
     }
@@ -513,7 +522,7 @@ fn require_usable(identity: Identity) -> Result<Identity, DirectoryError> {
 
 /// Refuses passwords that are never sent to a directory.
 fn unusable(credential: &Credential) -> Option<AuthDecision> {
-    // A token has no cached answer, and is judged by its issuer's keys.
+    // Nothing else is sent to a directory.
     let CredentialSecret::Password(password) = credential.secret() else { return None };
     // RFC 4513 section 5.1.2: a bind with an empty password succeeds as anonymous.
     if password.is_empty() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use crate::backend::{BackendError, Phases};
-use crate::base::credential::{Login, TokenForm};
+use crate::base::credential::{CredentialKind, Login, TokenForm};
 use crate::config::LimitRule;
 use crate::directory::Trace;
 use crate::limits::Limited;
@@ -66,6 +66,8 @@ pub(crate) struct LoginEvent {
     pub by: Option<DecidedBy>,
     /// How the directory request went.
     pub trace: Trace,
+    /// The client's certificate, if the login is by it: subject and fingerprint.
+    pub certificate: Option<String>,
     /// The throttle rule that delayed or refused it.
     pub limited_by: Option<LimitRule>,
     /// The password was not sent: too many were tried for the entry, under any spelling. The client gets the
@@ -99,8 +101,18 @@ impl LoginEvent {
             self.mail_host.clone_from(&proven.identity.entry().mail_hosts);
         }
         self.steps.learn(|| decision.dn.clone().map(Fact::Dn));
-        self.steps.note(Leg::Directory, || steps::source(decision));
-        self.steps.note(Leg::Directory, || steps::result(decision));
+        let kind = self.kind();
+        self.steps.note(Leg::Directory, || steps::source(decision, kind));
+        self.steps.note(Leg::Directory, || steps::result(decision, kind));
+    }
+
+    /// What the user logs in with.
+    const fn kind(&self) -> CredentialKind {
+        match (&self.mechanism, &self.certificate) {
+            (Some(TokenForm::OAuthBearer | TokenForm::XOAuth2), _) => CredentialKind::Token,
+            (None, Some(_)) => CredentialKind::Certificate,
+            (None, None) => CredentialKind::Password,
+        }
     }
 
     /// Records a refusal by the throttle.
@@ -212,6 +224,7 @@ impl LoginEvent {
                     directory_code = self.trace.code,
                     directory_result,
                     directory_message = directory_message.as_deref().map(|text| tracing::field::display(Bounded(text.as_bytes()))),
+                    certificate = self.certificate.as_deref().map(|shown| tracing::field::display(Bounded(shown.as_bytes()))),
                     limited_by = self.limited_by.map(LimitRule::label),
                     delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
                     backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Bounded(words.as_bytes()))),

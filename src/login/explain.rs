@@ -131,6 +131,16 @@ impl Verdict {
                 dn: (!dn.is_empty()).then(|| dn.to_string()),
                 ..Self::refused(Refusal::WrongPassword, "directory refused the password")
             },
+            DirectoryError::WrongCertificate { dn } => Self {
+                dn: Some(dn.to_string()),
+                ..Self::refused(
+                    Refusal::WrongCertificate,
+                    "userCertificate of the entry, as the service account can read it, does not have this certificate",
+                )
+            },
+            DirectoryError::OtherUser { dn } => {
+                Self { dn: Some(dn.to_string()), ..Self::refused(Refusal::AuthzidNotAllowed, error.to_string()) }
+            }
             DirectoryError::Account { dn, state, proven } => {
                 let hint =
                     if *proven { "" } else { " (reported before the password is checked: it may be right or wrong)" };

@@ -122,10 +122,23 @@ refusals! {
     Token(TokenError) = "token_refused", Client, Other, AuthenticationFailed;
     /// The issuer of the token cannot be asked: neither its keys nor its answer are there.
     TokenUnavailable(TokenError) = "token_unavailable", Directory, Outage, Unavailable;
-    /// The token is accepted, and the user's backend takes none: it has neither `service` nor `token`.
-    NoTokenLogin = "no_token_login", Backend, NoRoute, NoMailbox;
     /// The token is accepted, and too long for a backend that is to get it.
     TokenTooLong = "token_too_long", Backend, NoRoute, NoMailbox;
+    /// The entry does not list the client's certificate.
+    WrongCertificate = "wrong_certificate", Client, Other, AuthenticationFailed;
+    /// The client's certificate has expired since the handshake, or since that of the session that was resumed.
+    CertificateExpired = "certificate_expired", Client, Other, AuthenticationFailed;
+    /// The client's certificate is on a revocation list by now.
+    CertificateRevoked = "certificate_revoked", Client, Other, AuthenticationFailed;
+    /// The client's certificate is not of the CA in force by now, or its listener takes no login by certificate any more.
+    CertificateUntrusted = "certificate_untrusted", Client, Other, AuthenticationFailed;
+    /// Whether the client's certificate is revoked is unknown: no list is its CA's, or the list is no longer valid.
+    RevocationUnknown = "revocation_unknown", Usher, Outage, Unavailable;
+    /// The client's certificate does not have the name that the login goes by.
+    NoCertificateName = "no_certificate_name", Client, Other, AuthenticationFailed;
+    /// The client's certificate or token is accepted, and there is no password to log in with: the backend has no
+    /// `service`, and gets no token.
+    NoServiceLogin = "no_service_login", Backend, NoRoute, NoMailbox;
     /// The client asked to act as another user (SASL authzid), or its token is another user's.
     AuthzidNotAllowed = "authzid_not_allowed", Client, Other, AuthzidNotAllowed;
     /// The password is right, and this user may not use this protocol, or not use mail at all.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::bearer::TokenHints;
 use super::dialect::{Action, Channel, Dialect, Response};
 use super::problem::Problem;
-use super::sasl::{Exchange, ExchangeStep, FailedExchange, Mechanism};
+use super::sasl::{Exchange, ExchangeStep, FailedExchange, Mechanism, MechanismSet};
 use super::transcript::{FrontScribe, Transcript};
 use super::wire::{Discard, Invalid, LineBuffer, Literal, Scan, is_http};
 use super::{ClientGreeting, ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome};
@@ -150,6 +150,10 @@ impl<D: Dialect> Front for Engine<D> {
         self.buffer = LineBuffer::default();
         self.missing = 0;
         self.dialect.tls_started();
+    }
+
+    fn certificate_verified(&mut self) {
+        self.channel.mechanisms = self.channel.mechanisms.or(MechanismSet::EXTERNAL);
     }
 
     fn refused(&mut self, reply: &Reply, out: &mut SecretBuf) {

@@ -308,6 +308,10 @@ pub trait Front: Send + Sync {
     /// section 4, RFC 3207 section 4.2).
     fn tls_started(&mut self);
 
+    /// The client has shown a certificate that it may log in with: EXTERNAL is offered from now on. To be called behind
+    /// the handshake, before the greeting or [`Front::tls_started`].
+    fn certificate_verified(&mut self) {}
+
     /// Replies to the attempt, which is refused. The dialogue continues.
     fn refused(&mut self, reply: &Reply, out: &mut SecretBuf);
 

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::Credentials;
 use super::bearer::{self, TokenHints};
-use crate::base::credential::{BearerToken, CredentialSecret, TokenForm};
+use crate::base::credential::{BearerToken, ClientCertificate, CredentialSecret, TokenForm};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::TokenChallenge;
 
@@ -52,9 +52,13 @@ pub struct MechanismSet(u8);
 
 impl MechanismSet {
     /// The mechanisms of a password.
-    pub const PASSWORDS: Self = Self(0b0011);
+    pub const PASSWORDS: Self = Self(0b0_0011);
     /// The mechanisms of a token.
-    pub const TOKENS: Self = Self(0b1100);
+    pub const TOKENS: Self = Self(0b0_1100);
+    /// The mechanism of a client certificate.
+    pub const EXTERNAL: Self = Self(0b1_0000);
+    /// All.
+    pub const ALL: Self = Self::PASSWORDS.or(Self::TOKENS).or(Self::EXTERNAL);
     /// None.
     pub const NONE: Self = Self(0);
 
@@ -165,6 +169,17 @@ pub(crate) static MECHANISMS: &[Mechanism] = &[
         carries: |account| account.token == Some(TokenForm::XOAuth2),
         refusal: Some(RefusalChallenge { write: bearer::xoauth2_challenge, answer: b"" }),
     },
+    // RFC 4422 appendix A: one message, the authzid or nothing. What proves the user is the certificate of the
+    // connection, which usher does not have towards a backend.
+    Mechanism {
+        name: "EXTERNAL",
+        challenges: &[""],
+        read: |_, message| external(&message),
+        credential: |_| CredentialSecret::ClientCertificate(ClientCertificate::claimed()),
+        write: |_, _, _| {},
+        carries: |_| false,
+        refusal: None,
+    },
 ];
 
 impl Mechanism {
@@ -178,7 +193,9 @@ impl Mechanism {
     pub(super) fn refusal_challenge(&self, error: TokenChallenge, hints: &TokenHints) -> Option<String> {
         self.refusal.as_ref().map(|refusal| STANDARD.encode((refusal.write)(error, hints)))
     }
+}
 
+impl Mechanism {
     /// The mechanisms to log in to a backend with, the preferred one first: those that the backend offers and that
     /// can carry the account.
     pub(crate) fn for_backend(account: &Account, offers: impl Fn(&str) -> bool) -> impl Iterator<Item = &'static Self> {
@@ -421,6 +438,15 @@ fn plain(message: &Secret) -> Result<Message, SaslError> {
     }
 }
 
+/// Reads the message of EXTERNAL: an authzid, which has no NUL (RFC 4422 appendix A), or nothing.
+fn external(message: &Secret) -> Result<Message, SaslError> {
+    let authzid = message.expose();
+    if authzid.contains(&0) {
+        return Err(SaslError::Malformed);
+    }
+    Ok(Message { login: Vec::new(), secret: Secret::copy_of(b""), authzid: authzid.to_vec() })
+}
+
 fn decode(text: &[u8]) -> Result<Secret, SaslError> {
     let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
     let length = STANDARD.decode_slice(text, &mut bytes).map_err(|_| SaslError::NotBase64)?;
@@ -464,15 +490,15 @@ fn fits_plain(part: &[u8]) -> bool {
 pub(super) mod tests {
     use super::*;
 
-    const ALL: MechanismSet = MechanismSet::PASSWORDS.or(MechanismSet::TOKENS);
-
     fn named(name: &[u8]) -> &'static Mechanism {
-        ALL.by_name(name).unwrap()
+        MechanismSet::ALL.by_name(name).unwrap()
     }
 
     fn parts(credentials: &Credentials) -> (&[u8], &[u8], &[u8]) {
-        let (CredentialSecret::Password(secret) | CredentialSecret::Token(BearerToken { token: secret, .. })) =
-            &credentials.secret;
+        let secret = match &credentials.secret {
+            CredentialSecret::Password(secret) | CredentialSecret::Token(BearerToken { token: secret, .. }) => secret,
+            CredentialSecret::ClientCertificate(_) => panic!("a certificate"),
+        };
         (&credentials.authzid, &credentials.login, secret.expose())
     }
 
@@ -487,9 +513,16 @@ pub(super) mod tests {
         assert!(MechanismSet::TOKENS.names().eq(["OAUTHBEARER", "XOAUTH2"]));
         assert_eq!(MechanismSet::of("xoauth2").map(|set| set.names().collect::<Vec<_>>()), Some(vec!["XOAUTH2"]));
         assert!(MechanismSet::of("SCRAM-SHA-256").is_none() && MechanismSet::NONE.names().next().is_none());
-        assert!(MechanismSet::PASSWORDS.by_name(b"XOAUTH2").is_none() && ALL.by_name(b"xoauth2").is_some());
-        assert!(ALL.meets(MechanismSet::TOKENS) && !MechanismSet::PASSWORDS.meets(MechanismSet::TOKENS));
-        assert_eq!(ALL.and(MechanismSet::TOKENS), MechanismSet::TOKENS);
+        assert!(
+            MechanismSet::PASSWORDS.by_name(b"XOAUTH2").is_none() && MechanismSet::ALL.by_name(b"xoauth2").is_some()
+        );
+        assert!(
+            MechanismSet::EXTERNAL.names().eq(["EXTERNAL"]) && MechanismSet::PASSWORDS.by_name(b"EXTERNAL").is_none()
+        );
+        assert!(MechanismSet::ALL.names().eq(MECHANISMS.iter().map(|mechanism| mechanism.name)));
+        let all = MechanismSet::ALL;
+        assert!(all.meets(MechanismSet::TOKENS) && !MechanismSet::PASSWORDS.meets(MechanismSet::TOKENS));
+        assert_eq!(all.and(MechanismSet::TOKENS), MechanismSet::TOKENS);
     }
 
     #[test]
@@ -565,11 +598,36 @@ pub(super) mod tests {
     fn mechanism_names_are_case_insensitive() {
         assert_eq!(named(b"plain").name, "PLAIN");
         assert_eq!(named(b"Login").name, "LOGIN");
-        assert!(ALL.by_name(b"SCRAM-SHA-256").is_none());
+        assert!(MechanismSet::ALL.by_name(b"SCRAM-SHA-256").is_none());
     }
 
     fn account(password: &[u8]) -> Account {
         Account { login: b"alice".to_vec(), password: Secret::copy_of(password), token: None, service: None }
+    }
+
+    #[test]
+    fn external_has_an_authzid_or_nothing() {
+        let read = |initial: Option<&[u8]>, line: &[u8]| {
+            let credentials = match Exchange::begin(named(b"EXTERNAL"), initial).unwrap() {
+                ExchangeStep::Continue(exchange) => {
+                    assert_eq!(exchange.challenge(), "");
+                    done(exchange.respond(line).unwrap())
+                }
+                over @ ExchangeStep::Done(..) => done(over),
+            };
+            assert!(
+                matches!(credentials.secret, CredentialSecret::ClientCertificate(_)) && credentials.login.is_empty()
+            );
+            credentials.authzid
+        };
+        assert_eq!(read(Some(b"="), b""), b"");
+        assert_eq!(read(None, b""), b"");
+        assert_eq!(read(Some(b"YWxpY2U="), b""), b"alice");
+        assert_eq!(read(None, b"YWxpY2U="), b"alice");
+        let begin = |initial: &[u8]| Exchange::begin(named(b"EXTERNAL"), Some(initial)).unwrap_err().error;
+        assert_eq!((begin(b"YQBi"), begin(b"*")), (SaslError::Malformed, SaslError::NotBase64));
+        let exchange = goes(Exchange::begin(named(b"EXTERNAL"), None).unwrap());
+        assert_eq!(exchange.respond(b"*").unwrap_err().error, SaslError::Cancelled);
     }
 
     #[test]
@@ -659,7 +717,7 @@ pub(super) mod tests {
         assert_eq!(chosen(&own, &["LOGIN", "PLAIN"]), ["LOGIN"], "PLAIN cannot carry a NUL");
         let sound = Account { password: Secret::copy_of(b"ab"), ..own };
         assert_eq!(chosen(&sound, &["LOGIN", "PLAIN"]), ["PLAIN", "LOGIN"]);
-        assert!(chosen(&sound, &["OAUTHBEARER", "XOAUTH2", "SCRAM-SHA-256"]).is_empty());
+        assert!(chosen(&sound, &["OAUTHBEARER", "XOAUTH2", "EXTERNAL", "SCRAM-SHA-256"]).is_empty());
         let token = Account { token: Some(TokenForm::XOAuth2), ..sound.clone() };
         assert_eq!(chosen(&token, &["PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"]), ["XOAUTH2"], "as it came");
         let service = Account { service: Some(b"proxy".to_vec()), ..sound };

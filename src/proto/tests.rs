@@ -6,7 +6,8 @@ mod tokens;
 mod traced;
 
 use super::trial::{HOST, SESSION};
-use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, SaslOffer, Step, capabilities};
+use super::{Credentials, FrontSettings, OUTPUT, PROTOCOLS, Protocol, SaslOffer, Step, by_name, capabilities};
+use crate::base::credential::CredentialSecret;
 use crate::base::secret::SecretBuf;
 use crate::outcome::{AccountState, BackendReply, Proof, Refusal, Reply, TokenError};
 
@@ -52,6 +53,48 @@ fn attempt(protocol: &str) -> &'static [u8] {
     }
 }
 
+#[test]
+fn external_is_taken_from_clients_with_a_certificate_alone() {
+    for (name, begin, list, response) in [
+        ("imap", "", "a CAPABILITY\r\n", "a AUTHENTICATE EXTERNAL YWxpY2U=\r\n"),
+        ("imap", "", "a CAPABILITY\r\n", "a AUTHENTICATE EXTERNAL\r\nYWxpY2U=\r\n"),
+        ("pop3", "", "CAPA\r\n", "AUTH EXTERNAL YWxpY2U=\r\n"),
+        ("pop3", "", "AUTH\r\n", "AUTH EXTERNAL\r\nYWxpY2U=\r\n"),
+        ("submission", "EHLO here\r\n", "EHLO here\r\n", "AUTH EXTERNAL YWxpY2U=\r\n"),
+        ("managesieve", "", "CAPABILITY\r\n", "AUTHENTICATE \"EXTERNAL\" \"YWxpY2U=\"\r\n"),
+        ("managesieve", "", "CAPABILITY\r\n", "AUTHENTICATE \"EXTERNAL\"\r\n\"YWxpY2U=\"\r\n"),
+    ] {
+        for verified in [false, true] {
+            let mut front = (by_name(name).unwrap().front)(FrontSettings {
+                host: HOST,
+                session: SESSION,
+                capabilities: None,
+                tls: true,
+                starttls: false,
+                bad_commands: 50,
+                sasl: SaslOffer::PASSWORDS,
+            });
+            if verified {
+                front.certificate_verified();
+            }
+            let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+            front.greet(&mut out);
+            input.extend([begin, list].concat().as_bytes());
+            while !matches!(front.step(&mut input, &mut out), Step::NeedMore) {}
+            let listed = out.as_slice().windows(8).any(|bytes| bytes == b"EXTERNAL");
+            assert_eq!(listed, verified, "{name}");
+            input.extend(response.as_bytes());
+            let step = front.step(&mut input, &mut out);
+            if let Step::Attempt(Credentials { login, secret: CredentialSecret::ClientCertificate(_), authzid }) = &step
+            {
+                assert!(verified && login.is_empty() && authzid == b"alice", "{name}");
+            } else {
+                assert!(!verified, "{name}: {step:?}");
+            }
+        }
+    }
+}
+
 /// Every refusal; the test checks that none is missing.
 fn every_refusal() -> Vec<Refusal> {
     let states = AccountState::ALL.map(|state| Refusal::Account { state, proven: true });
@@ -63,8 +106,14 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::InvalidPassword,
         Refusal::Token(TokenError::Expired),
         Refusal::TokenUnavailable(TokenError::Unavailable),
-        Refusal::NoTokenLogin,
         Refusal::TokenTooLong,
+        Refusal::WrongCertificate,
+        Refusal::CertificateExpired,
+        Refusal::CertificateRevoked,
+        Refusal::CertificateUntrusted,
+        Refusal::RevocationUnknown,
+        Refusal::NoCertificateName,
+        Refusal::NoServiceLogin,
         Refusal::AuthzidNotAllowed,
         Refusal::NotAllowed,
         Refusal::DirectoryUnavailable,

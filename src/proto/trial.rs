@@ -108,10 +108,11 @@ impl FrontRun {
     fn decide(&mut self, credentials: &Credentials) {
         let Credentials { login, secret, authzid } = credentials;
         let (kind, secret) = match secret {
-            CredentialSecret::Password(password) => ("attempt", password),
-            CredentialSecret::Token(BearerToken { token, .. }) => ("token attempt", token),
+            CredentialSecret::Password(password) => ("attempt", password.expose()),
+            CredentialSecret::Token(BearerToken { token, .. }) => ("token attempt", token.expose()),
+            CredentialSecret::ClientCertificate(_) => ("certificate attempt", &b""[..]),
         };
-        let parts = [login, secret.expose(), authzid].map(|part| format!(" \"{}\"", shown(part)));
+        let parts = [login, secret, authzid].map(|part| format!(" \"{}\"", shown(part)));
         note(&mut self.transcript, &format!("=> {kind}{}", parts.concat()));
         let mut out = SecretBuf::new();
         match self.decisions.next().unwrap_or(ScriptedDecision::Refuse(Refusal::WrongPassword)) {

@@ -96,6 +96,7 @@ const fn rank(why: TerminationReason) -> usize {
     match why {
         TerminationReason::Hold => 0,
         TerminationReason::Network
+        | TerminationReason::CertificateRemoved
         | TerminationReason::Disabled
         | TerminationReason::Expired
         | TerminationReason::Kicked => 1,

@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::base::credential::CertificateDigest;
 use crate::directory::{Entry, EntryKey, EntryNames};
 use crate::proto::ClosingNotice;
 use crate::sessions::id::{self, SessionId};
@@ -49,6 +50,8 @@ pub(crate) struct SessionBasis {
     pub entry: Arc<Entry>,
     /// The name at the backend.
     pub backend_login: Arc<str>,
+    /// The certificate that the entry has to list, if the login was decided by one.
+    pub certificate: Option<CertificateDigest>,
 }
 
 /// Why usher ends a session.
@@ -68,6 +71,8 @@ pub enum TerminationReason {
     PasswordChanged,
     /// The entry does not permit the client's address any more.
     Network,
+    /// The entry does not list the client's certificate any more.
+    CertificateRemoved,
     /// The account is held: no login until the hold ends.
     Hold,
     /// An administrator ended it.
@@ -83,8 +88,10 @@ impl TerminationReason {
         match self {
             Self::Moved | Self::Hold => Some(ClosingNotice::MailboxMoved),
             Self::PasswordChanged => Some(ClosingNotice::PasswordChanged),
-            Self::Disabled | Self::Expired | Self::Deleted => Some(ClosingNotice::AccountUnavailable),
             Self::Network => Some(ClosingNotice::NetworkNotAllowed),
+            Self::Disabled | Self::Expired | Self::Deleted | Self::CertificateRemoved => {
+                Some(ClosingNotice::AccountUnavailable)
+            }
             Self::BackendDrained => Some(ClosingNotice::Maintenance),
             Self::Kicked => Some(ClosingNotice::Administrator),
             Self::Drain => None,
@@ -102,6 +109,7 @@ impl TerminationReason {
             Self::Deleted => SessionEnd::Deleted,
             Self::PasswordChanged => SessionEnd::PasswordChanged,
             Self::Network => SessionEnd::Network,
+            Self::CertificateRemoved => SessionEnd::CertificateRemoved,
             Self::Hold => SessionEnd::Hold,
             Self::Kicked => SessionEnd::Kicked,
             Self::BackendDrained => SessionEnd::BackendDrained,
@@ -370,7 +378,7 @@ impl Drop for ListedSession {
 impl SessionBasis {
     /// What a session of this DN was logged in with, for tests.
     pub(crate) fn for_tests(dn: &str) -> Self {
-        Self { entry: Arc::new(Entry::for_tests(dn, &[])), backend_login: "alice".into() }
+        Self { entry: Arc::new(Entry::for_tests(dn, &[])), backend_login: "alice".into(), certificate: None }
     }
 }
 

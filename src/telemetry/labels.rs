@@ -238,6 +238,8 @@ labels! {
         PasswordChanged => "password_changed",
         /// The client is not in the networks that the user may log in from.
         Network => "network",
+        /// The entry does not list the client's certificate any more.
+        CertificateRemoved => "certificate_removed",
         /// The account is held.
         Hold => "hold",
         /// An administrator ended it.

@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use super::pem::{self, PemError, PemFault};
 use super::trusted::{self, Purpose};
 use super::{TlsError, TlsProblem};
+use crate::base::credential::CertificateDigest;
 use crate::base::sys;
 use crate::base::sys::secret_files::exposure;
 use crate::config::CertificateFiles;
@@ -132,6 +133,16 @@ pub(crate) fn load_roots(path: &Path, purpose: Purpose) -> Result<RootCertStore,
         roots.add(der).map_err(|_| unusable(reason.unwrap_or_else(|| "it is malformed".to_owned())))?;
     }
     Ok(roots)
+}
+
+/// The first certificate of a file.
+///
+/// # Errors
+/// Why the file cannot be read.
+pub(crate) fn first(path: &Path) -> Result<CertificateDigest, TlsError> {
+    let first = read_certificates(path)?.into_iter().next();
+    let first = first.ok_or_else(|| TlsError::NoCertificate { path: path.to_owned(), hint: "" })?;
+    Ok(CertificateDigest::of(&first.der))
 }
 
 /// The certificates of a system's bundle that may vouch for this purpose.

@@ -1,6 +1,6 @@
 //! TLS on every side of usher: one policy, built from the config's files.
 //!
-//! [`server`] answers clients (`hello` reads their first message, `server_name` hides a name in it that rustls
+//! [`server`] answers clients ([`clients`] verifies their certificates, `hello` reads their first message, `server_name` hides a name in it that rustls
 //! would refuse), [`client`] calls backends and directories, [`pin`] verifies by public key where no chain can
 //! be. [`certificate`] reads files (`pem` their form, `trusted` OpenSSL's trust settings, `system` the system's
 //! authorities), [`stream`] is the connection itself, `sessions` what is kept of it for the next one,
@@ -11,6 +11,7 @@
 
 pub(crate) mod certificate;
 pub(crate) mod client;
+pub(crate) mod clients;
 mod hello;
 pub(crate) mod pem;
 pub(crate) mod pin;
@@ -176,6 +177,12 @@ pub(crate) enum TlsError {
     /// No key in the file of ticket keys.
     #[error("{} holds no key: write one with `openssl rand -base64 48`", path.display())]
     NoTicketKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No list in the file of revocation lists.
+    #[error("{} holds no revocation list: a line -----BEGIN X509 CRL----- must be in it, or DER", path.display())]
+    NoRevocationList {
         /// The file.
         path: PathBuf,
     },

@@ -3,7 +3,8 @@
 //! [`ServerTls`] is built from a config snapshot and belongs to it. No session resumes into a policy
 //! it was not verified under: a reload builds another with new ticket keys, unless they come from a
 //! file, and then they are derived from the policy as well ([`tickets`](super::tickets)). Every
-//! protocol has ticket keys and a cache of its own: no ticket crosses an ALPN.
+//! protocol has ticket keys and a cache of its own: no ticket crosses an ALPN. So have listeners whose rules
+//! for client certificates differ: no certificate that one authority vouches for comes to the listener of another.
 //! RFC 6066 section 3 (SNI), RFC 7301 (ALPN), RFC 8446 section 4.2 (extensions), ALPACA (2021).
 
 use std::collections::HashMap;
@@ -14,9 +15,7 @@ use std::time::SystemTime;
 
 use ::aws_lc_rs::digest;
 use rustls::crypto::{SupportedKxGroup, aws_lc_rs};
-use rustls::server::{
-    ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier, danger,
-};
+use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache, danger};
 use rustls::sign::CertifiedKey;
 use rustls::{
     CipherSuite, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme,
@@ -26,13 +25,13 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::certificate::{self, LoadedCertificate};
+use super::clients::{ClientChain, ClientFault, ClientRules, RevocationLists, VerifiedCertificate};
 use super::hello::{self, Failure, Hello};
 use super::server_name::{self, RestoringVerifier};
 use super::stream::Stream;
 use super::tickets::TicketKeys;
-use super::trusted::Purpose;
 use super::{TlsError, TlsProblem, key_exchange, provider, suite_name};
-use crate::config::{self, ClientAuth, Group, Place, Problem, TlsVersion};
+use crate::config::{self, ClientAuth, ClientCertificates, Group, Listener, Place, Problem, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
 
 /// TLS 1.2 sessions kept per protocol for clients without tickets; about 200 bytes each.
@@ -60,9 +59,18 @@ pub(crate) struct ServedCertificate {
 #[derive(Debug)]
 pub(crate) struct ServerTls {
     served: Vec<ServedCertificate>,
+    /// By the rules for client certificates; those of the section `tls` first.
+    policies: Vec<Policy>,
+}
+
+/// The listeners with the same rules for client certificates.
+#[derive(Debug)]
+struct Policy {
+    clients: ClientCertificates,
+    rules: ClientRules,
     by_group: Vec<Template>,
     /// The keys that are shared with other ushers, and the policy that a ticket's client met.
-    shared: Option<(TicketKeys, Vec<u8>)>,
+    shared: Option<(Arc<TicketKeys>, Vec<u8>)>,
     acceptors: HashMap<&'static str, Arc<Acceptor>>,
 }
 
@@ -71,36 +79,48 @@ impl ServerTls {
     ///
     /// # Errors
     /// Every mistake in them.
-    pub(crate) fn build(tls: &config::Tls, place: &Place) -> Result<Self, Vec<Problem>> {
-        Self::from_settings(tls).map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(place)).collect())
+    pub(crate) fn build(tls: &config::Tls, listeners: &[Listener], place: &Place) -> Result<Self, Vec<Problem>> {
+        let own =
+            listeners.iter().enumerate().map(|(index, listener)| (format!("listeners[{index}]"), &listener.clients));
+        Self::of_all(tls, own).map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(place)).collect())
     }
 
-    /// As [`ServerTls::build`], with the mistakes as they were found.
+    /// As [`ServerTls::build`] for listeners without rules of their own, with the mistakes as they were found.
     ///
     /// # Errors
     /// Every mistake in the settings and the files they name.
+    #[cfg(test)]
     pub(crate) fn from_settings(tls: &config::Tls) -> Result<Self, Vec<TlsProblem>> {
+        Self::of_all(tls, std::iter::empty())
+    }
+
+    /// The rules of `tls`, and those of listeners with the section that they are in.
+    pub(super) fn of_all<'a>(
+        tls: &config::Tls,
+        listeners: impl Iterator<Item = (String, &'a ClientCertificates)>,
+    ) -> Result<Self, Vec<TlsProblem>> {
         let mut mistakes = Vec::new();
         let loaded = load_all(tls, &mut mistakes);
         let suites = suites(tls, &mut mistakes);
-        let verifier = client_verifier(tls).map_err(|mistake| mistakes.push(mistake)).ok();
+        let mut rules: Vec<(ClientCertificates, Option<ClientRules>)> = Vec::new();
+        let listeners = listeners.map(|(section, clients)| (section, clients.clone()));
+        for (section, clients) in std::iter::once(("tls".to_owned(), tls.clients())).chain(listeners) {
+            if !rules.iter().any(|(known, _)| *known == clients) {
+                let read = ClientRules::read(&clients, &tls.groups, &section);
+                rules.push((clients, read.map_err(|mistake| mistakes.push(mistake)).ok()));
+            }
+        }
         let keys = tls.ticket_keys_file.as_deref().map(TicketKeys::read).transpose();
         let keys = keys.map_err(|error| mistakes.push(TlsProblem::new("tls.ticket_keys_file", error))).ok();
-        let (Some((verifier, roots)), Some(keys), true) = (verifier, keys, mistakes.is_empty()) else {
+        let (Some(keys), true) = (keys, mistakes.is_empty()) else {
             return Err(mistakes);
         };
-        let shared = keys.map(|keys| (keys, policy(tls, roots.as_deref())));
-
+        let keys = keys.map(Arc::new);
         let resolver = Arc::new(BySni::new(&loaded));
-        let mut by_group = Vec::with_capacity(tls.groups.len());
-        for group in &tls.groups {
-            let template = Template::new(tls, *group, suites.as_deref(), &verifier, &resolver).map_err(|source| {
-                let suites_given = suites.is_some();
-                let key = if suites_given { "tls.cipher_suites" } else { "tls.groups" };
-                let error = if suites_given { TlsError::NoSuite { source } } else { TlsError::Setup { source } };
-                vec![TlsProblem::new(key, error)]
-            })?;
-            by_group.push(template);
+        let mut policies = Vec::with_capacity(rules.len());
+        for (clients, rules) in rules {
+            let Some(rules) = rules else { continue };
+            policies.push(Policy::new(tls, (clients, rules), suites.as_deref(), &resolver, keys.as_ref())?);
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let served = std::iter::zip(&tls.certificates, loaded)
@@ -111,14 +131,61 @@ impl ServerTls {
                 not_after: loaded.info.not_after,
             })
             .collect();
-        let mut server = Self { served, by_group, shared, acceptors: HashMap::new() };
-        server.acceptors = PROTOCOLS.iter().map(|row| (row.name, server.make(row))).collect();
-        Ok(server)
+        Ok(Self { served, policies })
     }
 
-    /// What answers the clients of a protocol; the same one for all its listeners.
+    /// What answers the clients of a protocol at a listener with these rules; `None` if no listener has them.
     #[must_use]
-    pub(crate) fn acceptor(&self, protocol: &Protocol) -> Arc<Acceptor> {
+    pub(crate) fn acceptor(&self, protocol: &Protocol, clients: &ClientCertificates) -> Option<Arc<Acceptor>> {
+        self.policies.iter().find(|policy| policy.clients == *clients).map(|policy| policy.acceptor(protocol))
+    }
+
+    /// What answers the clients of a protocol at listeners without rules of their own.
+    #[cfg(test)]
+    pub(crate) fn common_acceptor(&self, protocol: &Protocol) -> Arc<Acceptor> {
+        self.policies.first().map(|policy| policy.acceptor(protocol)).expect("the rules of the section `tls`")
+    }
+
+    /// The files of revocation lists, and when they become invalid.
+    pub(crate) fn revocation_lists(&self) -> impl Iterator<Item = RevocationLists> {
+        self.policies.iter().filter_map(|policy| {
+            Some(RevocationLists { path: policy.clients.crl.clone()?, end: policy.rules.lists_end? })
+        })
+    }
+
+    /// The certificates, in the order of the config.
+    #[must_use]
+    pub(crate) fn certificates(&self) -> &[ServedCertificate] {
+        &self.served
+    }
+}
+
+impl Policy {
+    fn new(
+        tls: &config::Tls,
+        (clients, rules): (ClientCertificates, ClientRules),
+        suites: Option<&[SupportedCipherSuite]>,
+        resolver: &Arc<BySni>,
+        keys: Option<&Arc<TicketKeys>>,
+    ) -> Result<Self, Vec<TlsProblem>> {
+        let mut by_group = Vec::with_capacity(tls.groups.len());
+        for group in &tls.groups {
+            let template = Template::new(tls, *group, suites, &rules.verifier, resolver).map_err(|source| {
+                let suites_given = suites.is_some();
+                let key = if suites_given { "tls.cipher_suites" } else { "tls.groups" };
+                let error = if suites_given { TlsError::NoSuite { source } } else { TlsError::Setup { source } };
+                vec![TlsProblem::new(key, error)]
+            })?;
+            by_group.push(template);
+        }
+        let shared = keys.map(|keys| (Arc::clone(keys), policy(tls, clients.auth, rules.roots.as_deref())));
+        let mut policy = Self { clients, rules, by_group, shared, acceptors: HashMap::new() };
+        policy.acceptors = PROTOCOLS.iter().map(|row| (row.name, policy.make(row))).collect();
+        Ok(policy)
+    }
+
+    /// The same one for all listeners of a protocol.
+    fn acceptor(&self, protocol: &Protocol) -> Arc<Acceptor> {
         let known = self.acceptors.get(protocol.name).cloned();
         known.unwrap_or_else(|| self.make(protocol))
     }
@@ -129,19 +196,14 @@ impl ServerTls {
             // Without random bytes for a key there are no tickets: clients resume from the cache or not.
             None => aws_lc_rs::Ticketer::new().ok(),
         };
-        Arc::new(Acceptor::new(&self.by_group, protocol, ticketer))
-    }
-
-    /// The certificates, in the order of the config.
-    #[must_use]
-    pub(crate) fn certificates(&self) -> &[ServedCertificate] {
-        &self.served
+        Arc::new(Acceptor::new(&self.by_group, protocol, self.rules.clone(), ticketer))
     }
 }
 
 /// Answers the clients of one protocol.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
+    rules: ClientRules,
     /// In order of preference. rustls takes the *client's* order among the groups of one config,
     /// so there is a config for each group and the choice is made here (RFC 8446 section 4.2.7
     /// leaves it to the server).
@@ -171,7 +233,12 @@ struct Template {
 }
 
 impl Acceptor {
-    fn new(templates: &[Template], protocol: &Protocol, ticketer: Option<Arc<dyn ProducesTickets>>) -> Self {
+    fn new(
+        templates: &[Template],
+        protocol: &Protocol,
+        rules: ClientRules,
+        ticketer: Option<Arc<dyn ProducesTickets>>,
+    ) -> Self {
         let sessions = ServerSessionMemoryCache::new(SESSIONS);
         // No client can offer an empty id (RFC 7301 section 3.1), so every offer is refused; an empty list
         // would accept every offer.
@@ -196,7 +263,7 @@ impl Acceptor {
         let tls13 = by_group.first().is_some_and(|choice| {
             choice.ours.crypto_provider().cipher_suites.iter().any(|suite| suite.tls13().is_some())
         });
-        Self { by_group, tls13 }
+        Self { rules, by_group, tls13 }
     }
 
     /// Answers a client's handshake. The caller sets the deadline for it; dropping the future
@@ -213,6 +280,12 @@ impl Acceptor {
                 Err(error)
             }
         }
+    }
+
+    /// Verifies the certificate that a client has shown in its handshake, or in that of the session it resumed, by the
+    /// rules of this acceptor and the present time; `None` if it has shown none.
+    pub(crate) fn verify(&self, chain: &ClientChain) -> Option<Result<VerifiedCertificate, ClientFault>> {
+        self.rules.verify(chain)
     }
 
     /// The connection of a client, from its first message.
@@ -293,7 +366,7 @@ fn suites(tls: &config::Tls, mistakes: &mut Vec<TlsProblem>) -> Option<Vec<Suppo
 /// The policy for clients, in bytes that are equal in every process with the same settings: a resumed session
 /// is not verified again, so a ticket is valid only under the same policy. Certificates of usher's own are not
 /// in it, so that renewing one ends no session's ticket.
-fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
+fn policy(tls: &config::Tls, client_auth: ClientAuth, roots: Option<&RootCertStore>) -> Vec<u8> {
     let mut policy = Vec::from(b"policy 1");
     let mut add = |part: &[u8]| {
         policy.extend_from_slice(&(part.len() as u64).to_be_bytes());
@@ -306,7 +379,7 @@ fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
     let groups = tls.groups.iter().flat_map(|group| u16::from(key_exchange(*group).name()).to_be_bytes());
     add(&groups.collect::<Vec<u8>>());
     add(tls.cipher_suites.as_ref().map(|suites| suites.join(",")).unwrap_or_default().as_bytes());
-    add(&[u8::from(tls.client_auth == ClientAuth::Required)]);
+    add(&[u8::from(client_auth == ClientAuth::Required)]);
     let mut anchors: Vec<Vec<u8>> = Vec::new();
     for anchor in roots.into_iter().flat_map(|roots| &roots.roots) {
         let constraints = anchor.name_constraints.as_deref().unwrap_or_default();
@@ -318,27 +391,6 @@ fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
     anchors.sort_unstable();
     add(&anchors.concat());
     policy
-}
-
-/// The verifier of client certificates and its authorities, if certificates are requested.
-type Verifier = (Arc<dyn danger::ClientCertVerifier>, Option<Arc<RootCertStore>>);
-
-fn client_verifier(tls: &config::Tls) -> Result<Verifier, TlsProblem> {
-    let client_ca = tls.client_ca.as_ref().filter(|_| tls.client_auth != ClientAuth::Off);
-    let Some(path) = client_ca else {
-        let required = tls.client_auth == ClientAuth::Required;
-        let mistake = || TlsProblem::new("tls.client_auth", TlsError::RequiredWithoutAuthority);
-        return if required { Err(mistake()) } else { Ok((WebPkiClientVerifier::no_client_auth(), None)) };
-    };
-    let mistake = |error| TlsProblem::new("tls.client_ca", error);
-    let roots = Arc::new(certificate::load_roots(path, Purpose::Clients).map_err(mistake)?);
-    let crypto = provider(&tls.groups, None);
-    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), crypto);
-    if tls.client_auth == ClientAuth::Optional {
-        verifier = verifier.allow_unauthenticated();
-    }
-    let verifier = verifier.build().map_err(|source| mistake(TlsError::ClientVerifier { source }))?;
-    Ok((verifier, Some(roots)))
 }
 
 impl Template {

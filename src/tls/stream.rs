@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use zeroize::Zeroize;
 
+use super::clients::ClientChain;
 use crate::base::secret::SecretBuf;
 use crate::base::sys::sockets::{self, Transport};
 use crate::telemetry::log::Escaped;
@@ -135,6 +136,18 @@ impl<T> Stream<T> {
         match self.tls.as_deref() {
             Some(Connection::Client(connection)) => connection.peer_certificates().unwrap_or_default(),
             Some(Connection::Server(_)) | None => &[],
+        }
+    }
+
+    /// The certificates that a client presented, in this handshake or in that of the session it resumed; none in the
+    /// clear or from a server.
+    #[must_use]
+    pub(crate) fn client_chain(&self) -> ClientChain {
+        match self.tls.as_deref() {
+            Some(Connection::Server(connection)) => {
+                ClientChain(connection.peer_certificates().unwrap_or_default().to_vec())
+            }
+            Some(Connection::Client(_)) | None => ClientChain(Vec::new()),
         }
     }
 

@@ -163,6 +163,7 @@ pub(super) fn compare(
         (entry.version.held, TerminationReason::Hold),
         (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
         (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
+        (basis.certificate.is_some_and(|certificate| !entry.lists(certificate)), TerminationReason::CertificateRemoved),
         (is_elsewhere || is_renamed_there, TerminationReason::Moved),
         (basis.entry.version.password_changed != entry.version.password_changed, TerminationReason::PasswordChanged),
     ];
@@ -187,6 +188,7 @@ pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
         TerminationReason::Disabled | TerminationReason::Expired | TerminationReason::Deleted => watch.on_disable,
         TerminationReason::PasswordChanged => watch.on_password_change,
         TerminationReason::Network
+        | TerminationReason::CertificateRemoved
         | TerminationReason::Hold
         | TerminationReason::Drain
         | TerminationReason::Kicked
@@ -204,6 +206,7 @@ pub(super) fn route_target(routing: &Routing, entry: &Entry) -> RouteTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::credential::CertificateDigest;
     use crate::directory::EntryVersion;
 
     const NOW: u64 = 1_000;
@@ -253,6 +256,32 @@ mod tests {
         };
         assert!(!Difference::between(&with("1"), &with("2"), &routing(), true, NOW).is_some());
         assert!(!Difference::between(&entry(|_| {}), &entry(|_| {}), &routing(), true, NOW).is_some());
+    }
+
+    #[test]
+    fn session_by_certificate_ends_when_the_entry_does_not_list_it() {
+        let (one, other) = (CertificateDigest::of(b"one"), CertificateDigest::of(b"other"));
+        let listing = |all: &[CertificateDigest]| entry(|entry| entry.certificates = all.to_vec());
+        let reasons = |certificate, newest: &Entry| {
+            let session = Session {
+                id: crate::sessions::registry::Registry::default().next_id(),
+                login: "alice".into(),
+                dn: "uid=a".into(),
+                client: "192.0.2.1".parse().unwrap(),
+                protocol: "imap".into(),
+                backend: "server3".into(),
+                since: NOW,
+            };
+            let basis = SessionBasis { certificate, ..SessionBasis::for_tests("uid=a") };
+            compare(&session, &basis, Newest::Entry(newest), &routing(), NOW).reasons
+        };
+        let removed = TerminationReason::CertificateRemoved;
+        assert!(!reasons(Some(one), &listing(&[other, one])).contains(&removed));
+        for left in [&[other][..], &[]] {
+            assert!(reasons(Some(one), &listing(left)).contains(&removed));
+            assert!(!reasons(None, &listing(left)).contains(&removed), "a session by password continues");
+        }
+        assert!(is_wanted(removed, &Watch::off()));
     }
 
     #[test]

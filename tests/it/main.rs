@@ -24,6 +24,7 @@ mod diagnose;
 mod dialogue;
 mod directory;
 mod dirsrv;
+mod external;
 mod faults;
 mod field;
 mod flood;

@@ -374,7 +374,7 @@ fn backend_without_a_way_for_tokens_is_reported_by_check_and_by_the_log() {
     let (challenge, reply) = log_in(&usher, "alice", &issuer.token(ALICE));
     assert_eq!(challenge, None, "another token would not help");
     assert!(reply.starts_with("NO [CONTACTADMIN]"), "{reply}");
-    assert_eq!(usher.login("alice")["result"], "no_token_login");
+    assert_eq!(usher.login("alice")["result"], "no_service_login");
     // A password still does.
     let mut client = Imap::tls(usher.imaps_port());
     client.login("anna", &crate::kit::password_of("anna")).ok();

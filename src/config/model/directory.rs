@@ -53,6 +53,8 @@ pub struct Directory {
     pub watch: Watch,
     /// Result codes of a bind that mean a state of the account; others count as unavailable.
     pub results: BTreeMap<u32, AccountState>,
+    /// Whether the certificates of entries are read (userCertificate), because a listener logs clients in by them.
+    pub reads_certificates: bool,
 }
 
 #[cfg(test)]
@@ -87,6 +89,7 @@ impl Directory {
             disabled_by: DisabledBy::DEFAULT.to_vec(),
             watch: Watch::off(),
             results: BTreeMap::new(),
+            reads_certificates: false,
         }
     }
 }

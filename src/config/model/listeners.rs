@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
+use super::tls::ClientCertificates;
 use crate::proto::{MechanismSet, Protocol};
 
 /// An address where clients connect.
@@ -22,6 +23,36 @@ pub struct Listener {
     pub proxies: Option<Vec<IpNet>>,
     /// The name of the socket that systemd opens for it, wherever that listens.
     pub socket: Option<String>,
+    /// The certificates that clients show there: its own settings, or those of `tls`.
+    pub clients: ClientCertificates,
+    /// Whether clients log in there by certificate.
+    pub client_login: Option<ClientLogin>,
+}
+
+impl Listener {
+    /// The mechanisms of these that clients may use there.
+    #[must_use]
+    pub fn narrowed(&self, mechanisms: MechanismSet) -> MechanismSet {
+        self.mechanisms.map_or(mechanisms, |listed| listed.and(mechanisms))
+    }
+}
+
+/// How clients log in by certificate (SASL EXTERNAL).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientLogin {
+    /// How a certificate leads to a user.
+    pub matching: CertificateMatch,
+    /// Whether a name that the client sends is ignored.
+    pub ignore_authzid: bool,
+}
+
+/// How a certificate leads to a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateMatch {
+    /// The user's entry lists it (userCertificate).
+    Certificate,
+    /// Its subjectAltName has the user's address, for which its CA vouches.
+    SanEmail,
 }
 
 /// TLS on a listener.

@@ -14,6 +14,7 @@ mod throttle;
 mod tls;
 mod tokens;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,13 +26,13 @@ pub(crate) use directory::{
 };
 use ipnet::IpNet;
 pub(crate) use limits::{Cache, Drain, Limits, OnUnavailable};
-pub(crate) use listeners::{Listener, ListenerTls};
+pub(crate) use listeners::{CertificateMatch, ClientLogin, Listener, ListenerTls};
 pub(crate) use process::{Admin, AuthHttp, Control, Log, LogFormat, LogLevel, Process};
 pub(crate) use routing::{
     Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Probe, Routing, TokenLogin,
 };
 pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
-pub(crate) use tls::{CertificateFiles, ClientAuth, Group, Tls, TlsVersion};
+pub(crate) use tls::{CertificateFiles, ClientAuth, ClientCertificates, Group, Tls, TlsVersion};
 pub(crate) use tokens::{HttpUrl, Introspection, KeySource, TokenIssuer};
 
 /// A whole checked configuration: one immutable snapshot.
@@ -79,10 +80,24 @@ pub struct Config {
     pub place: Arc<Place>,
 }
 
+impl Config {
+    /// A listener as it is configured now, for a connection that it has accepted under an earlier configuration.
+    /// `over_ipv4`: at an IPv6 wildcard.
+    #[must_use]
+    pub fn listener_now(&self, accepted_by: &Listener, over_ipv4: bool) -> Option<&Listener> {
+        let is_alike = |one: &&Listener| (one.protocol, one.tls) == (accepted_by.protocol, accepted_by.tls);
+        let at = |address: SocketAddr| self.listeners.iter().filter(is_alike).find(|one| one.address == address);
+        let ipv4 = over_ipv4.then(|| at((Ipv4Addr::UNSPECIFIED, accepted_by.address.port()).into())).flatten();
+        ipv4.or_else(|| at(accepted_by.address))
+    }
+}
+
 /// The sections that name files, as far as each is sound: what can still be checked of a config
 /// that cannot be used, and where a running usher that still uses the old one can be asked.
 #[derive(Debug, Clone)]
 pub struct Draft {
+    /// Listeners.
+    pub listeners: Vec<Listener>,
     /// TLS towards clients.
     pub tls: Option<Tls>,
     /// The directory.

@@ -19,14 +19,35 @@ pub struct Tls {
     pub client_ca: Option<PathBuf>,
     /// Whether clients are asked for a certificate.
     pub client_auth: ClientAuth,
+    /// The revocation lists of that CA; `None`: revocation is not checked.
+    pub crl: Option<PathBuf>,
     /// The keys of tickets that other ushers know as well; `None`: each process makes its own.
     pub ticket_keys_file: Option<PathBuf>,
     /// How often the files that the config names are looked at again.
     pub reload_interval: Duration,
 }
 
+impl Tls {
+    /// The client certificates of listeners that do not say otherwise.
+    #[must_use]
+    pub fn clients(&self) -> ClientCertificates {
+        ClientCertificates { auth: self.client_auth, ca: self.client_ca.clone(), crl: self.crl.clone() }
+    }
+}
+
+/// Which certificates clients show at a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClientCertificates {
+    /// Whether clients are asked for one.
+    pub auth: ClientAuth,
+    /// The CA that it must come from.
+    pub ca: Option<PathBuf>,
+    /// The revocation lists of the CA.
+    pub crl: Option<PathBuf>,
+}
+
 /// Whether clients are asked for a certificate in the TLS handshake; `client_ca` verifies it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ClientAuth {
     /// Not asked for.
     Off,

@@ -132,6 +132,7 @@ fn commented_keys_are_valid() {
         ("client_ca:", None),
         ("client_certificate: {chain: tls", None),
         ("client_auth: optional", Some(("# client_ca", "client_ca"))),
+        ("crl: tls/client-ca.crl", Some(("# client_ca", "client_ca"))),
         ("default:", Some(("# canary: {", "canary: {"))),
         ("service:", None),
         ("probe_account:", Some(("# probe: greeting", "probe: login"))),
@@ -177,6 +178,17 @@ fn documented_issuers_are_accepted() {
         let config = parse_text(&forwarding(&format!("{EXAMPLE}{piece}")));
         assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()), "{piece}");
     }
+}
+
+#[test]
+fn commented_listener_with_client_login_is_valid() {
+    let line = "- {protocol: imap, address: \"192.0.2.1:3993\"";
+    let config = parse_text(&EXAMPLE.replacen(&format!("# {line}"), line, 1)).unwrap();
+    let listener = config.listeners.last().unwrap();
+    assert!(listener.client_login.is_some() && listener.clients.crl.is_some() && config.directory.reads_certificates);
+    // The backends of the example have no service account.
+    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+    assert!(config.warnings.iter().all(|warning| warning.message.contains("has no `service`")));
 }
 
 #[test]

@@ -894,6 +894,50 @@ fn old_word_is_an_error_that_names_the_new_one() {
 }
 
 #[test]
+fn listener_has_client_certificates_of_its_own() {
+    let line = "  - {protocol: imap, address: \"[::]:993\", tls: implicit}";
+    let with = |keys: &str| format!("  - {{protocol: imap, address: \"[::]:993\", tls: implicit, {keys}}} # HERE");
+    let clients = |keys: &str| {
+        let clients = &sound(line, &with(keys)).listeners[0].clients;
+        let name = |path: &Option<std::path::PathBuf>| {
+            path.as_ref().map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        };
+        (clients.auth, name(&clients.ca), name(&clients.crl))
+    };
+    let (common, own) = (Some("clients.pem".to_owned()), Some("own.pem".to_owned()));
+    assert_eq!(clients("client_auth: optional"), (ClientAuth::Optional, common.clone(), None));
+    assert_eq!(clients("crl: a.crl"), (ClientAuth::Required, common, Some("a.crl".into())));
+    assert_eq!(clients("client_ca: own.pem"), (ClientAuth::Optional, own.clone(), None));
+    assert_eq!(
+        clients("client_ca: own.pem, client_auth: required, crl: b.crl"),
+        (ClientAuth::Required, own, Some("b.crl".into()))
+    );
+    let wrong = |keys: &str, key: &str, words: &str| mistake(line, &with(keys), &format!("listeners[0].{key}"), words);
+    wrong("client_auth: always", "client_auth", "`off`, `optional`, `required`");
+    wrong("client_ca: \"\"", "client_ca", "the path is empty");
+    wrong("crl: ~/a.crl", "crl", "not expanded");
+    wrong("client_login: {}", "client_login.match", "missing: write `certificate`");
+    wrong("client_login: {match: cn}", "client_login.match", "`certificate`, `san_email`");
+    wrong("client_login: {match: certificate, ignore_authzid: 1}", "client_login.ignore_authzid", "`true` or `false`");
+    wrong("client_login: {match: certificate, crl: x}", "client_login.crl", "unknown key");
+    wrong("client_auth: off, client_login: {match: certificate}", "client_login", "needs `client_ca`");
+    let own = "needs a `client_ca` of this listener";
+    wrong("client_login: {match: san_email}", "client_login", own);
+    let unlisted = "without effect: `mechanisms` does not list EXTERNAL";
+    wrong("client_login: {match: certificate}, mechanisms: [PLAIN, LOGIN]", "client_login", unlisted);
+    wrong("mechanisms: [PLAIN, EXTERNAL]", "mechanisms", "EXTERNAL needs `client_login`");
+    wrong("client_ca: clients.pem, client_login: {match: san_email}", "client_login", own);
+    let sound = with("client_ca: own.pem, client_login: {match: san_email}");
+    suspicion(line, &sound, "listeners[0].client_login", "the backend server3 has no `service`");
+    let without = SOUND.replace("  client_ca: clients.pem\n  client_auth: required\n", "  crl: a.crl # HERE\n");
+    let problems = parse_text(&without).unwrap_err();
+    assert!(
+        problems.iter().any(|problem| problem.key == "tls.crl" && problem.message.contains("needs `client_ca`")),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn client_auth_needs_a_ca_unless_it_is_off() {
     let ca = "  client_ca: clients.pem\n  client_auth: required";
     for word in ["optional", "required"] {

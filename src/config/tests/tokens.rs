@@ -208,7 +208,7 @@ fn mechanisms_of_a_listener_are_known_ones() {
     assert!(set("XOAUTH2").names().eq(["XOAUTH2"]));
     assert_eq!(parse_text(SOUND).unwrap().listeners[0].mechanisms, None);
     let text = listener("[PLAIN, SCRAM-SHA-256]");
-    only_problem(&text, marked(&text), "listeners[0].mechanisms[1]", "PLAIN, LOGIN, OAUTHBEARER, XOAUTH2");
+    only_problem(&text, marked(&text), "listeners[0].mechanisms[1]", "PLAIN, LOGIN, OAUTHBEARER, XOAUTH2, EXTERNAL");
     let text = listener("[]");
     assert!(parse_text(&text).is_err(), "none is no list of mechanisms");
 }

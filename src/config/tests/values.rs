@@ -64,6 +64,7 @@ fn every_key_is_read() {
             base: "ou=people,dc=example,dc=com".into(),
             filter: Template { parts },
         },
+        reads_certificates: false,
         mail_host_attribute: "mailServer".into(),
         login_attribute: Some("uid".into()),
         networks_attribute: None,

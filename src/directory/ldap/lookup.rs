@@ -7,7 +7,7 @@ use crate::base::credential::Login;
 use crate::config::{self, DisabledBy, Find};
 use crate::directory::ldap::query::{Scope, SearchRequest};
 use crate::directory::ldap::schema::Attributes;
-use crate::proto::ldap::attributes::{AttributeRole, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS};
+use crate::proto::ldap::attributes::{AttributeRole, CERTIFICATES, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS};
 use crate::proto::ldap::filter::ANY_ENTRY;
 use crate::proto::ldap::naming::{self, Naming};
 use crate::proto::ldap::template;
@@ -35,6 +35,9 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
     read.extend(settings.watch.hold_attribute.clone().map(|name| (name, AttributeRole::Hold)));
     read.extend(settings.networks_attribute.clone().map(|name| (name, AttributeRole::Networks)));
     read.extend(settings.allow.attribute.clone().map(|name| (name, AttributeRole::Allow)));
+    if settings.reads_certificates {
+        read.push((CERTIFICATES.to_owned(), AttributeRole::Certificate));
+    }
     read.extend(settings.disabled_by.iter().map(|attribute| disabling(*attribute)));
     // If the name alone determines the bind DN, nothing is read before the bind.
     if matches!(settings.find, Find::Search { .. }) || settings.is_followed() {

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use ldap3::asn1::StructureTag;
 
+use crate::base::credential::CertificateDigest;
 use crate::directory::fault::{MAX_DN, MAX_VALUE, MAX_VALUES};
 use crate::directory::{Entry, EntryFault, EntryId, Networks, ReportedEntry};
 use crate::proto::ldap::attributes::AttributeRole;
@@ -140,6 +141,12 @@ impl ReportedEntry {
             AttributeRole::Allow => {
                 version.policy_digest ^= digest(name, values);
                 list(&mut entry.allowed);
+            }
+            // More are left out: they are not accepted.
+            AttributeRole::Certificate => {
+                version.policy_digest ^= digest(name, values);
+                let values = values.iter().filter(|value| !value.is_empty());
+                entry.certificates.extend(values.take(MAX_VALUES).map(|value| CertificateDigest::of(value)));
             }
             AttributeRole::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
             AttributeRole::Networks => {

@@ -88,6 +88,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         reveal_account_state: false,
         disabled_by: DisabledBy::DEFAULT.to_vec(),
         watch: config::Watch::off(),
+        reads_certificates: false,
         results: [(19, AccountState::Locked)].into(),
     }
 }

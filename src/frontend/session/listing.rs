@@ -44,7 +44,8 @@ pub(super) fn list(
     session: Session,
     backend_login: Arc<str>,
 ) -> Result<Listing, NotListed> {
-    let basis = SessionBasis { entry: proven.identity.shared_entry(), backend_login };
+    let (entry, certificate) = (proven.identity.shared_entry(), proven.identity.certificate());
+    let basis = SessionBasis { entry, backend_login, certificate };
     let (listed, mut asked_to_end) = context.sessions.list(session.clone(), basis.clone());
     // Loaded behind the listing: a later reload compares all that is listed.
     let newest = context.in_force.core();
@@ -64,11 +65,13 @@ fn not_listed(why: TerminationReason) -> NotListed {
     // The backend has accepted the password that the directory had accepted.
     let account = |state| Refusal::Account { state, proven: true };
     NotListed::Refused(match why {
-        // A new decision finds the new mail host or networks, waits for the hold, or rejects the password.
+        // A new decision finds the new mail host or networks, waits for the hold, or rejects the password or the
+        // certificate.
         TerminationReason::Moved
         | TerminationReason::Network
         | TerminationReason::Hold
-        | TerminationReason::PasswordChanged => {
+        | TerminationReason::PasswordChanged
+        | TerminationReason::CertificateRemoved => {
             return NotListed::Again;
         }
         TerminationReason::Disabled => account(AccountState::Disabled),

@@ -132,7 +132,7 @@ limits: {{{limits}}}
         let tokens = Tokens::new(&[], Vec::new(), &metrics, None).into();
         let snapshot = Snapshot {
             host: "usher.example.com".into(),
-            tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
+            tls: tls::server::ServerTls::build(&config.tls, &config.listeners, &config.place).unwrap(),
             directory: Arc::clone(&directory) as Arc<dyn Directory>,
             offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
             auth_http_key: None,
@@ -155,10 +155,18 @@ limits: {{{limits}}}
             tokio::join!(TcpStream::connect(self.listener.local_addr().unwrap()), self.listener.accept());
         let (tcp, address) = accepted.unwrap();
         let permit = self.shared.permit(10).unwrap();
-        let tls = ListenerTls::StartTls;
+        let listener = Arc::new(config::Listener {
+            protocol: &ONE_LINE,
+            address,
+            tls: ListenerTls::StartTls,
+            mechanisms: None,
+            proxies: None,
+            socket: None,
+            clients: self.shared.snapshot.load().config.tls.clients(),
+            client_login: None,
+        });
         let (local, since) = (self.listener.local_addr().unwrap(), Instant::now());
-        let accepted =
-            Accepted { tcp, client: address, local, since, protocol: &ONE_LINE, tls, mechanisms: None, permit };
+        let accepted = Accepted { tcp, client: address, local, since, listener, over_ipv4: false, permit };
         tokio::spawn(serve(Arc::clone(&self.shared), accepted));
         let (reader, writer) = client.unwrap().into_split();
         let mut client = Client { reader: BufReader::new(reader), writer };

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::*;
+use crate::base::credential::{CertificateDigest, CertificateProof, ClientCertificate};
 use crate::config;
 use crate::directory::EntryFault;
 use crate::directory::memory::Memory;
@@ -65,6 +66,35 @@ async fn second_login_is_served_from_the_cache() {
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache));
     assert_eq!(setup.binds(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn certificate_is_right_where_the_newest_entry_lists_it() {
+    let setup = setup();
+    let (one, other) = (CertificateDigest::of(b"one"), CertificateDigest::of(b"other"));
+    let listing =
+        |all: &[CertificateDigest]| Entry { certificates: all.to_vec(), ..Entry::for_tests(DN, &["server3"]) };
+    let decide = async |login: &str, digest, proof| {
+        let certificate = ClientCertificate::new(digest, proof, None);
+        let login = Login::parse(login.as_bytes()).unwrap();
+        let credential = Credential::new(login, CredentialSecret::ClientCertificate(certificate));
+        let decision = setup.authn.decide(&credential, HOME, LookupMode::Cached).await;
+        (decision.result.err(), decision.by)
+    };
+    let wrong = (Some(Refusal::WrongCertificate), DecidedBy::Directory);
+    assert_eq!(decide("alice", one, CertificateProof::Key).await, wrong);
+    setup.directory.modify("alice", |entry| *entry = listing(&[other, one]));
+    assert_eq!(decide("alice", one, CertificateProof::Key).await, (None, DecidedBy::Directory), "no refusal is cached");
+    assert_eq!(decide("alice", one, CertificateProof::Key).await, (None, DecidedBy::Cache));
+    let third = CertificateDigest::of(b"third");
+    assert_eq!(decide("alice", third, CertificateProof::Key).await, wrong);
+    assert_eq!(decide("bob", one, CertificateProof::Key).await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
+    // What proves by key is no proof by address, nor the reverse.
+    assert_eq!(decide("alice", third, CertificateProof::Address).await, (None, DecidedBy::Directory));
+    assert_eq!(decide("alice", third, CertificateProof::Key).await, wrong);
+    let claimed = ClientCertificate::claimed();
+    assert_eq!(decide("alice", claimed.digest(), claimed.proof()).await, wrong);
+    assert_eq!(setup.binds(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,30 +5,28 @@ use std::time::Duration;
 
 use super::super::authn::{AuthDecision, DecidedBy};
 use super::milliseconds;
-use crate::base::credential::Login;
+use crate::base::credential::{CredentialKind, Login};
 use crate::directory::Trace;
 use crate::outcome::Refusal;
 
 /// What was asked (cache or directory), and its answer.
-pub(super) fn source(decision: &AuthDecision) -> String {
+pub(super) fn source(decision: &AuthDecision, kind: CredentialKind) -> String {
+    let kept = match kind {
+        CredentialKind::Password => "password from a bind",
+        CredentialKind::Token => "claim's entry from a lookup",
+        CredentialKind::Certificate => "certificate from a lookup",
+    };
     let answer = match decision.by {
         DecidedBy::Directory => return asked(decision),
-        DecidedBy::Cache if decision.token.is_some() => {
-            "the cache has the entry of this claim; the directory is not asked"
-        }
-        DecidedBy::Stale if decision.token.is_some() => {
-            "the cache has the entry of this claim from within cache.stale, which counts while no directory server is \
-             available"
-        }
         DecidedBy::Usher if matches!(decision.result, Err(Refusal::Token(_) | Refusal::TokenUnavailable(_))) => {
             "the token is judged by its issuer's keys or answer; the directory is not asked"
         }
-        DecidedBy::Cache => "the cache has this password from a bind within cache.ttl; the directory is not asked",
+        DecidedBy::Cache => &*format!("the cache has this {kept} within cache.ttl; the directory is not asked"),
         DecidedBy::Negative => "the cache has this password as a wrong one; it is not sent to the directory",
-        DecidedBy::Stale => {
-            "the cache has this password from a bind within cache.stale, which counts while no directory server is \
+        DecidedBy::Stale => &*format!(
+            "the cache has this {kept} within cache.stale, which counts while no directory server is \
              available, or the account is locked by wrong guesses"
-        }
+        ),
         DecidedBy::Usher if decision.withheld.is_some() => {
             "too many wrong passwords for this entry: the password is not sent to the directory"
         }
@@ -58,7 +56,7 @@ fn took(time: Duration) -> String {
 }
 
 /// What follows from the answer.
-pub(super) fn result(decision: &AuthDecision) -> String {
+pub(super) fn result(decision: &AuthDecision, kind: CredentialKind) -> String {
     let dn = decision.dn.as_deref().unwrap_or("none");
     match &decision.result {
         Ok(proven) => {
@@ -70,7 +68,7 @@ pub(super) fn result(decision: &AuthDecision) -> String {
                 Some(token) => {
                     format!("token of {} accepted: {} {}", token.issuer(), token.claim_name(), token.claim().as_str())
                 }
-                None => "password accepted".to_owned(),
+                None => format!("{} accepted", kind.label()),
             };
             format!("{accepted}: entry {dn}, mail host {hosts}{held}")
         }

@@ -15,6 +15,8 @@ pub(crate) enum AttributeRole {
     Password,
     /// Protocols that the user may use.
     Allow,
+    /// The user's certificates, in DER.
+    Certificate,
     /// Present while the account is locked after wrong passwords.
     Lockout,
     /// pwdReset, set when an administrator has set the password; pwdPolicySubentry, the policy's DN.
@@ -49,6 +51,9 @@ pub(crate) enum AttributeRole {
     Modifier,
 }
 
+/// The attribute with a user's certificates (RFC 4523 section 4.1). Its option `binary` is left out of requests: servers
+/// return the values under whichever description they have them.
+pub(crate) const CERTIFICATES: &str = "userCertificate";
 /// The attributes that show whether a rejected password may be correct by now.
 pub(crate) const PASSWORDS: [(&str, AttributeRole); 12] = [
     ("pwdChangedTime", AttributeRole::Password),

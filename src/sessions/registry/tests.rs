@@ -176,7 +176,7 @@ async fn sessions_of_two_realms_with_the_same_dn_never_meet() {
     let own = list(&registry, session(&registry));
     let mut entry = Entry::for_tests("uid=alice", &[]);
     entry.version.realm = Realm::for_tests(1);
-    let basis = SessionBasis { entry: Arc::new(entry), backend_login: "alice".into() };
+    let basis = SessionBasis { entry: Arc::new(entry), backend_login: "alice".into(), certificate: None };
     let other = registry.list(session(&registry), basis);
     let in_realm = |realm| EntryNames { realm, id: None, dn: Some("uid=alice".into()) };
     for (realm, id) in [(Realm::DEFAULT, own.0.id), (Realm::for_tests(1), other.0.id)] {

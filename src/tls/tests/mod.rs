@@ -133,6 +133,7 @@ fn settings(certificates: Vec<CertificateFiles>) -> Tls {
         cipher_suites: None,
         client_ca: None,
         client_auth: ClientAuth::Optional,
+        crl: None,
         ticket_keys_file: None,
         reload_interval: std::time::Duration::from_secs(60),
     }
@@ -143,7 +144,7 @@ fn imap() -> &'static Protocol {
 }
 
 fn acceptor(tls: &Tls) -> Arc<Acceptor> {
-    ServerTls::from_settings(tls).unwrap().acceptor(imap())
+    ServerTls::from_settings(tls).unwrap().common_acceptor(imap())
 }
 
 /// A TCP connection to itself.

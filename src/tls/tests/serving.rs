@@ -202,7 +202,7 @@ async fn alpn_is_strict_when_offered() {
     for (offer, protocol, accepted) in offers {
         let mut client = modern(&desk);
         client.alpn_protocols = offer.iter().map(|id| id.to_vec()).collect();
-        let (near, far) = shake(&server.acceptor(protocol), &Arc::new(client), "mail.example.com").await;
+        let (near, far) = shake(&server.common_acceptor(protocol), &Arc::new(client), "mail.example.com").await;
         assert_eq!(far.is_ok(), accepted, "{offer:?} at {}", protocol.name);
         if !accepted {
             assert_eq!(describe(&far.unwrap_err()), "the client speaks another protocol (ALPN)");
@@ -230,7 +230,7 @@ async fn sessions_resume_within_a_protocol_only() {
     let desk = Desk::new();
     let server = ServerTls::from_settings(&settings(vec![desk.ecdsa("one", &["mail.example.com"])])).unwrap();
     let nameless = Protocol { name: "nameless", alpn: None, ..*imap() };
-    let (imap, other) = (server.acceptor(imap()), server.acceptor(&nameless));
+    let (imap, other) = (server.common_acceptor(imap()), server.common_acceptor(&nameless));
     for version in [&version::TLS13, &version::TLS12] {
         let client = || Arc::new(mail_client(&desk, aws_lc_rs::default_provider(), &[version]));
         assert_eq!(twice(&imap, &imap, &client()).await, (true, true), "{version:?}");

@@ -35,7 +35,7 @@ async fn session_resumes_at_every_server_with_its_key() {
         let between = async |first: &[u8], second: &[u8]| {
             let (first, second) = (machine(&desk, first, |_| ()), machine(&desk, second, |_| ()));
             let client = Arc::new(mail_client(&desk, rustls::crypto::aws_lc_rs::default_provider(), &[version]));
-            twice(&first.acceptor(imap()), &second.acceptor(imap()), &client).await
+            twice(&first.common_acceptor(imap()), &second.common_acceptor(imap()), &client).await
         };
         assert_eq!(between(&[1], &[1]).await, (true, true), "{version:?}");
         assert_eq!(between(&[1, 2, 3], &[2, 3, 4]).await, (true, true), "the new file comes");
@@ -64,15 +64,15 @@ async fn sessions_do_not_resume_under_other_settings() {
     let imap = imap();
     for (name, other) in [("optional", &optional), ("elsewhere", &elsewhere), ("modern", &modern), ("hybrid", &hybrid)]
     {
-        let resumed = twice(&plain.acceptor(imap), &other.acceptor(imap), &client()).await;
+        let resumed = twice(&plain.common_acceptor(imap), &other.common_acceptor(imap), &client()).await;
         assert_eq!(resumed, (false, false), "{name}");
     }
     let pop3 = Protocol { name: "pop3", alpn: None, ..*imap };
-    assert_eq!(twice(&plain.acceptor(imap), &plain.acceptor(&pop3), &client()).await, (false, false));
+    assert_eq!(twice(&plain.common_acceptor(imap), &plain.common_acceptor(&pop3), &client()).await, (false, false));
     // Without a certificate at first, and then where one is required: no ticket helps.
     let client = client();
-    twice(&optional.acceptor(imap), &optional.acceptor(imap), &client).await;
-    let (_near, far) = shake(&required.acceptor(imap), &client, "mail.example.com").await;
+    twice(&optional.common_acceptor(imap), &optional.common_acceptor(imap), &client).await;
+    let (_near, far) = shake(&required.common_acceptor(imap), &client, "mail.example.com").await;
     assert!(far.is_err());
 }
 

@@ -124,7 +124,7 @@ fn by_dn(dn: &str) -> EntryNames {
 }
 
 fn basis(entry: &Entry) -> SessionBasis {
-    SessionBasis { entry: Arc::new(entry.clone()), backend_login: "user".into() }
+    SessionBasis { entry: Arc::new(entry.clone()), backend_login: "user".into(), certificate: None }
 }
 
 fn session(registry: &Registry, entry: &Entry) -> Session {
