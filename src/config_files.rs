@@ -97,7 +97,8 @@ fn paths(config: &Config) -> Vec<&Path> {
     for backend in &routing.backends {
         pairs.extend(&backend.client_certificate);
         paths.extend(&backend.ca);
-        let accounts = backend.service.iter().chain(backend.health.probe.account());
+        let accounts =
+            backend.service.iter().chain(&backend.impersonation_service).chain(backend.health.probe.account());
         paths.extend(accounts.map(|account| &account.password_file));
     }
     paths.extend(pairs.iter().flat_map(|pair| [&pair.chain, &pair.key]));
@@ -250,8 +251,13 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
         }
     };
     let service = settings.service.as_ref().and_then(|service| account(service, "service"));
+    let acting = settings.impersonation_service.as_ref();
+    let impersonation = acting.and_then(|service| account(service, "impersonation_service"));
     let probe = settings.health.probe.account().and_then(|probe| account(probe, "probe_account"));
-    if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service, probe }) } else { Err(problems) }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(BackendFiles { tls: endpoints, service, impersonation, probe })
 }
 
 /// What the files of each issuer of tokens hold.
@@ -340,6 +346,10 @@ fn secrets(config: &Config) -> Vec<(String, &Path)> {
         all.extend(pair.map(|pair| (key("client_certificate.key"), pair.key.as_path())));
         let service = backend.service.iter();
         all.extend(service.map(|account| (key("service.password_file"), account.password_file.as_path())));
+        let impersonation = backend.impersonation_service.iter();
+        all.extend(
+            impersonation.map(|account| (key("impersonation_service.password_file"), account.password_file.as_path())),
+        );
         let probe = backend.health.probe.account().into_iter();
         all.extend(probe.map(|account| (key("probe_account.password_file"), account.password_file.as_path())));
     }

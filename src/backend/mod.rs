@@ -66,6 +66,8 @@ pub(crate) struct Backend {
     token: TokenLogin,
     timeout: Duration,
     service: Option<Service>,
+    /// The account that logs in for a user that acts for a mailbox.
+    impersonation: Option<Service>,
     /// Slots for logins in progress.
     slots: Arc<Semaphore>,
     logins_in_flight: usize,
@@ -83,6 +85,15 @@ pub(crate) struct Service {
     pub password: Secret,
 }
 
+/// What a login at a backend is based on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum LoginProof<'a> {
+    /// The user's own credential.
+    Own(&'a Credential),
+    /// Another user acts for this one.
+    Acting,
+}
+
 /// What a backend's files hold.
 #[derive(Debug)]
 pub(crate) struct BackendFiles {
@@ -90,6 +101,8 @@ pub(crate) struct BackendFiles {
     pub tls: Vec<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
     /// The service account, if there is one.
     pub service: Option<Service>,
+    /// The account for users that act for a mailbox, if it is another one.
+    pub impersonation: Option<Service>,
     /// The account that probes log in with, if they do.
     pub probe: Option<Service>,
 }
@@ -118,7 +131,8 @@ impl Backend {
         previous: Option<&Self>,
     ) -> Self {
         let name: Arc<str> = settings.name.as_str().into();
-        let BackendFiles { tls, service, probe } = files;
+        let BackendFiles { tls, service, impersonation, probe } = files;
+        let impersonation = impersonation.or_else(|| service.clone());
         let rejections = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.rejections));
         let endpoints = std::iter::zip(&settings.endpoints, tls).map(|(endpoint, (server_name, tls_config))| {
             let kept = previous.and_then(|previous| previous.endpoints.get(endpoint.protocol.name));
@@ -148,6 +162,7 @@ impl Backend {
             token: settings.token.clone(),
             timeout: settings.timeout,
             service,
+            impersonation,
             slots: previous.map_or_else(new, |previous| Arc::clone(&previous.slots)),
             logins_in_flight: settings.logins_in_flight,
             in_flight: metrics.backend_logins_in_flight.with_label_values(&[&*name]),
@@ -164,20 +179,26 @@ impl Backend {
         Some(name.ok_or(Refusal::NoBackendLogin))
     }
 
-    /// Whether a user with this credential can be logged in.
+    /// Whether a user with this proof can be logged in.
     #[must_use]
-    pub(crate) fn takes(&self, credential: &Credential) -> bool {
-        self.account(credential).is_some()
+    pub(crate) fn takes(&self, proof: LoginProof<'_>) -> bool {
+        self.account(proof).is_some()
     }
 
-    /// What a user with this credential is logged in with: the service account's name, if it logs in, the secret, and
-    /// the form of a token. `None`: the user has no password, and the backend no service account.
-    fn account<'a>(&'a self, credential: &'a Credential) -> Option<(Option<&'a str>, &'a Secret, Option<TokenForm>)> {
-        match (credential.secret(), &self.service) {
+    /// What a user with this proof is logged in with: the service account's name, if it logs in, the secret, and the
+    /// form of a token. `None`: the user has no password, and the backend no service account.
+    fn account<'a>(&'a self, proof: LoginProof<'a>) -> Option<(Option<&'a str>, &'a Secret, Option<TokenForm>)> {
+        let by = |service: &'a Service| (Some(service.login.as_str()), &service.password, None);
+        let secret = match proof {
+            LoginProof::Own(credential) => credential.secret(),
+            // The secret is another user's: it is never sent as this one's.
+            LoginProof::Acting => return self.impersonation.as_ref().map(by),
+        };
+        match (secret, &self.service) {
             (CredentialSecret::Token(bearer), _) if matches!(self.token, TokenLogin::Forward { .. }) => {
                 Some((None, &bearer.token, Some(bearer.form)))
             }
-            (_, Some(service)) => Some((Some(&service.login), &service.password, None)),
+            (_, Some(service)) => Some(by(service)),
             (CredentialSecret::Password(password), None) => Some((None, password, None)),
             // The key of a certificate stays with the client.
             (CredentialSecret::Token(_) | CredentialSecret::ClientCertificate(_), None) => None,
@@ -191,8 +212,7 @@ impl Backend {
     pub(crate) async fn log_in(
         &self,
         protocol: &Protocol,
-        login: &Login,
-        credential: &Credential,
+        (login, proof): (&Login, LoginProof<'_>),
         origin: &Origin,
         transcript: &Transcript,
         phases: &mut Phases,
@@ -200,7 +220,7 @@ impl Backend {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let deadline = Instant::now() + self.timeout;
         let login = login.as_str().as_bytes().to_vec();
-        let (service, password, token) = self.account(credential).ok_or(BackendError::NoServiceLogin)?;
+        let (service, password, token) = self.account(proof).ok_or(BackendError::NoServiceLogin)?;
         let (service, password) = (service.map(|service| service.as_bytes().to_vec()), password.clone());
         if let Some(form) = token {
             let size = proto::token_message_size(form, &login, &password);

@@ -221,6 +221,12 @@ impl Credential {
         Self { login, secret, digest }
     }
 
+    /// The same secret with another name.
+    #[must_use]
+    pub fn named(&self, login: Login) -> Self {
+        Self { login, ..self.clone() }
+    }
+
     /// The login name.
     #[must_use]
     pub const fn login(&self) -> &Login {

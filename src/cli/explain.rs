@@ -21,9 +21,10 @@ use crate::base::secret::Secret;
 use crate::config::{self, Config, TokenLogin};
 use crate::config_files;
 use crate::diagnose::table::{Shown, ShownJson};
-use crate::directory::{self, Directory, NameKind, NoFloor, Trace};
+use crate::directory::{self, Authority, Directory, NameKind, NoFloor, Trace};
+use crate::login::acting::{self, Actor, Standing};
 use crate::login::explain::Verdict;
-use crate::outcome::Refusal;
+use crate::outcome::{ActingFault, Refusal};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate;
 use crate::token::Tokens;
@@ -51,6 +52,9 @@ pub(super) struct Args {
     /// Explain every user of the directory, or those in --users
     #[arg(long, conflicts_with = "login")]
     all: bool,
+    /// The login name of a user that acts for this mailbox: whether it may
+    #[arg(long, value_name = "LOGIN", conflicts_with = "all")]
+    acting: Option<String>,
     #[command(flatten)]
     all_users: explain_all::Args,
 }
@@ -87,6 +91,9 @@ struct Explanation {
     from: Option<IpAddr>,
     /// Whether the directory holds the user: then logins wait.
     held: bool,
+    /// Whether the user who acts may do so; nothing if none was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acting: Option<String>,
     /// The state in the running usher; nothing if it could not be queried.
     running: Option<User>,
     /// `routed`, or the reason of refusal as in the log and the metrics.
@@ -143,7 +150,9 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
     };
     let attribute = config.directory.mail_host_attribute.clone();
     let from = arguments.from.map(|address| address.to_canonical());
-    let mut explanation = Explanation { login: login.clone(), attribute, from, ..Explanation::default() };
+    // Whoever acts for a mailbox has networks of its own.
+    let of_mailbox = from.filter(|_| arguments.acting.is_none());
+    let mut explanation = Explanation { login: login.clone(), attribute, from: of_mailbox, ..Explanation::default() };
     let code = match Login::parse(login.as_bytes()) {
         name if arguments.token_stdin && (name.is_some() || login.is_empty()) => {
             let tokens = match config_files::issuers(&config.tokens, &config.place) {
@@ -158,7 +167,12 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
             explanation.query =
                 directory.diagnose().map(|diagnosis| diagnosis.describe_lookup(&login)).unwrap_or_default();
             explanation.look(&*directory).await;
-            let code = explanation.ask(&config, &*directory, &login, proof).await;
+            let mut code = explanation.ask(&config, &*directory, &login, proof).await;
+            if let Some(actor) = &arguments.acting {
+                let (words, refused) = acting_verdict(&config, &*directory, actor, &login, from).await;
+                explanation.acting = Some(words);
+                code = if code == OK { refused } else { code };
+            }
             if let Some(control) = &config.control {
                 let path = format!("/users/{}", control::hex(login.as_str().as_bytes()));
                 explanation.running = control::ask(&control.path, "GET", &path).await.ok();
@@ -330,6 +344,7 @@ impl Explanation {
         line("serves", &self.serves.join(", "));
         line("logs in as", self.backend_login.as_deref().unwrap_or_default());
         line("held", if self.held { "yes: logins wait until the directory releases the hold" } else { "" });
+        line("acting", self.acting.as_deref().unwrap_or_default());
         line("result", &self.result);
         line("", &self.explanation);
         if let Some(running) = &self.running {
@@ -353,6 +368,52 @@ fn secret_from_stdin() -> Secret {
     Secret::without_line_end(bytes)
 }
 
+/// Whether a user may act for a mailbox, in words, and the exit code.
+async fn acting_verdict(
+    config: &Config,
+    directory: &dyn Directory,
+    actor: &str,
+    mailbox: &Login,
+    from: Option<IpAddr>,
+) -> (String, u8) {
+    if !config.permits_acting() {
+        let why = "no user may act for a mailbox: neither impersonation nor directory.grant_attribute is configured";
+        return (why.to_owned(), NO_PERMISSION);
+    }
+    let Some(name) = Login::parse(actor.as_bytes()) else {
+        return (format!("{actor} is no login name"), NO_USER);
+    };
+    let judged = async {
+        let user = acting::target(directory, &name).await.map_err(|refusal| (&name, refusal))?;
+        let target = acting::target(directory, mailbox).await.map_err(|refusal| (mailbox, refusal))?;
+        if from.is_some_and(|client| !user.permits(client)) {
+            return Err((&name, Refusal::NetworkNotAllowed));
+        }
+        let user = Actor { entry: &user, client: from, protocol: None };
+        acting::judge(config, directory, user, (mailbox, &target)).await.map_err(|refusal| (mailbox, refusal))
+    };
+    match judged.await {
+        Ok(Standing::Owner) => ("the mailbox is this user's own: an ordinary login".to_owned(), OK),
+        Ok(Standing::May(Authority::Administrator)) => {
+            let limits = config.impersonation.administrators.as_ref();
+            let protocols =
+                limits.map(|limits| limits.protocols.iter().map(|protocol| protocol.name).collect::<Vec<_>>());
+            (format!("{actor} may act as an administrator, in {}", protocols.unwrap_or_default().join(", ")), OK)
+        }
+        Ok(Standing::May(Authority::Grant(value))) => {
+            (format!("{actor} may act: the mailbox's entry names {value}"), OK)
+        }
+        Err((of, Refusal::ActingNotAllowed(ActingFault::UnknownTarget))) => {
+            (format!("the directory has no entry for {}", of.as_str()), NO_USER)
+        }
+        Err((of, Refusal::ActingNotAllowed(ActingFault::AmbiguousTarget))) => {
+            (format!("several entries match {}, or the one that does cannot be used", of.as_str()), DATA)
+        }
+        Err((_, Refusal::ActingNotAllowed(fault))) => (format!("{actor} may not act: {}", fault.text()), NO_PERMISSION),
+        Err((_, refusal)) => (format!("not decided: {refusal}"), code(&refusal)),
+    }
+}
+
 /// What a command exits with when this is why a login is refused.
 fn code(refusal: &Refusal) -> u8 {
     match refusal {
@@ -368,6 +429,7 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::CertificateRevoked
         | Refusal::CertificateUntrusted
         | Refusal::NoCertificateName
+        | Refusal::ActingNotAllowed(_)
         | Refusal::Account { .. } => NO_PERMISSION,
         Refusal::DirectoryUnavailable | Refusal::TokenUnavailable(_) | Refusal::RevocationUnknown => UNAVAILABLE,
         Refusal::InvalidUsername

@@ -153,24 +153,23 @@ pub(super) fn sorted(lists: Vec<Vec<Session>>) -> Vec<Session> {
 /// A table, and how many there are.
 pub(super) fn listed(sessions: &[Session]) -> String {
     let now = unix_now();
+    let is_acting = sessions.iter().any(|session| session.acting.is_some());
     let row = |session: &Session| {
-        let Session { id, login, client, protocol, backend, since, .. } = session;
+        let Session { id, login, acting, client, protocol, backend, since, .. } = session;
         let age = age(now.saturating_sub(*since));
-        vec![
-            Shown(login).to_string(),
-            client.to_string(),
-            protocol.to_string(),
-            backend.to_string(),
-            age,
-            id.to_string(),
-        ]
+        let acting = is_acting.then(|| acting.as_ref().map_or_else(|| "-".to_owned(), |name| Shown(name).to_string()));
+        let user = [Shown(login).to_string()].into_iter().chain(acting);
+        let rest = [client.to_string(), protocol.to_string(), backend.to_string(), age, id.to_string()];
+        user.chain(rest).collect()
     };
     let rows: Vec<_> = sessions.iter().map(row).collect();
     let number = count(sessions.len(), "session");
     if rows.is_empty() {
         return number;
     }
-    format!("{}\n{number}", table(&["USER", "CLIENT", "PROTOCOL", "BACKEND", "AGE", "ID"], &rows))
+    let titles = ["USER", "ACTING", "CLIENT", "PROTOCOL", "BACKEND", "AGE", "ID"];
+    let titles: Vec<_> = titles.into_iter().filter(|title| is_acting || *title != "ACTING").collect();
+    format!("{}\n{number}", table(&titles, &rows))
 }
 
 /// How many for each combination, the most first.

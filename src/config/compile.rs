@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::model::{
-    Backend, CertificateMatch, Config, Directory, Draft, Endpoint, Find, Listener, Routing, TokenIssuer, TokenLogin,
+    Backend, CertificateMatch, Config, Directory, Draft, Endpoint, Find, Impersonation, Listener, Routing, TokenIssuer,
+    TokenLogin,
 };
 use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
-use super::{directory, limits, listeners, names, process, routing, throttle, tls, tokens};
+use super::{directory, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens};
 use crate::proto::{MechanismSet, Protocol};
 
 /// Compiles the whole file, as far as it is sound.
@@ -46,6 +47,17 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     }
     if let (Some(listeners), Some(tokens), Some(routing)) = (&listeners, &tokens, &routing) {
         token_logins(root, listeners, tokens, routing);
+    }
+    let acting =
+        root.get("impersonation").map(|node| node.section(|section| impersonation::read(section, &facts)).flatten());
+    if let Some(routing) = &routing {
+        if acting.is_some() {
+            impersonation::reachable(root, "impersonation", facts.login_attribute, &routing.backends);
+        } else if facts.grant_attribute {
+            impersonation::reachable(root, "directory.grant_attribute", facts.login_attribute, &routing.backends);
+        } else {
+            impersonation::unused(root, routing);
+        }
     }
     let cache = root.section("cache", limits::cache).flatten();
     let limits = root.section("limits", limits::limits).flatten();
@@ -83,6 +95,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             tokens: tokens?,
             trusted: trusted?,
             routing: routing?,
+            impersonation: acting.unwrap_or_else(|| Some(Impersonation::default()))?,
             cache: cache?,
             limits: limits?,
             throttle: throttle?,

@@ -30,6 +30,10 @@ pub(super) struct Facts {
     pub(super) timeout: Option<Duration>,
     /// Whether the directory gives the name at the backend.
     pub(super) login_attribute: bool,
+    /// Whether the directory says who may act for a mailbox.
+    pub(super) grant_attribute: bool,
+    /// Whether usher itself may read entries.
+    pub(super) may_read: bool,
 }
 
 /// Reads the section.
@@ -45,6 +49,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let mail_host_attribute = mail_host_attribute.map_or(Some("mailHost".into()), |node| node.parsed(names::attribute));
     let login_attribute = directory.get("login_attribute").map(|node| node.parsed(names::attribute));
     let networks_attribute = directory.get("networks_attribute").map(|node| node.parsed(names::attribute));
+    let grant_attribute = directory.get("grant_attribute").map(|node| node.parsed(names::attribute));
     let timeout = directory.duration("timeout", 5 * SECOND, SECOND / 10..=10 * SECOND);
     // A shorter `timeout` lowers this default, so that only one of them has to be set.
     let most = timeout.and_then(|whole| u64::try_from(whole.as_millis()).ok()).unwrap_or(10 * SECOND);
@@ -68,8 +73,20 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let reveal_account_state = directory.flag("reveal_account_state", false);
     let disabled_by = directory.get("disabled_by").map(|node| disabled_by(&node));
     let results = results(directory);
-    let watch = watch::read(directory, find.as_ref().map(may_read));
-    let facts = Facts { timeout, login_attribute: login_attribute.is_some() };
+    let may_read = find.as_ref().map(may_read);
+    let watch = watch::read(directory, may_read);
+    if grant_attribute.is_some() && may_read == Some(false) {
+        let message =
+            "with `user_dn`, only a service account can look up the mailbox: give `bind_dn` one, or remove this";
+        directory.problem("grant_attribute", message);
+    }
+    let facts = Facts {
+        timeout,
+        login_attribute: login_attribute.is_some(),
+        grant_attribute: grant_attribute.is_some(),
+        // What could not be read is a mistake of its own.
+        may_read: may_read.unwrap_or(true),
+    };
     let all = || {
         Some(Directory {
             servers: servers?,
@@ -82,6 +99,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             mail_host_attribute: mail_host_attribute?,
             login_attribute: login_attribute.flatten(),
             networks_attribute: flat(networks_attribute)?,
+            grant_attribute: flat(grant_attribute)?,
             allow: allow?,
             timeout: timeout?,
             attempt_timeout: attempt_timeout?,

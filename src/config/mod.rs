@@ -8,6 +8,7 @@
 
 mod compile;
 mod directory;
+mod impersonation;
 mod limits;
 mod listeners;
 mod locate;
@@ -38,9 +39,9 @@ use crate::proto::ldap::dn;
 use crate::proto::ldap::template::{self, Template, UserName};
 
 pub(crate) use model::{
-    Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles,
-    CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, Connections, Control, Directory,
-    DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Forward, Group, Health, HttpUrl,
+    Address, Administrators, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache,
+    CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, Connections, Control,
+    Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Forward, Group, Health, HttpUrl,
     Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
     Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion,
     TokenIssuer, TokenLogin, Watch, WatchMode,
@@ -143,6 +144,12 @@ impl Config {
     #[must_use]
     pub fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
         self.place.problem(key, message)
+    }
+
+    /// Whether any user may act for another user's mailbox.
+    #[must_use]
+    pub const fn permits_acting(&self) -> bool {
+        self.impersonation.administrators.is_some() || self.directory.grant_attribute.is_some()
     }
 }
 

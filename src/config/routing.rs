@@ -86,6 +86,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         );
     }
     let token = token(backend);
+    let impersonation_service = backend.get("impersonation_service").map(|node| node.section(account).flatten());
     let timeout = backend.duration("timeout", 4 * SECOND, SECOND / 10..=10 * SECOND);
     if let (Some(decision), Some(login)) = (surroundings.directory.timeout, timeout)
         && decision + login > LONGEST_REPLY
@@ -116,6 +117,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         groups: groups?,
         service: service.flatten(),
         token: token?,
+        impersonation_service: impersonation_service.flatten(),
         source: source?,
         timeout: timeout?,
         pass_refusals: pass_refusals?,

@@ -198,6 +198,8 @@ routing: {{backends: [{{name: server3, imap: {{address: '192.0.2.3:993', tls: im
     parse_text(&text).expect("refused").directory
 }
 
+mod impersonation;
+
 mod values;
 
 mod mistakes;

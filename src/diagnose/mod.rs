@@ -3,6 +3,7 @@
 //! Every server is reached by the code that serves logins (`directory::examine`, `backend::inspect`); here
 //! is what its answers mean for an operator. Nothing is changed anywhere, and no user's password is sent.
 
+mod acting;
 mod backend_advice;
 mod backends;
 mod certificates;
@@ -143,10 +144,11 @@ pub(crate) async fn inspect(
         counted();
         inspected
     };
-    let (examined, inspected, issuers) = tokio::join!(directory, backends, issuers);
     let config = &snapshot.config;
+    let acting = acting::findings(config, &*snapshot.directory);
+    let (examined, inspected, issuers, acting) = tokio::join!(directory, backends, issuers, acting);
     let mut subjects = Vec::new();
-    let own = served(&snapshot.tls);
+    let own: Vec<_> = served(&snapshot.tls).into_iter().chain(acting).collect();
     if !own.is_empty() {
         subjects.push(Subject {
             kind: "usher",

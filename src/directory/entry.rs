@@ -22,6 +22,8 @@ pub struct Entry {
     pub allowed: Vec<String>,
     /// The certificates that it lists, as far as they are read; empty where no listener logs clients in by them.
     pub certificates: Vec<CertificateDigest>,
+    /// The values of `grant_attribute`: users that may act for this mailbox; empty when none is configured.
+    pub grants: Vec<String>,
     /// Whether it matches `allow_filter`; true when none is configured.
     pub in_group: bool,
     /// The networks that its user may log in from; `None`: everywhere, because the entry has no value or no
@@ -81,13 +83,14 @@ impl Entry {
 
     /// An entry of which only the DN is known.
     pub(crate) fn unread(dn: Arc<str>) -> Self {
-        let (mail_hosts, logins, allowed, certificates) = Default::default();
+        let (mail_hosts, logins, allowed, certificates, grants) = Default::default();
         Self {
             dn,
             mail_hosts,
             logins,
             allowed,
             certificates,
+            grants,
             in_group: true,
             networks: None,
             fault: None,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::entry::Entry;
-use crate::base::credential::{CertificateDigest, CertificateProof, ClientCertificate};
+use crate::base::credential::{CertificateDigest, CertificateProof, ClientCertificate, Login};
 use crate::token::VerifiedToken;
 
 /// The evidence that a directory accepted a bind of the user: success, and no account state that forbids a login.
@@ -41,7 +41,7 @@ impl AcceptedCertificate {
 }
 
 /// What proves an identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Evidence {
     /// The directory accepted a bind with the user's password.
     Bind,
@@ -51,6 +51,39 @@ enum Evidence {
     ListedCertificate(CertificateDigest),
     /// The client has the key of a certificate with the user's address, from an authority that vouches for it.
     CertifiedAddress,
+    /// Another user, who is proven, acts for this one.
+    Acting(Arc<UserActing>),
+}
+
+/// By what right a user acts for a mailbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Authority {
+    /// As an administrator, by the configuration.
+    Administrator,
+    /// By this value of `grant_attribute` of the mailbox's entry.
+    Grant(Arc<str>),
+}
+
+impl Authority {
+    /// The word for it in the log.
+    #[must_use]
+    pub(crate) const fn label(&self) -> &'static str {
+        match self {
+            Self::Administrator => "administrator",
+            Self::Grant(_) => "grant",
+        }
+    }
+}
+
+/// A user who acts for another one's mailbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UserActing {
+    /// The name of the user who acts, as it was typed, or that of its entry after a login without one.
+    pub name: Login,
+    /// The entry of the user who acts.
+    pub entry: Arc<Entry>,
+    /// By what right.
+    pub authority: Authority,
 }
 
 /// A user authenticated by the directory, with the kind of evidence.
@@ -80,10 +113,33 @@ impl Identity {
     /// other evidence.
     #[must_use]
     pub fn certificate(&self) -> Option<CertificateDigest> {
-        match self.evidence {
-            Evidence::ListedCertificate(certificate) => Some(certificate),
-            Evidence::Bind | Evidence::Token | Evidence::CertifiedAddress => None,
+        match &self.evidence {
+            Evidence::ListedCertificate(certificate) => Some(*certificate),
+            Evidence::Bind | Evidence::Token | Evidence::CertifiedAddress | Evidence::Acting(_) => None,
         }
+    }
+
+    /// The user of this entry, for whom another user acts: that one is proven, and `login` has judged that it may. It
+    /// acts itself for no other: what it acts for does not act.
+    #[must_use]
+    pub(crate) fn on_behalf(actor: &Self, name: Login, entry: Arc<Entry>, authority: Authority) -> Option<Self> {
+        let acting = UserActing { name, entry: actor.shared_entry(), authority };
+        actor.acting().is_none().then(|| Self { entry, evidence: Evidence::Acting(Arc::new(acting)) })
+    }
+
+    /// The user who acts for this one, if it does not log in itself.
+    #[must_use]
+    pub(crate) const fn acting(&self) -> Option<&Arc<UserActing>> {
+        match &self.evidence {
+            Evidence::Acting(acting) => Some(acting),
+            Evidence::Bind | Evidence::Token | Evidence::ListedCertificate(_) | Evidence::CertifiedAddress => None,
+        }
+    }
+
+    /// The entry of the user whose secret was accepted.
+    #[must_use]
+    pub(crate) fn proven_entry(&self) -> &Entry {
+        self.acting().map_or(&self.entry, |acting| &acting.entry)
     }
 
     /// The entry, as read together with the evidence.

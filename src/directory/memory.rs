@@ -48,6 +48,8 @@ struct Inner {
     /// The number of passwords received, answered or not.
     binds: usize,
     outage: Option<UnavailableCause>,
+    /// Filters, each with the DN of an entry that matches it.
+    matching: Vec<(String, Arc<str>)>,
     availability: Option<Availability>,
     /// Everything that the watch reports, in order.
     changes: Vec<Change>,
@@ -116,6 +118,16 @@ impl Memory {
     /// Has the directory not reply to a login of this user.
     pub(crate) fn set_fault(&self, login: &str, fault: MemoryFault) {
         self.with(login, |user| user.fault = Some(fault));
+    }
+
+    /// Has an entry match a filter.
+    pub(crate) fn set_match(&self, filter: &str, dn: &str) {
+        self.inner().matching.push((filter.to_owned(), dn.into()));
+    }
+
+    /// No entry matches any filter.
+    pub(crate) fn clear_matches(&self) {
+        self.inner().matching.clear();
     }
 
     /// Deletes a user.
@@ -254,6 +266,17 @@ impl Directory for Memory {
                 found => found,
             };
             (found, traced())
+        })
+    }
+
+    fn matches<'a>(&'a self, dn: &'a str, filter: &'a str) -> DirectoryFuture<'a, bool> {
+        Box::pin(async move {
+            let inner = self.inner();
+            let is_match = || inner.matching.iter().any(|(known, entry)| known == filter && **entry == *dn);
+            (
+                inner.outage.clone().map_or_else(|| Ok(is_match()), |cause| Err(DirectoryError::Unavailable(cause))),
+                traced(),
+            )
         })
     }
 

@@ -42,7 +42,7 @@ pub(crate) use entry::{Entry, EntryVersion};
 pub(crate) use error::{DirectoryError, UnavailableCause};
 pub(crate) use fault::EntryFault;
 pub(crate) use floor::{Floor, Freshness, NoFloor};
-pub(crate) use identity::Identity;
+pub(crate) use identity::{Authority, Identity, UserActing};
 pub(crate) use key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
 pub(crate) use networks::Networks;
 pub(crate) use result::ServerResult;
@@ -141,6 +141,9 @@ pub trait Directory: fmt::Debug + Send + Sync + 'static {
 
     /// Finds the one entry that matches a filter, without evidence.
     fn find_by<'a>(&'a self, filter: &'a str) -> DirectoryFuture<'a, Entry>;
+
+    /// Whether the entry with this DN matches a filter, as usher itself may see it.
+    fn matches<'a>(&'a self, dn: &'a str, filter: &'a str) -> DirectoryFuture<'a, bool>;
 
     /// The availability as last observed.
     fn availability(&self) -> Availability;

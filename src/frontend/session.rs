@@ -23,10 +23,11 @@ use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, CredentialKind, CredentialSecret, Login};
 use crate::base::secret::SecretBuf;
 use crate::base::sys::sockets;
-use crate::config::{Listener, ListenerTls, OnUnavailable};
+use crate::config::{Config, Listener, ListenerTls, OnUnavailable};
 use crate::limits::{ConnectionPermit, SessionPermit};
+use crate::login::acting::{self, Acting};
 use crate::login::attempt::{
-    self, Completion, Frontend, LoginAttempt, LoginRequest, RefusedLogin, RoutedLogin, Target,
+    self, AttemptedLogin, Completion, Frontend, LoginAttempt, LoginRequest, RefusedLogin, RoutedLogin, Target,
 };
 use crate::login::authn::{DecidedBy, Proven};
 use crate::login::event::{self, ConnectionInfo, LoginEvent};
@@ -138,14 +139,17 @@ fn offered(snapshot: &Snapshot, listener: &Listener) -> MechanismSet {
 }
 
 /// The credential of a name and a secret, or why there is none.
-fn credential(login: &[u8], secret: CredentialSecret, authzid: &[u8]) -> Result<Credential, Refusal> {
-    // A token says itself whose it is.
-    let is_absent = secret.kind() == CredentialKind::Token && login.is_empty();
-    let parsed = if is_absent { Login::absent() } else { Login::parse(login).ok_or(Refusal::InvalidUsername)? };
-    if !authzid.is_empty() && authzid != login {
-        return Err(Refusal::AuthzidNotAllowed);
-    }
-    Ok(Credential::new(parsed, secret))
+fn credential(
+    config: &Config,
+    login: &[u8],
+    secret: CredentialSecret,
+    authzid: &[u8],
+) -> Result<(Credential, Option<Acting>), Refusal> {
+    let (name, acting) = match secret.kind() {
+        CredentialKind::Token => acting::names_beside_token(config, login)?,
+        CredentialKind::Password | CredentialKind::Certificate => acting::names(config, login, authzid)?,
+    };
+    Ok((Credential::new(name, secret), acting))
 }
 
 /// Whether the client may name another one for which it connects.
@@ -348,13 +352,18 @@ impl Conversation {
             CredentialSecret::Token(bearer) => Some(bearer.form),
             CredentialSecret::Password(_) | CredentialSecret::ClientCertificate(_) => None,
         };
-        let (login, credential, certificate) = match secret {
-            CredentialSecret::ClientCertificate(_) => self.certificate(authzid),
+        let (login, named, certificate) = match secret {
+            CredentialSecret::ClientCertificate(_) => {
+                let (login, credential, certificate) = self.certificate(authzid);
+                (login, credential.map(|credential| (credential, None)), certificate)
+            }
             secret @ (CredentialSecret::Password(_) | CredentialSecret::Token(_)) => {
-                let credential = credential(&login, secret, &authzid);
-                (login, credential, None)
+                let named = credential(&self.snapshot.config, &login, secret, &authzid);
+                (login, named, None)
             }
         };
+        let (credential, acting) =
+            named.map_or_else(|refusal| (Err(refusal), None), |(credential, acting)| (Ok(credential), acting));
         self.trace.learn(|| Some(Fact::Login(String::from_utf8_lossy(&login).into())));
         self.trace.note(Leg::Usher, || {
             let with = match kind {
@@ -364,6 +373,10 @@ impl Conversation {
             };
             format!("login attempt as {}{with}", String::from_utf8_lossy(&login))
         });
+        if let (Ok(credential), Some(acting)) = (&credential, &acting) {
+            self.trace.learn(|| Some(Fact::Login(credential.login().as_str().into())));
+            self.trace.learn(|| Some(Fact::Login(acting.target.as_str().into())));
+        }
         let steps = self.trace.clone();
         let request = LoginRequest {
             info: &self.info,
@@ -371,6 +384,7 @@ impl Conversation {
             protocol: self.protocol,
             connection: None,
             credential,
+            acting,
             event: LoginEvent {
                 tls: self.handshake.take(),
                 typed: login,
@@ -404,11 +418,14 @@ impl Conversation {
     }
 
     /// The session of an attempt that backend and directory have accepted.
-    fn session(&self, login: &Login, proven: &Proven, backend: &Arc<str>) -> Session {
+    fn session(&self, name: &Login, proven: &Proven, backend: &Arc<str>) -> Session {
+        let acting = proven.identity.acting();
         Session {
             id: self.info.session,
-            login: login.as_str().into(),
+            login: name.as_str().into(),
             dn: Arc::clone(&proven.identity.entry().dn),
+            acting: acting.map(|acting| acting.name.as_str().into()),
+            acting_dn: acting.map(|acting| Arc::clone(&acting.entry.dn)),
             client: self.info.client,
             protocol: self.protocol.name.into(),
             backend: Arc::clone(backend),
@@ -462,17 +479,19 @@ impl Frontend for Conversation {
     async fn complete(
         &self,
         attempt: &LoginAttempt<'_>,
-        credential: &Credential,
+        attempted: AttemptedLogin<'_>,
         RoutedLogin { proven, by, place, target }: RoutedLogin,
         event: &mut LoginEvent,
     ) -> Result<Completion<Admitted>, Refusal> {
         let Target { backend, login, .. } = &target;
         let transcript = self.trace.transcript();
-        match backend.log_in(self.protocol, login, credential, &self.origin, &transcript, &mut event.phases).await {
+        let credential = attempted.credential;
+        let proof = attempted.proof(&proven);
+        match backend.log_in(self.protocol, (login, proof), &self.origin, &transcript, &mut event.phases).await {
             Ok(logged_in) => {
                 attempt.count_backend(backend, BackendResult::Ok);
                 // A claim may be a number that nobody knows.
-                let name = if proven.token.is_some() { login } else { credential.login() };
+                let name = if proven.token.is_some() { login } else { attempted.name() };
                 let session = self.session(name, &proven, &backend.name);
                 match listing::list(attempt.context, attempt.core, &proven, session, login.as_str().into()) {
                     Ok(listing) => {
@@ -490,7 +509,7 @@ impl Frontend for Conversation {
                 let decision =
                     attempt.core.authn.decide_again(credential, attempt.client, proven.identity.entry()).await;
                 let fresh = decision.result.as_ref().ok();
-                let fresh = fresh.and_then(|proven| attempt.target(proven, credential).ok());
+                let fresh = fresh.and_then(|proven| attempt.target(proven, attempted.name()).ok());
                 if fresh.is_some_and(|fresh| fresh.is(&target)) {
                     attempt.count_backend(backend, BackendResult::Rejected);
                     event.decided(&decision, attempt.context.metrics);

@@ -4,6 +4,9 @@
 //! Shared by sessions and nginx's `auth_http`, so that guesses cost the same and users are routed alike in
 //! both. It uses no socket: the frontend replies to the client and goes to the backend.
 
+mod acting;
+mod token;
+
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
@@ -13,14 +16,15 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, LoginProof};
 use crate::base::clock::wait_until;
-use crate::base::credential::{BearerToken, Credential, CredentialKind, CredentialSecret, Login};
-use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, PendingAttempt, SessionPermit};
-use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
+use crate::base::credential::{Credential, CredentialKind, CredentialSecret, Login};
+use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, SessionPermit};
+use crate::login::acting::Acting;
+use crate::login::authn::{AuthDecision, DecidedBy, Proven};
 use crate::login::core::{LoginContext, LoginCore};
 use crate::login::event::{ConnectionInfo, LoginEvent};
-use crate::outcome::{Proof, Refusal, Reply};
+use crate::outcome::{ActingFault, Proof, Refusal, Reply};
 use crate::proto::{ClientId, Protocol};
 use crate::routing;
 use crate::telemetry::labels::BackendResult;
@@ -49,6 +53,8 @@ pub(crate) struct LoginRequest<'a> {
     pub connection: Option<ConnectionPermit>,
     /// The credential, or why it is not used.
     pub credential: Result<Credential, Refusal>,
+    /// The mailbox that its user wants to act for.
+    pub acting: Option<Acting>,
     /// The event, with what the frontend knows.
     pub event: LoginEvent,
 }
@@ -65,7 +71,7 @@ pub(crate) trait Frontend: Sync {
     fn complete(
         &self,
         attempt: &LoginAttempt<'_>,
-        credential: &Credential,
+        login: AttemptedLogin<'_>,
         routed: RoutedLogin,
         event: &mut LoginEvent,
     ) -> impl Future<Output = Result<Completion<Self::Accepted>, Refusal>> + Send;
@@ -102,14 +108,14 @@ pub(crate) async fn attempt<F: Frontend>(
     request: LoginRequest<'_>,
     frontend: &F,
 ) -> Result<F::Accepted, RefusedLogin> {
-    let LoginRequest { info, client_id, protocol, connection, credential, mut event } = request;
+    let LoginRequest { info, client_id, protocol, connection, credential, acting, mut event } = request;
     let began = Instant::now();
     loop {
         // The core in force now, not the one at accept: only the current one receives changes.
         let core = context.in_force.core();
         let attempt = LoginAttempt { context, core: &core, client: info.client, protocol, began };
         let outcome = {
-            let run = pin!(attempt.run(credential.as_ref(), frontend, &mut event));
+            let run = pin!(attempt.run(credential.as_ref(), acting.as_ref(), frontend, &mut event));
             attempt.bounded(run).await
         };
         let outcome = match outcome {
@@ -144,6 +150,32 @@ pub(crate) struct LoginAttempt<'a> {
     pub protocol: &'static Protocol,
     /// When the attempt began.
     began: Instant,
+}
+
+/// Whose secret a login has, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttemptedLogin<'a> {
+    /// What proves the user.
+    pub credential: &'a Credential,
+    /// The mailbox that the user wants to act for.
+    pub acting: Option<&'a Acting>,
+}
+
+impl<'a> AttemptedLogin<'a> {
+    /// The name of the mailbox.
+    #[must_use]
+    pub(crate) fn name(self) -> &'a Login {
+        self.acting.map_or(self.credential.login(), |acting| &acting.target)
+    }
+
+    /// What a login at the backend is based on.
+    #[must_use]
+    pub(crate) fn proof(self, proven: &Proven) -> LoginProof<'a> {
+        match proven.identity.acting() {
+            Some(_) => LoginProof::Acting,
+            None => LoginProof::Own(self.credential),
+        }
+    }
 }
 
 /// An authenticated user with a route.
@@ -182,22 +214,35 @@ impl LoginAttempt<'_> {
     async fn run<F: Frontend>(
         &self,
         credential: Result<&Credential, &Refusal>,
+        acting: Option<&Acting>,
         frontend: &F,
         event: &mut LoginEvent,
     ) -> Result<Option<F::Accepted>, Refusal> {
         let credential = credential.map_err(Clone::clone)?;
-        let mut decision = self.authenticate(credential, event).await?;
+        let whole = acting.and_then(|acting| Some(credential.named(acting.whole.clone()?)));
+        let mut login = AttemptedLogin { credential, acting };
+        // Beside a token only the token says which user acts, if another one does.
+        let names = acting.filter(|_| credential.secret().kind() == CredentialKind::Password);
+        event.acting = names.map(|acting| (credential.login().clone(), acting.target.clone()));
+        let mut decision = match (self.authenticate(login, whole.as_ref(), event).await?, &whole) {
+            (Some(decision), _) => decision,
+            (None, Some(whole)) => {
+                (login, event.acting) = (AttemptedLogin { credential: whole, acting: None }, None);
+                self.authenticate(login, None, event).await?.ok_or(Refusal::Internal)?
+            }
+            (None, None) => return Err(Refusal::Internal),
+        };
         let mut redecisions = 0;
         loop {
-            let routed = self.find(credential, decision, event).await?;
-            decision = match frontend.complete(self, credential, routed, event).await? {
+            let routed = self.find(login, decision, event).await?;
+            decision = match frontend.complete(self, login, routed, event).await? {
                 Completion::Accepted(accepted) => return Ok(Some(accepted)),
                 Completion::Reloaded => return Ok(None),
                 Completion::Redecided(decision) => *decision,
                 Completion::Outdated if redecisions == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
                 Completion::Outdated => {
                     redecisions += 1;
-                    self.core.authn.decide(credential, self.client, LookupMode::Directory).await
+                    self.decide(login).await
                 }
             };
         }
@@ -230,24 +275,48 @@ impl LoginAttempt<'_> {
     }
 
     /// The first decision of an attempt. A cached correct password costs nothing; any other attempt is subject
-    /// to the throttle.
+    /// to the throttle, and so is one that is refused although the password is correct. `None`: `whole`, the name as
+    /// typed, is a name of its own and not those of a mailbox and of the user who acts for it.
     ///
     /// # Errors
-    /// The throttle's refusal: the directory was not asked.
-    async fn authenticate(&self, credential: &Credential, event: &mut LoginEvent) -> Result<AuthDecision, Refusal> {
+    /// The throttle's refusal, and an outage of the directory before the user was decided about.
+    async fn authenticate(
+        &self,
+        login: AttemptedLogin<'_>,
+        whole: Option<&Credential>,
+        event: &mut LoginEvent,
+    ) -> Result<Option<AuthDecision>, Refusal> {
+        let AttemptedLogin { credential, acting } = login;
         if let CredentialSecret::Token(bearer) = credential.secret() {
-            return Box::pin(self.authenticate_by_token(credential, bearer, event)).await;
+            return Box::pin(self.authenticate_by_token(login, bearer, event)).await.map(Some);
         }
         let (throttle, client) = (self.context.limits, self.client);
         let authn = &self.core.authn;
+        if whole.and_then(|whole| authn.recall(whole, client)).is_some_and(|decision| decision.result.is_ok()) {
+            return Ok(None);
+        }
+        let mut whole = whole;
         let recalled = match authn.recall(credential, client) {
-            Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
-                if let Ok(proven) = &decision.result
-                    && credential.is_guessable()
+            Some(decision) if decision.by == DecidedBy::Usher => return Ok(Some(decision)),
+            Some(decision) if decision.result.is_ok() => {
+                if let Some(whole) = whole.take()
+                    && Box::pin(self.is_name(whole.login())).await?
                 {
-                    throttle.cached_success(client, credential.login(), &proven.identity.entry().key());
+                    return Ok(None);
                 }
-                return Ok(decision);
+                let decision = self.act(acting, credential.login(), decision).await;
+                match &decision.result {
+                    Ok(proven) => {
+                        if credential.is_guessable() {
+                            let key = proven.identity.proven_entry().key();
+                            throttle.cached_success(client, credential.login(), &key);
+                        }
+                        return Ok(Some(decision));
+                    }
+                    // Free of charge, it would show that the password is correct.
+                    Err(Refusal::ActingNotAllowed(_)) => Some(decision),
+                    Err(_) => return Ok(Some(decision)),
+                }
             }
             recalled => recalled,
         };
@@ -257,9 +326,18 @@ impl LoginAttempt<'_> {
         (event.limited_by, event.delay) = (turn.by, turn.delay);
         event.delayed();
         wait_until(Instant::now() + turn.delay).await;
+        if let Some(whole) = whole
+            && Box::pin(self.is_name(whole.login())).await?
+        {
+            turn.settle(AttemptOutcome::Inconclusive);
+            return Ok(None);
+        }
         let decision = match recalled {
             Some(known) => known,
-            None => authn.attempt(credential, client, turn.begin_lookup()).await,
+            None => {
+                let decision = authn.attempt(credential, client, turn.begin_lookup()).await;
+                self.act(acting, credential.login(), decision).await
+            }
         };
         turn.log_if_over_limit(client);
         if decision.withheld.is_some() {
@@ -268,7 +346,9 @@ impl LoginAttempt<'_> {
         let outcome = match (&decision.result, decision.by) {
             // It says nothing about the guesses of others, and is charged to no name that they could use.
             (Ok(_), _) if !credential.is_guessable() => AttemptOutcome::Inconclusive,
-            (Ok(proven), _) => AttemptOutcome::Right(proven.identity.entry().key()),
+            (Ok(proven), _) => AttemptOutcome::Right(proven.identity.proven_entry().key()),
+            // The password is correct, but only as a wrong one would it show nothing.
+            (Err(Refusal::ActingNotAllowed(_)), _) => AttemptOutcome::Wrong,
             // What is reported as a wrong password costs as much, or the delay of the next guess would reveal that
             // the name exists, or that this guess was correct.
             (
@@ -291,54 +371,7 @@ impl LoginAttempt<'_> {
             (Err(_), _) => AttemptOutcome::Inconclusive,
         };
         turn.settle(outcome);
-        Ok(decision)
-    }
-
-    /// The same with a token. The name beside it proves nothing, so that no user is charged: a token that is none of a
-    /// known issuer's counts against the client's prefix, and delays no client with a good one.
-    async fn authenticate_by_token(
-        &self,
-        credential: &Credential,
-        bearer: &BearerToken,
-        event: &mut LoginEvent,
-    ) -> Result<AuthDecision, Refusal> {
-        let authn = &self.core.authn;
-        // A question to the issuer costs a request, whatever the token is: it waits for its turn.
-        let mut turn = None;
-        if authn.asks_issuer(bearer) {
-            let mut waited = self.token_turn(credential, event).await?;
-            let _ = waited.begin_lookup();
-            turn = Some(waited);
-        }
-        let decision = authn.decide(credential, self.client, LookupMode::Cached).await;
-        // A token that comes from where its user may not log in may be a stolen one.
-        let is_guess = match &decision.result {
-            Err(Refusal::Token(error)) => error.is_guess(),
-            Err(Refusal::NetworkNotAllowed | Refusal::UnusableNetworks) => true,
-            Ok(_) | Err(_) => false,
-        };
-        if !is_guess || bearer.token.is_empty() {
-            if let Some(turn) = turn {
-                turn.settle(AttemptOutcome::Inconclusive);
-            }
-            return Ok(decision);
-        }
-        let turn = match turn {
-            Some(turn) => turn,
-            None => self.token_turn(credential, event).await?,
-        };
-        turn.settle(AttemptOutcome::Wrong);
-        Ok(decision)
-    }
-
-    /// Charges a token to the client's prefix, and waits for the delay.
-    async fn token_turn(&self, credential: &Credential, event: &mut LoginEvent) -> Result<PendingAttempt<'_>, Refusal> {
-        let turn = self.context.limits.token_attempt(self.client, credential).await;
-        let turn = turn.map_err(|limited| event.limited(limited))?;
-        (event.limited_by, event.delay) = (turn.by, turn.delay);
-        event.delayed();
-        wait_until(Instant::now() + turn.delay).await;
-        Ok(turn)
+        Ok(Some(decision))
     }
 
     /// Applies a decision: waits while the user is held, routes, takes a session slot.
@@ -347,7 +380,7 @@ impl LoginAttempt<'_> {
     /// Why the user is not logged in.
     async fn find(
         &self,
-        credential: &Credential,
+        login: AttemptedLogin<'_>,
         mut decision: AuthDecision,
         event: &mut LoginEvent,
     ) -> Result<RoutedLogin, Refusal> {
@@ -355,16 +388,20 @@ impl LoginAttempt<'_> {
             event.decided(&decision, self.context.metrics);
             let proven = decision.result?;
             if proven.identity.entry().version.held {
-                self.wait_for_release(credential, &proven).await?;
+                self.wait_for_release(login.name(), &proven).await?;
                 // Most likely the mailbox has moved meanwhile.
-                decision = self.core.authn.decide(credential, self.client, LookupMode::Directory).await;
+                decision = self.decide(login).await;
                 continue;
             }
             // Routed first: a login without a route takes no session slot and no part of the rate.
-            let target = self.target(&proven, credential)?;
-            if !target.backend.takes(credential) {
+            let target = self.target(&proven, login.name())?;
+            let proof = login.proof(&proven);
+            if !target.backend.takes(proof) {
                 event.backend = Some(Arc::clone(&target.backend.name));
-                return Err(Refusal::NoServiceLogin);
+                return Err(match proof {
+                    LoginProof::Own(_) => Refusal::NoServiceLogin,
+                    LoginProof::Acting => Refusal::ActingNotAllowed(ActingFault::NoServiceLogin),
+                });
             }
             let place = self.place(&proven).map_err(|limited| event.limited(limited))?;
             event.routed(&target.backend.name, &target.login, target.by_default, self.context.metrics);
@@ -380,7 +417,7 @@ impl LoginAttempt<'_> {
     ///
     /// # Errors
     /// Why no backend was found.
-    pub(crate) fn target(&self, proven: &Proven, credential: &Credential) -> Result<Target, Refusal> {
+    pub(crate) fn target(&self, proven: &Proven, name: &Login) -> Result<Target, Refusal> {
         let (config, entry) = (&self.core.config, proven.identity.entry());
         routing::usable(entry)?;
         routing::allowed(&config.directory.allow, entry, self.protocol)?;
@@ -391,7 +428,7 @@ impl LoginAttempt<'_> {
             Some(name) => name?,
             None => {
                 let attribute = config.directory.login_attribute.as_deref();
-                routing::backend_login(attribute, entry, proven.name(credential))?
+                routing::backend_login(attribute, entry, proven.name(name))?
             }
         };
         Ok(Target { backend: Arc::clone(backend), login, by_default: route.by_default })
@@ -404,7 +441,7 @@ impl LoginAttempt<'_> {
 
     /// Waits until the directory no longer holds this user, by change notification or by polling. The timeout
     /// runs from the beginning of the attempt, because the backend needs time too.
-    async fn wait_for_release(&self, credential: &Credential, proven: &Proven) -> Result<(), Refusal> {
+    async fn wait_for_release(&self, name: &Login, proven: &Proven) -> Result<(), Refusal> {
         let (authn, held) = (&self.core.authn, proven.identity.entry());
         let until = self.began + self.core.config.directory.watch.hold_timeout;
         let mut next_poll = Instant::now() + HOLD_POLL;
@@ -419,7 +456,7 @@ impl LoginAttempt<'_> {
                 () = sleep_until(until) => return Err(Refusal::Hold),
                 () = changed => {}
                 () = sleep_until(next_poll) => {
-                    if timeout_at(until, authn.is_held(credential, proven)).await == Ok(Some(false)) {
+                    if timeout_at(until, authn.is_held(name, proven)).await == Ok(Some(false)) {
                         return Ok(());
                     }
                     next_poll = Instant::now() + HOLD_POLL;
@@ -428,9 +465,9 @@ impl LoginAttempt<'_> {
         }
     }
 
-    /// A session slot of this user.
+    /// A session slot of this user: of the one who acts, so that no user is kept out of a mailbox by others.
     fn place(&self, proven: &Proven) -> Result<SessionPermit, Limited> {
-        self.context.limits.session(self.client, &proven.identity.entry().key())
+        self.context.limits.session(self.client, &proven.identity.proven_entry().key())
     }
 }
 

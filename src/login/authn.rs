@@ -42,6 +42,8 @@ labels! {
         /// A bind within `cache.stale`, while no directory server is in use, or while wrong guesses have locked the
         /// account and the user is at a known prefix.
         Stale => "stale",
+        /// A bind of another user, now or cached, who may act for the mailbox.
+        Impersonation => "impersonation",
         /// No lookup: such a name or password is never sent.
         Usher => "usher",
     }
@@ -55,6 +57,7 @@ impl DecidedBy {
             Self::Cache => Some(DecisionBasis::Cache),
             Self::Negative => Some(DecisionBasis::Negative),
             Self::Stale => Some(DecisionBasis::Stale),
+            Self::Impersonation => Some(DecisionBasis::Impersonation),
             Self::Usher => None,
         }
     }
@@ -80,10 +83,22 @@ pub struct Proven {
 }
 
 impl Proven {
-    /// The name by which the user has been found: the one that was sent with the password, or a token's claim.
+    /// The name by which the user has been found: the one that was sent, or a token's claim.
     #[must_use]
-    pub(crate) fn name<'a>(&'a self, credential: &'a Credential) -> &'a Login {
-        self.token.as_ref().map_or_else(|| credential.login(), |token| token.claim())
+    pub(crate) fn name<'a>(&'a self, sent: &'a Login) -> &'a Login {
+        self.token.as_ref().map_or(sent, |token| token.claim())
+    }
+
+    /// The user's name for administrators. A claim may be a number that nobody knows.
+    #[must_use]
+    pub(super) fn shown_name(&self) -> Login {
+        let named = self.identity.entry().logins.first().and_then(|name| Login::parse(name.as_bytes()));
+        named.or_else(|| Some(self.token.as_ref()?.claim().clone())).unwrap_or_else(Login::absent)
+    }
+
+    /// As of the same point, the identity of another user, which rests on this one.
+    pub(super) fn with_identity(&self, identity: Identity) -> Self {
+        Self { identity: Arc::new(identity), token: None, since: self.since }
     }
 }
 
@@ -186,6 +201,11 @@ impl Authenticator {
     #[must_use]
     pub fn entries(&self) -> &Arc<TrackedEntries> {
         &self.entries
+    }
+
+    /// The directory.
+    pub(super) fn directory(&self) -> &dyn Directory {
+        &*self.directory
     }
 
     /// Decides without a lookup: a password that must not be sent, and cached answers. `None`: a directory
@@ -330,14 +350,15 @@ impl Authenticator {
     /// gets OK.
     #[must_use]
     pub fn is_current(&self, proven: &Proven) -> bool {
-        self.cache.holds(proven.identity.entry(), proven.since)
+        let holds = |entry: &Entry| self.cache.holds(entry, proven.since);
+        holds(proven.identity.entry()) && proven.identity.acting().is_none_or(|acting| holds(&acting.entry))
     }
 
     /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
-    pub async fn is_held(&self, credential: &Credential, proven: &Proven) -> Option<bool> {
+    pub async fn is_held(&self, name: &Login, proven: &Proven) -> Option<bool> {
         match &proven.token {
             Some(token) => self.is_claim_held(token).await,
-            None => self.is_entry_held(self.directory.find(credential.login(), NameKind::Login).await.0.ok()?),
+            None => self.is_entry_held(self.directory.find(name, NameKind::Login).await.0.ok()?),
         }
     }
 

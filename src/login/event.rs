@@ -48,6 +48,12 @@ pub(crate) struct LoginEvent {
     pub mechanism: Option<TokenForm>,
     /// The token, if one was verified.
     pub token: Option<Arc<VerifiedToken>>,
+    /// The name of the user who acts, and that of the mailbox.
+    pub acting: Option<(Login, Login)>,
+    /// The DN of the entry of the user who acts.
+    pub acting_dn: Option<Arc<str>>,
+    /// By what right it acts.
+    pub acting_by: Option<&'static str>,
     /// The name given to the backend.
     pub backend_login: Option<String>,
     /// The entry's DN.
@@ -99,6 +105,16 @@ impl LoginEvent {
         self.entry_fault = decision.fault.as_ref().map(ToString::to_string);
         if let Ok(proven) = &decision.result {
             self.mail_host.clone_from(&proven.identity.entry().mail_hosts);
+        }
+        if let Ok(proven) = &decision.result
+            && let Some(user) = proven.identity.acting()
+        {
+            (self.acting_dn, self.acting_by) = (Some(Arc::clone(&user.entry.dn)), Some(user.authority.label()));
+            self.steps.learn(|| Some(Fact::Login(user.name.as_str().into())));
+            self.steps.learn(|| Some(Fact::Dn(Arc::clone(&user.entry.dn))));
+        }
+        if let Some((actor, target)) = &self.acting {
+            self.steps.note(Leg::Usher, || steps::acting(actor, target, decision));
         }
         self.steps.learn(|| decision.dn.clone().map(Fact::Dn));
         let kind = self.kind();
@@ -198,6 +214,12 @@ impl LoginEvent {
         let parts =
             [self.trace.diagnostic.map(|said| said.to_string()), self.trace.message.as_deref().map(str::to_owned)];
         let directory_message = parts.into_iter().flatten().reduce(|said, text| format!("{said}: {text}"));
+        let (acting, acting_for) =
+            self.acting.as_ref().map(|(actor, target)| (actor.as_str(), target.as_str())).unzip();
+        let acting_refused =
+            refusal.and_then(
+                |refusal| if let Refusal::ActingNotAllowed(fault) = refusal { Some(fault.label()) } else { None },
+            );
         // One list of fields at three levels: a level is part of the event's static description.
         macro_rules! event {
             ($level:ident) => {
@@ -212,6 +234,11 @@ impl LoginEvent {
                     issuer = token.map(|token| tracing::field::display(Bounded(token.issuer().as_bytes()))),
                     claim = claim.as_deref().map(|claim| tracing::field::display(Bounded(claim.as_bytes()))),
                     token_error,
+                    acting = acting.map(|name| tracing::field::display(Bounded(name.as_bytes()))),
+                    acting_for = acting_for.map(|name| tracing::field::display(Bounded(name.as_bytes()))),
+                    acting_dn = self.acting_dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),
+                    acting_by = self.acting_by,
+                    acting_refused,
                     login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Bounded(name.as_bytes()))),
                     dn = self.dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),
                     other_dn = self.other_dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),

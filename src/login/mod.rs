@@ -1,5 +1,6 @@
 //! The login core, whichever frontend is used: from a credential to a backend, and the events that report it.
 
+pub(crate) mod acting;
 pub(crate) mod attempt;
 pub(crate) mod authn;
 pub(crate) mod core;

@@ -4,11 +4,13 @@
 //! [`Refusal::reply`] is the only way from one to the other. No module defines reasons of its own.
 
 mod account_state;
+mod acting_fault;
 mod refusal;
 mod reply;
 mod token_error;
 
 pub(crate) use account_state::AccountState;
+pub(crate) use acting_fault::ActingFault;
 pub(crate) use refusal::{Proof, Refusal, Side};
 pub(crate) use reply::BackendReply;
 pub use reply::Reply;

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::{AccountState, BackendReply, Reply, TokenError};
+use super::{AccountState, ActingFault, BackendReply, Reply, TokenError};
 
 /// The side that caused it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +141,9 @@ refusals! {
     NoServiceLogin = "no_service_login", Backend, NoRoute, NoMailbox;
     /// The client asked to act as another user (SASL authzid), or its token is another user's.
     AuthzidNotAllowed = "authzid_not_allowed", Client, Other, AuthzidNotAllowed;
+    /// The password is right, and this user may not act for this mailbox. What the client hears is a wrong password:
+    /// another reply would show who is an administrator, and which passwords are right.
+    ActingNotAllowed(ActingFault) = "acting_not_allowed", Client, Other, AuthenticationFailed;
     /// The password is right, and this user may not use this protocol, or not use mail at all.
     NotAllowed = "not_allowed", Client, NoRoute, NotPermitted;
     /// The password is right, and the entry does not permit the client's address. The reply is that to a wrong one.

@@ -9,7 +9,7 @@ use super::trial::{HOST, SESSION};
 use super::{Credentials, FrontSettings, OUTPUT, PROTOCOLS, Protocol, SaslOffer, Step, by_name, capabilities};
 use crate::base::credential::CredentialSecret;
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, BackendReply, Proof, Refusal, Reply, TokenError};
+use crate::outcome::{AccountState, ActingFault, BackendReply, Proof, Refusal, Reply, TokenError};
 
 /// The documentation that holds the table.
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
@@ -121,6 +121,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::NoPassword,
         Refusal::NetworkNotAllowed,
         Refusal::UnusableNetworks,
+        Refusal::ActingNotAllowed(ActingFault::NotPermitted),
         Refusal::UnusableEntry(Proof::Missing),
         Refusal::NoMailHost,
         Refusal::SeveralMailHosts,

@@ -92,6 +92,7 @@ mod tests {
             groups: Vec::new(),
             service: None,
             token: crate::config::TokenLogin::Service,
+            impersonation_service: None,
             source: Vec::new(),
             timeout: Duration::from_secs(4),
             pass_refusals: true,

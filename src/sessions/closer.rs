@@ -99,6 +99,7 @@ const fn rank(why: TerminationReason) -> usize {
         | TerminationReason::CertificateRemoved
         | TerminationReason::Disabled
         | TerminationReason::Expired
+        | TerminationReason::GrantRevoked
         | TerminationReason::Kicked => 1,
         TerminationReason::Deleted => 2,
         TerminationReason::PasswordChanged => 3,

@@ -20,7 +20,7 @@ use ipnet::IpNet;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
     /// The user: a login name as typed, in any case, or the entry's DN. Includes the user's sessions under
-    /// other names.
+    /// other names, and those in which the user acts for another one's mailbox.
     pub user: Option<String>,
     /// The backend.
     pub backend: Option<String>,
@@ -114,12 +114,10 @@ impl Filter {
     #[must_use]
     pub(crate) fn choose(&self, mut sessions: Vec<Arc<Session>>, dn: Option<Arc<str>>, now: u64) -> Vec<Arc<Session>> {
         if let Some(user) = &self.user {
-            let named = |session: &&Arc<Session>| Self::is_name(user, &session.login);
-            let mut dns: BTreeSet<String> =
-                sessions.iter().filter(named).map(|session| session.dn.to_lowercase()).collect();
+            let mut dns: BTreeSet<String> = sessions.iter().flat_map(|session| session.dns_named(user)).collect();
             dns.extend([user.to_lowercase()]);
             dns.extend(dn.map(|dn| dn.to_lowercase()));
-            sessions.retain(|session| dns.contains(&session.dn.to_lowercase()));
+            sessions.retain(|session| session.dns().any(|dn| dns.contains(&dn.to_lowercase())));
         }
         sessions.retain(|session| self.fits(session, now));
         sessions
@@ -171,6 +169,8 @@ mod tests {
             id: Registry::default().next_id(),
             login: login.into(),
             dn: dn.into(),
+            acting: None,
+            acting_dn: None,
             client: client.parse().unwrap(),
             protocol: "imap".into(),
             backend: backend.into(),

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::base::credential::CertificateDigest;
-use crate::directory::{Entry, EntryKey, EntryNames};
+use crate::directory::{Entry, EntryKey, EntryNames, UserActing};
 use crate::proto::ClosingNotice;
 use crate::sessions::id::{self, SessionId};
 use crate::telemetry::labels::SessionEnd;
@@ -33,6 +33,12 @@ pub(crate) struct Session {
     pub login: Arc<str>,
     /// The entry's DN.
     pub dn: Arc<str>,
+    /// The login name of the user who acts for this one, if it does not log in itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acting: Option<Arc<str>>,
+    /// The DN of that user's entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acting_dn: Option<Arc<str>>,
     /// The client's address.
     pub client: IpAddr,
     /// The protocol's name.
@@ -41,6 +47,22 @@ pub(crate) struct Session {
     pub backend: Arc<str>,
     /// When it was logged in, Unix seconds.
     pub since: u64,
+}
+
+impl Session {
+    /// The DNs of its user and of the user who acts for it.
+    pub(crate) fn dns(&self) -> impl Iterator<Item = &Arc<str>> {
+        iter::once(&self.dn).chain(&self.acting_dn)
+    }
+
+    /// The DNs, in small letters, of those of its users that have this login name, in any case.
+    pub(crate) fn dns_named(&self, name: &str) -> impl Iterator<Item = String> + use<> {
+        let is_name = |login: &str| login.trim().eq_ignore_ascii_case(name.trim());
+        let user = is_name(&self.login).then(|| self.dn.to_lowercase());
+        let is_acting = self.acting.as_deref().is_some_and(is_name);
+        let acting = self.acting_dn.as_ref().filter(|_| is_acting).map(|dn| dn.to_lowercase());
+        user.into_iter().chain(acting)
+    }
 }
 
 /// The entry and the backend name that a session was logged in with.
@@ -52,6 +74,15 @@ pub(crate) struct SessionBasis {
     pub backend_login: Arc<str>,
     /// The certificate that the entry has to list, if the login was decided by one.
     pub certificate: Option<CertificateDigest>,
+    /// The user who acts for this one, in the version that the login was decided by.
+    pub acting: Option<Arc<UserActing>>,
+}
+
+impl SessionBasis {
+    /// The entries of its users: a change of either counts.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        iter::once(&self.entry).chain(self.acting.as_ref().map(|acting| &acting.entry))
+    }
 }
 
 /// Why usher ends a session.
@@ -73,6 +104,8 @@ pub enum TerminationReason {
     Network,
     /// The entry does not list the client's certificate any more.
     CertificateRemoved,
+    /// The entry of the mailbox does not name the user who acts for it any more.
+    GrantRevoked,
     /// The account is held: no login until the hold ends.
     Hold,
     /// An administrator ended it.
@@ -89,7 +122,7 @@ impl TerminationReason {
             Self::Moved | Self::Hold => Some(ClosingNotice::MailboxMoved),
             Self::PasswordChanged => Some(ClosingNotice::PasswordChanged),
             Self::Network => Some(ClosingNotice::NetworkNotAllowed),
-            Self::Disabled | Self::Expired | Self::Deleted | Self::CertificateRemoved => {
+            Self::Disabled | Self::Expired | Self::Deleted | Self::CertificateRemoved | Self::GrantRevoked => {
                 Some(ClosingNotice::AccountUnavailable)
             }
             Self::BackendDrained => Some(ClosingNotice::Maintenance),
@@ -110,6 +143,7 @@ impl TerminationReason {
             Self::PasswordChanged => SessionEnd::PasswordChanged,
             Self::Network => SessionEnd::Network,
             Self::CertificateRemoved => SessionEnd::CertificateRemoved,
+            Self::GrantRevoked => SessionEnd::GrantRevoked,
             Self::Hold => SessionEnd::Hold,
             Self::Kicked => SessionEnd::Kicked,
             Self::BackendDrained => SessionEnd::BackendDrained,
@@ -127,7 +161,7 @@ pub(crate) struct Registry {
 #[derive(Debug, Default)]
 struct SessionTable {
     sessions: BTreeMap<SessionId, (Arc<Session>, SessionBasis)>,
-    /// The same by principal: the user's entry, by its id and by its DN.
+    /// The same by principal: the user's entry, and that of a user who acts for it, by id and by DN.
     by_principal: BTreeSet<(EntryKey, SessionId)>,
     /// How many sessions each backend has, by protocol.
     counts: BTreeMap<Arc<str>, BTreeMap<Cow<'static, str>, usize>>,
@@ -149,7 +183,9 @@ struct OpenSession {
 impl SessionTable {
     fn insert(&mut self, session: Session, basis: SessionBasis, stop: oneshot::Sender<TerminationReason>) {
         let (id, backend) = (session.id, Arc::clone(&session.backend));
-        self.by_principal.extend(principals(&session, &basis).keys().map(|key| (key, id)));
+        for names in principals(&session, &basis) {
+            self.by_principal.extend(names.keys().map(|key| (key, id)));
+        }
         let protocols = self.counts.entry(Arc::clone(&backend)).or_default();
         *protocols.entry(session.protocol.clone()).or_default() += 1;
         self.sessions.insert(id, (Arc::new(session), basis));
@@ -162,8 +198,10 @@ impl SessionTable {
     fn remove(&mut self, id: SessionId) {
         self.take_open(id);
         let Some((session, basis)) = self.sessions.remove(&id) else { return };
-        for key in principals(&session, &basis).keys() {
-            self.by_principal.remove(&(key, id));
+        for names in principals(&session, &basis) {
+            for key in names.keys() {
+                self.by_principal.remove(&(key, id));
+            }
         }
         if let Some(protocols) = self.counts.get_mut(&session.backend) {
             if let Some(count) = protocols.get_mut(&session.protocol) {
@@ -238,13 +276,14 @@ impl Registry {
         self.lock().sessions.len()
     }
 
-    /// The sessions of an entry with one of these names, oldest first, each with what it was logged in with.
+    /// The sessions of an entry with one of these names, and those in which it acts for another one, oldest first,
+    /// each with what it was logged in with.
     #[must_use]
     pub(crate) fn of(&self, names: &EntryNames) -> Vec<(Arc<Session>, SessionBasis)> {
         let table = self.lock();
         let ids: BTreeSet<SessionId> = names.keys().flat_map(|key| table.ids(&key).collect::<Vec<_>>()).collect();
         let listed = ids.into_iter().filter_map(|id| table.sessions.get(&id));
-        listed.filter(|(session, basis)| !principals(session, basis).is_other(names)).cloned().collect()
+        listed.filter(|(session, basis)| has_principal(session, basis, names)).cloned().collect()
     }
 
     /// The entry with one of these names, the id first, in the version of its latest session; `None` if it has no
@@ -254,7 +293,8 @@ impl Registry {
         let table = self.lock();
         let latest = names.keys().find_map(|key| table.ids(&key).next_back())?;
         let (session, basis) = table.sessions.get(&latest)?;
-        (!principals(session, basis).is_other(names)).then(|| Arc::clone(&basis.entry))
+        let mut versions = iter::zip(principals(session, basis), basis.entries());
+        versions.find(|(known, _)| is_of(known, names)).map(|(_, entry)| Arc::clone(entry))
     }
 
     /// Whether an entry with one of these names has sessions.
@@ -270,11 +310,20 @@ impl Registry {
         let mut table = self.lock();
         for id in table.ids(&old).collect::<Vec<_>>() {
             if let Some((session, basis)) = table.sessions.get_mut(&id) {
-                if principals(session, basis).is_other(names) {
+                if !has_principal(session, basis, names) {
                     continue;
                 }
-                *session = Arc::new(Session { dn: Arc::clone(new), ..Session::clone(session) });
-                basis.entry = Arc::new(Entry { dn: Arc::clone(new), ..Entry::clone(&basis.entry) });
+                let renamed = |entry: &Arc<Entry>| Arc::new(Entry { dn: Arc::clone(new), ..Entry::clone(entry) });
+                let [is_user, acts] = roles(session, basis, names);
+                if is_user {
+                    *session = Arc::new(Session { dn: Arc::clone(new), ..Session::clone(session) });
+                    basis.entry = renamed(&basis.entry);
+                }
+                if acts && let Some(user) = &basis.acting {
+                    let user = UserActing { entry: renamed(&user.entry), ..UserActing::clone(user) };
+                    *session = Arc::new(Session { acting_dn: Some(Arc::clone(new)), ..Session::clone(session) });
+                    basis.acting = Some(Arc::new(user));
+                }
             }
             table.by_principal.remove(&(old.clone(), id));
             table.by_principal.insert((EntryKey::by_dn(names.realm, new), id));
@@ -327,9 +376,26 @@ impl Registry {
     }
 }
 
-/// The names of a session's user.
-fn principals(session: &Session, basis: &SessionBasis) -> EntryNames {
-    EntryNames { dn: Some(Arc::clone(&session.dn)), ..basis.entry.names() }
+/// The names of a session's user, and of the user who acts for it.
+fn principals(session: &Session, basis: &SessionBasis) -> impl Iterator<Item = EntryNames> {
+    let user = EntryNames { dn: Some(Arc::clone(&session.dn)), ..basis.entry.names() };
+    iter::once(user).chain(basis.acting.as_ref().map(|acting| acting.entry.names()))
+}
+
+/// Whether these are names of one entry: they have a name in common, and no other contradicts it.
+fn is_of(known: &EntryNames, names: &EntryNames) -> bool {
+    !known.is_other(names) && known.keys().any(|key| names.keys().any(|name| name == key))
+}
+
+/// Whether the entry with these names is the session's user, and whether it acts for that user.
+#[must_use]
+pub(crate) fn roles(session: &Session, basis: &SessionBasis, names: &EntryNames) -> [bool; 2] {
+    let mut known = principals(session, basis).map(|known| is_of(&known, names));
+    [known.next().unwrap_or_default(), known.next().unwrap_or_default()]
+}
+
+fn has_principal(session: &Session, basis: &SessionBasis, names: &EntryNames) -> bool {
+    roles(session, basis, names).contains(&true)
 }
 
 /// The range of all sessions of a principal or a backend in an index.
@@ -378,7 +444,8 @@ impl Drop for ListedSession {
 impl SessionBasis {
     /// What a session of this DN was logged in with, for tests.
     pub(crate) fn for_tests(dn: &str) -> Self {
-        Self { entry: Arc::new(Entry::for_tests(dn, &[])), backend_login: "alice".into(), certificate: None }
+        let entry = Arc::new(Entry::for_tests(dn, &[]));
+        Self { entry, backend_login: "alice".into(), certificate: None, acting: None }
     }
 }
 

@@ -48,6 +48,8 @@ labels! {
         Negative => "negative",
         /// A bind within `cache.stale`.
         Stale => "stale",
+        /// A user that acts for another one's mailbox.
+        Impersonation => "impersonation",
         /// A route by `routing.default`.
         Default => "default",
     }
@@ -240,6 +242,8 @@ labels! {
         Network => "network",
         /// The entry does not list the client's certificate any more.
         CertificateRemoved => "certificate_removed",
+        /// The entry of the mailbox does not name the user who acts for it any more.
+        GrantRevoked => "grant_revoked",
         /// The account is held.
         Hold => "hold",
         /// An administrator ended it.

@@ -109,7 +109,9 @@ impl ChangeState {
             Change::RefreshStarted(round) => {
                 // After a reload, or when the store is full, a session's entry may not be tracked: a refresh
                 // must find it changed, or missing.
-                inputs.sessions.listed().for_each(|(_, basis)| drop(entries.track(&basis.entry)));
+                for (_, basis) in inputs.sessions.listed() {
+                    basis.entries().for_each(|entry| drop(entries.track(entry)));
+                }
                 entries.begin_refresh(&round.server, round.local_timestamps);
                 entries.begin_round();
                 (self.batch, self.whole) = (Some(Vec::new()), round.whole);

@@ -8,9 +8,10 @@
 use std::sync::Arc;
 
 use crate::config::{OnChange, Routing, Watch};
-use crate::directory::Entry;
+use crate::directory::{Authority, Entry, UserActing};
 use crate::outcome::{AccountState, Refusal};
 use crate::proto;
+use crate::proto::ldap::dn;
 use crate::routing;
 use crate::sessions::registry::{Session, SessionBasis, TerminationReason};
 use crate::telemetry::labels::DirectoryChange;
@@ -153,22 +154,57 @@ pub(super) fn compare(
         return Consequence { renamed: false, reasons: vec![TerminationReason::Deleted] };
     };
     let closed = entry.version.account_state(now);
+    // An administrator may act for a mailbox that is closed: only one that was open then is closed by a change.
+    let was_closed = basis.acting.is_some() && basis.entry.version.account_state(session.since).is_some();
+    let closed = closed.filter(|_| !was_closed);
+    let is_revoked = basis.acting.as_ref().is_some_and(|acting| match &acting.authority {
+        Authority::Grant(value) => !entry.grants.iter().any(|grant| **grant == **value),
+        Authority::Administrator => false,
+    });
     let (led, leads) = (route_target(routing, &basis.entry), route_target(routing, entry));
     let is_elsewhere = led != leads && leads.as_ref().ok() != Some(&session.backend);
     let is_same_login = matches!(entry.logins.as_slice(), [login] if **login == *basis.backend_login);
     let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
     let reasons = [
-        // First: a client elsewhere learns nothing of the account.
-        (!entry.permits(session.client), TerminationReason::Network),
+        // First: a client elsewhere learns nothing of the account. The networks of a user who acts for this one are its own.
+        (basis.acting.is_none() && !entry.permits(session.client), TerminationReason::Network),
         (entry.version.held, TerminationReason::Hold),
         (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
         (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
         (basis.certificate.is_some_and(|certificate| !entry.lists(certificate)), TerminationReason::CertificateRemoved),
+        (is_revoked, TerminationReason::GrantRevoked),
         (is_elsewhere || is_renamed_there, TerminationReason::Moved),
-        (basis.entry.version.password_changed != entry.version.password_changed, TerminationReason::PasswordChanged),
+        (
+            basis.acting.is_none() && basis.entry.version.password_changed != entry.version.password_changed,
+            TerminationReason::PasswordChanged,
+        ),
     ];
     let reasons = reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect();
     Consequence { renamed: session.dn != entry.dn, reasons }
+}
+
+/// What the newest version of the entry of a user means for a session in which that user acts for another one: where
+/// its own mail is does not count.
+pub(super) fn compare_acting(session: &Session, acting: &UserActing, newest: Newest<'_>, now: u64) -> Consequence {
+    let Newest::Entry(entry) = newest else {
+        return Consequence { renamed: false, reasons: vec![TerminationReason::Deleted] };
+    };
+    let closed = entry.version.account_state(now);
+    let renamed = acting.entry.dn != entry.dn;
+    // After a rename the mailbox's entry names a DN or a login that is another entry's, or no one's.
+    let is_revoked = match &acting.authority {
+        Authority::Grant(value) if dn::is_dn(value) => !dn::is_same(value, &entry.dn),
+        Authority::Grant(_) => acting.entry.logins != entry.logins,
+        Authority::Administrator => false,
+    };
+    let reasons = [
+        (!entry.permits(session.client), TerminationReason::Network),
+        (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
+        (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
+        (is_revoked, TerminationReason::GrantRevoked),
+        (acting.entry.version.password_changed != entry.version.password_changed, TerminationReason::PasswordChanged),
+    ];
+    Consequence { renamed, reasons: reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect() }
 }
 
 impl Consequence {
@@ -189,6 +225,7 @@ pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
         TerminationReason::PasswordChanged => watch.on_password_change,
         TerminationReason::Network
         | TerminationReason::CertificateRemoved
+        | TerminationReason::GrantRevoked
         | TerminationReason::Hold
         | TerminationReason::Drain
         | TerminationReason::Kicked
@@ -206,7 +243,7 @@ pub(super) fn route_target(routing: &Routing, entry: &Entry) -> RouteTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::credential::CertificateDigest;
+    use crate::base::credential::{CertificateDigest, Login};
     use crate::directory::EntryVersion;
 
     const NOW: u64 = 1_000;
@@ -228,6 +265,66 @@ mod tests {
             change(entry);
         });
         Difference::between(&entry(|_| {}), &changed, &routing(), exact, NOW)
+    }
+
+    #[test]
+    fn session_of_a_user_who_acts_depends_on_both_entries() {
+        let value = "uid=helper,o=x";
+        let grant = Authority::Grant(value.into());
+        let entry = Entry { logins: vec!["helper".to_owned()], ..Entry::for_tests(value, &[]) };
+        let acting = |authority| {
+            let name = Login::parse(b"helper").unwrap();
+            Arc::new(UserActing { name, entry: Arc::new(entry.clone()), authority })
+        };
+        let mut basis = SessionBasis { acting: Some(acting(grant)), ..SessionBasis::for_tests("uid=a") };
+        let mut session: Session = serde_json::from_value(serde_json::json!({
+            "id": "06AAAAAAAAAAA", "login": "a", "dn": "uid=a", "client": "192.0.2.1", "protocol": "imap",
+            "backend": "server3", "since": 0,
+        }))
+        .unwrap();
+        session.acting = Some("helper".into());
+        let mailbox = |change: fn(&mut Entry)| {
+            let mut entry = Entry::for_tests("uid=a", &[]);
+            entry.grants = vec!["other".to_owned(), "uid=helper,o=x".to_owned()];
+            change(&mut entry);
+            entry
+        };
+        let of_mailbox = |basis: &SessionBasis, entry: &Entry| {
+            compare(&session, basis, Newest::Entry(entry), &routing(), NOW).reasons
+        };
+        assert_eq!(of_mailbox(&basis, &mailbox(|_| {})), []);
+        let revoked = mailbox(|entry| entry.grants.truncate(1));
+        assert_eq!(of_mailbox(&basis, &revoked), [TerminationReason::GrantRevoked]);
+        let disabled = mailbox(|entry| entry.version.disabled = true);
+        assert_eq!(of_mailbox(&basis, &disabled), [TerminationReason::Disabled]);
+        let password = mailbox(|entry| entry.version.password_changed = Some(1));
+        assert_eq!(of_mailbox(&basis, &password), [], "it is not this password that has opened the mailbox");
+
+        let of_user = |acting: &UserActing, change: fn(&mut Entry)| {
+            let mut entry = Entry { mail_hosts: vec!["server9".to_owned()], ..entry.clone() };
+            change(&mut entry);
+            compare_acting(&session, acting, Newest::Entry(&entry), NOW).reasons
+        };
+        let user = basis.acting.clone().unwrap();
+        assert_eq!(of_user(&user, |_| {}), [], "its own mail does not count");
+        assert_eq!(of_user(&user, |entry| entry.version.disabled = true), [TerminationReason::Disabled]);
+        assert_eq!(of_user(&user, |entry| entry.dn = "uid=new,o=x".into()), [TerminationReason::GrantRevoked]);
+        let password = of_user(&user, |entry| entry.version.password_changed = Some(1));
+        assert_eq!(password, [TerminationReason::PasswordChanged]);
+        let login: fn(&mut Entry) = |entry| entry.logins = vec!["other".to_owned()];
+        assert_eq!(of_user(&user, login), [], "it is named by its DN");
+        let by_name = acting(Authority::Grant("helper".into()));
+        assert_eq!(of_user(&by_name, login), [TerminationReason::GrantRevoked]);
+        let gone = compare_acting(&session, &user, Newest::Deleted, NOW).reasons;
+        assert_eq!(gone, [TerminationReason::Deleted]);
+
+        // An administrator needs no grant, and may act for a mailbox that was disabled before.
+        basis.acting = Some(acting(Authority::Administrator));
+        assert_eq!(of_mailbox(&basis, &revoked), []);
+        basis.entry = Arc::new(disabled.clone());
+        assert_eq!(of_mailbox(&basis, &disabled), []);
+        let renamed = of_user(&acting(Authority::Administrator), |entry| entry.dn = "uid=new,o=x".into());
+        assert_eq!(renamed, []);
     }
 
     #[test]
@@ -267,6 +364,8 @@ mod tests {
                 id: crate::sessions::registry::Registry::default().next_id(),
                 login: "alice".into(),
                 dn: "uid=a".into(),
+                acting: None,
+                acting_dn: None,
                 client: "192.0.2.1".parse().unwrap(),
                 protocol: "imap".into(),
                 backend: "server3".into(),

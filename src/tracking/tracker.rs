@@ -14,12 +14,12 @@ use crate::cache::Cache;
 use crate::config::{self, Routing};
 use crate::directory::{Change, Entry, EntryNames, Realm};
 use crate::sessions::closer::Closer;
-use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason};
+use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason, roles};
 use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::actions::{Action, Modifier, Report};
 use crate::tracking::apply::{ChangeState, Inputs};
-use crate::tracking::compare::{Newest, RouteTarget, compare, is_wanted};
+use crate::tracking::compare::{Newest, RouteTarget, compare, compare_acting, is_wanted};
 use crate::tracking::store::{Reconciled, TrackedEntries};
 
 /// What a change is evaluated against, and the cache that it may invalidate.
@@ -127,8 +127,12 @@ impl ChangeTracker {
         let newest = if deleted { Newest::Deleted } else { Newest::Entry(entry) };
         let sessions = self.registry.of(&entry.names());
         self.closer.close_changed(sessions.iter().filter_map(|(session, basis)| {
-            let consequence = compare(session, basis, newest, context.routing, now);
-            Some((session.id, consequence.ends(session, context.watch)?))
+            let [is_user, acts] = roles(session, basis, &entry.names());
+            let user = is_user.then(|| compare(session, basis, newest, context.routing, now));
+            let acting =
+                basis.acting.as_ref().filter(|_| acts).map(|acting| compare_acting(session, acting, newest, now));
+            let why = user.into_iter().chain(acting).find_map(|found| found.ends(session, context.watch))?;
+            Some((session.id, why))
         }));
     }
 
@@ -143,6 +147,20 @@ impl ChangeTracker {
         basis: &SessionBasis,
         context: &TrackingContext<'_>,
     ) -> Result<(), TerminationReason> {
+        if let Some(acting) = &basis.acting {
+            match context.entries.reconcile(&acting.entry) {
+                Reconciled::AsReported => drop(context.entries.track(&acting.entry)),
+                Reconciled::Replaced(entry) => {
+                    let consequence = compare_acting(session, acting, Newest::Entry(&entry), unix_now());
+                    if consequence.renamed {
+                        let names = EntryNames { dn: Some(Arc::clone(&acting.entry.dn)), ..entry.names() };
+                        self.registry.rename(&names, &entry.dn);
+                    }
+                    consequence.reasons.first().map_or(Ok(()), |why| Err(*why))?;
+                }
+                Reconciled::Deleted => return Err(TerminationReason::Deleted),
+            }
+        }
         let newest = match context.entries.reconcile(&basis.entry) {
             // From now on a change is compared with the version of this login, or a newer one.
             Reconciled::AsReported => {
@@ -168,10 +186,17 @@ impl ChangeTracker {
         }
         let now = unix_now();
         let has_expired = |session: &Session, basis: &SessionBasis| {
-            let tracked = context.entries.by_dn(basis.entry.version.realm, &session.dn);
-            let newest = tracked.as_ref().map_or(&basis.entry, |tracked| &tracked.entry);
-            let consequence = compare(session, basis, Newest::Entry(newest), context.routing, now);
-            consequence.reasons.contains(&TerminationReason::Expired)
+            let tracked = |entry: &Arc<Entry>, dn| {
+                let tracked = context.entries.by_dn(entry.version.realm, dn);
+                tracked.map_or_else(|| Arc::clone(entry), |tracked| tracked.entry)
+            };
+            let newest = tracked(&basis.entry, &session.dn);
+            let user = compare(session, basis, Newest::Entry(&newest), context.routing, now);
+            let acting = basis.acting.as_ref().map(|acting| {
+                let newest = tracked(&acting.entry, &acting.entry.dn);
+                compare_acting(session, acting, Newest::Entry(&newest), now)
+            });
+            [Some(user), acting].iter().flatten().any(|found| found.reasons.contains(&TerminationReason::Expired))
         };
         let expired = self.registry.listed().filter(|(session, basis)| has_expired(session, basis));
         self.closer.close_changed(expired.map(|(session, _)| (session.id, TerminationReason::Expired)));

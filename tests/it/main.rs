@@ -6,6 +6,7 @@
 
 mod kit;
 
+mod acting;
 mod address;
 mod architecture;
 mod auth_http;

@@ -31,6 +31,8 @@ pub struct Directory {
     pub login_attribute: Option<String>,
     /// The attribute with the networks that a user may log in from; `None`: all users from everywhere.
     pub networks_attribute: Option<String>,
+    /// The attribute with the users that may act for a mailbox; `None`: it names none.
+    pub grant_attribute: Option<String>,
     /// The protocols that a user may use.
     pub allow: Allow,
     /// The whole decision.
@@ -72,6 +74,7 @@ impl Directory {
             mail_host_attribute: "mailHost".to_owned(),
             login_attribute: None,
             networks_attribute: None,
+            grant_attribute: None,
             allow: Allow::default(),
             timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_millis(1_200),

@@ -6,6 +6,7 @@
 //! `config.example.yaml`.
 
 mod directory;
+mod impersonation;
 mod limits;
 mod listeners;
 mod process;
@@ -24,6 +25,7 @@ pub(crate) use directory::{
     Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, OnChange,
     ServiceAccount, Watch, WatchMode,
 };
+pub(crate) use impersonation::{Administrators, Impersonation};
 use ipnet::IpNet;
 pub(crate) use limits::{Cache, Drain, Limits, OnUnavailable};
 pub(crate) use listeners::{CertificateMatch, ClientLogin, Listener, ListenerTls};
@@ -56,6 +58,8 @@ pub struct Config {
     pub trusted: Vec<IpNet>,
     /// Backends and who goes where.
     pub routing: Routing,
+    /// Which users may act for a mailbox.
+    pub impersonation: Impersonation,
     /// How long decisions are kept.
     pub cache: Cache,
     /// What a client may use.

@@ -36,6 +36,8 @@ pub struct Backend {
     pub service: Option<BackendService>,
     /// How users with a token log in there.
     pub token: TokenLogin,
+    /// The account that logs in for a user that acts for a mailbox; `None`: `service`.
+    pub impersonation_service: Option<BackendService>,
     /// The addresses that connections to it come from, in turn; none: as the system chooses.
     pub source: Vec<IpAddr>,
     /// Connect to the answer of the login.
@@ -60,6 +62,14 @@ pub enum TokenLogin {
         /// The claim with the name there; `None`: the name of a login with a password.
         user_claim: Option<String>,
     },
+}
+
+impl Backend {
+    /// The account that logs in for a user that acts for a mailbox, if one can.
+    #[must_use]
+    pub fn acting_account(&self) -> Option<&BackendService> {
+        self.impersonation_service.as_ref().or(self.service.as_ref())
+    }
 }
 
 /// When a backend's address counts as down, and how it comes back.

@@ -66,6 +66,7 @@ fn every_key_is_read() {
         },
         reads_certificates: false,
         mail_host_attribute: "mailServer".into(),
+        grant_attribute: None,
         login_attribute: Some("uid".into()),
         networks_attribute: None,
         allow: Allow { values: own_names(), ..Allow::default() },

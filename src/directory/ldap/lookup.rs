@@ -32,6 +32,7 @@ fn disabling(attribute: DisabledBy) -> (String, AttributeRole) {
 pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, AttributeRole)> {
     let mut read = vec![(settings.mail_host_attribute.clone(), AttributeRole::MailHost)];
     read.extend(settings.login_attribute.clone().map(|name| (name, AttributeRole::Login)));
+    read.extend(settings.grant_attribute.clone().map(|name| (name, AttributeRole::Grant)));
     read.extend(settings.watch.hold_attribute.clone().map(|name| (name, AttributeRole::Hold)));
     read.extend(settings.networks_attribute.clone().map(|name| (name, AttributeRole::Networks)));
     read.extend(settings.allow.attribute.clone().map(|name| (name, AttributeRole::Allow)));

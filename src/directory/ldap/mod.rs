@@ -488,6 +488,17 @@ impl Directory for Ldap {
         })
     }
 
+    fn matches<'a>(&'a self, dn: &'a str, filter: &'a str) -> DirectoryFuture<'a, bool> {
+        Box::pin(async move {
+            let mut trace = Trace::default();
+            let mut time = DecisionTime::new(self.settings.timeout);
+            let read = lookup::read(dn.to_owned(), &self.attributes);
+            let request = SearchRequest { filter: filter.to_owned(), ..read };
+            let found = self.ask(&request, &mut time, &mut trace).await;
+            (found.and_then(|(found, _)| verdict::matches(&found, &trace)), trace)
+        })
+    }
+
     fn availability(&self) -> Availability {
         self.pool.availability()
     }
@@ -544,6 +555,7 @@ fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> S
         mail_host: canary.mail_host.clone(),
         networks: attribute(&settings.networks_attribute),
         hold: attribute(&settings.watch.hold_attribute),
+        grants: attribute(&settings.grant_attribute),
     });
     ServerProbe::new(Arc::new(request.unwrap_or_else(|| lookup::read(String::new(), attributes))), expected)
 }

@@ -36,6 +36,8 @@ pub(crate) struct ExpectedCanary {
     pub(crate) networks: Option<Arc<str>>,
     /// `hold_attribute`: without a value, no user would be held.
     pub(crate) hold: Option<Arc<str>>,
+    /// `grant_attribute`: without a value, all sessions of users that act for a mailbox by it would end.
+    pub(crate) grants: Option<Arc<str>>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -75,6 +77,10 @@ impl ServerProbe {
         let entry = found.first.as_ref().filter(|_| found.code == 0 && found.entries == 1).ok_or(None)?;
         if !entry.mail_hosts.iter().any(|host| host.eq_ignore_ascii_case(&expected.mail_host)) {
             return Err(None);
+        }
+        // Not asked of each entry: one without a value grants nothing.
+        if let Some(attribute) = expected.grants.as_ref().filter(|_| entry.grants.is_empty()) {
+            return Err(Some(Arc::clone(attribute)));
         }
         expected.lacking(entry).map_or(Ok(()), |attribute| Err(Some(attribute)))
     }

@@ -148,6 +148,11 @@ impl ReportedEntry {
                 let values = values.iter().filter(|value| !value.is_empty());
                 entry.certificates.extend(values.take(MAX_VALUES).map(|value| CertificateDigest::of(value)));
             }
+            // Values beyond the bounds name no one; the mailbox's own user is not concerned by them.
+            AttributeRole::Grant => {
+                version.policy_digest ^= digest(name, values);
+                let _ = names(attribute, values, &mut entry.grants);
+            }
             AttributeRole::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
             AttributeRole::Networks => {
                 entry.networks = Some(Networks::read(entry.networks.as_deref(), attribute, values))

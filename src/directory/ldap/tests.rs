@@ -70,6 +70,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         plaintext: true,
         find,
         mail_host_attribute: "mailHost".to_owned(),
+        grant_attribute: None,
         login_attribute: Some("uid".to_owned()),
         networks_attribute: None,
         allow: config::Allow::default(),

@@ -22,7 +22,7 @@ use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::config::{AuthHttp, OnUnavailable};
 use crate::login::attempt::{
-    self, Completion, Frontend, LoginAttempt, LoginRequest, RefusedLogin, RoutedLogin, Target,
+    self, AttemptedLogin, Completion, Frontend, LoginAttempt, LoginRequest, RefusedLogin, RoutedLogin, Target,
 };
 use crate::login::event::{ConnectionInfo, LoginEvent};
 use crate::outcome::Refusal;
@@ -208,7 +208,7 @@ async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sna
     };
     let frontend = Nginx { typed: login.clone() };
     event.typed = login;
-    let request = LoginRequest { info: &info, client_id: None, protocol, connection, credential, event };
+    let request = LoginRequest { info: &info, client_id: None, protocol, connection, credential, acting: None, event };
     let outcome = attempt::attempt(shared.login(), request, &frontend).await;
     match outcome {
         Ok(granted) => {
@@ -247,7 +247,7 @@ impl Frontend for Nginx {
     async fn complete(
         &self,
         attempt: &LoginAttempt<'_>,
-        _: &Credential,
+        _: AttemptedLogin<'_>,
         RoutedLogin { proven, target, .. }: RoutedLogin,
         event: &mut LoginEvent,
     ) -> Result<Completion<NginxTarget>, Refusal> {

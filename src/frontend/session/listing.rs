@@ -44,8 +44,13 @@ pub(super) fn list(
     session: Session,
     backend_login: Arc<str>,
 ) -> Result<Listing, NotListed> {
-    let (entry, certificate) = (proven.identity.shared_entry(), proven.identity.certificate());
-    let basis = SessionBasis { entry, backend_login, certificate };
+    let identity = &proven.identity;
+    let basis = SessionBasis {
+        entry: identity.shared_entry(),
+        backend_login,
+        certificate: identity.certificate(),
+        acting: identity.acting().cloned(),
+    };
     let (listed, mut asked_to_end) = context.sessions.list(session.clone(), basis.clone());
     // Loaded behind the listing: a later reload compares all that is listed.
     let newest = context.in_force.core();
@@ -71,7 +76,8 @@ fn not_listed(why: TerminationReason) -> NotListed {
         | TerminationReason::Network
         | TerminationReason::Hold
         | TerminationReason::PasswordChanged
-        | TerminationReason::CertificateRemoved => {
+        | TerminationReason::CertificateRemoved
+        | TerminationReason::GrantRevoked => {
             return NotListed::Again;
         }
         TerminationReason::Disabled => account(AccountState::Disabled),

@@ -1,6 +1,8 @@
 //! An attempt with a directory in memory and a scripted frontend: what it does again, what it bounds, when it
 //! replies.
 
+mod acting;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
@@ -54,8 +56,12 @@ limits: {refusal_delay: 2s}
 
 impl Process {
     fn new() -> Self {
+        Self::of(config())
+    }
+
+    fn of(config: Config) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let (config, sessions) = (config(), Arc::<Registry>::default());
+        let sessions = Arc::<Registry>::default();
         let closer = Arc::new(Closer::new(Arc::clone(&sessions)));
         let directory = Memory::with_user("alice", "sesame", Entry::for_tests(DN, &["server3"]));
         Self {
@@ -81,6 +87,15 @@ impl Process {
     }
 
     async fn login(&self, credential: Result<Credential, Refusal>, frontend: &Scripted) -> Result<usize, RefusedLogin> {
+        self.attempt(credential, None, frontend).await
+    }
+
+    async fn attempt(
+        &self,
+        credential: Result<Credential, Refusal>,
+        acting: Option<Acting>,
+        frontend: &Scripted,
+    ) -> Result<usize, RefusedLogin> {
         let info = ConnectionInfo {
             session: self.sessions.next_id(),
             client: "192.0.2.7".parse().unwrap(),
@@ -89,7 +104,8 @@ impl Process {
         };
         let protocol = proto::by_name("imap").unwrap();
         let event = LoginEvent::default();
-        let request = LoginRequest { info: &info, client_id: None, protocol, connection: None, credential, event };
+        let request =
+            LoginRequest { info: &info, client_id: None, protocol, connection: None, credential, acting, event };
         attempt(self.context(), request, frontend).await
     }
 
@@ -106,7 +122,12 @@ impl Process {
 /// A core of this config; the backends have no endpoints, as no test connects to one.
 fn core(config: Config, directory: &Arc<Memory>, metrics: &Arc<Metrics>, previous: Option<&LoginCore>) -> LoginCore {
     let file = |settings: &config::Backend| {
-        (settings.name.clone(), BackendFiles { tls: Vec::new(), service: None, probe: None })
+        let account = |account: &config::BackendService| crate::backend::Service {
+            login: account.login.clone(),
+            password: crate::base::secret::Secret::copy_of(b"service"),
+        };
+        let impersonation = settings.impersonation_service.as_ref().map(account);
+        (settings.name.clone(), BackendFiles { tls: Vec::new(), service: None, impersonation, probe: None })
     };
     let files: HashMap<_, _> = config.routing.backends.iter().map(file).collect();
     let parts = BackendParts { files, host: &"usher".into(), own: &Arc::from([]), kept: previous };
@@ -120,11 +141,15 @@ type Script = Box<dyn FnMut(&LoginAttempt<'_>) -> Result<Completion<usize>, Refu
 struct Scripted {
     script: Mutex<Script>,
     completed: AtomicUsize,
+    /// The name at the backend.
+    login: &'static str,
+    /// Whether a user acts for it; `None`: either.
+    acts: Option<bool>,
 }
 
 impl Scripted {
     fn new(script: impl FnMut(&LoginAttempt<'_>) -> Result<Completion<usize>, Refusal> + Send + 'static) -> Self {
-        Self { script: Mutex::new(Box::new(script)), completed: AtomicUsize::new(0) }
+        Self { script: Mutex::new(Box::new(script)), completed: AtomicUsize::new(0), login: "alice", acts: None }
     }
 
     fn accepting() -> Self {
@@ -142,11 +167,12 @@ impl Frontend for Scripted {
     async fn complete(
         &self,
         attempt: &LoginAttempt<'_>,
-        _: &Credential,
+        _: AttemptedLogin<'_>,
         routed: RoutedLogin,
         _: &mut LoginEvent,
     ) -> Result<Completion<usize>, Refusal> {
-        assert_eq!((&*routed.target.backend.name, routed.target.login.as_str()), ("server3", "alice"));
+        assert_eq!((&*routed.target.backend.name, routed.target.login.as_str()), ("server3", self.login));
+        assert!(self.acts.is_none_or(|acts| routed.proven.identity.acting().is_some() == acts));
         self.completed.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
         (self.script.lock().unwrap())(attempt)

@@ -27,6 +27,7 @@ pub(super) fn source(decision: &AuthDecision, kind: CredentialKind) -> String {
             "the cache has this {kept} within cache.stale, which counts while no directory server is \
              available, or the account is locked by wrong guesses"
         ),
+        DecidedBy::Impersonation => "the user who acts is proven, and may act for this mailbox",
         DecidedBy::Usher if decision.withheld.is_some() => {
             "too many wrong passwords for this entry: the password is not sent to the directory"
         }
@@ -65,6 +66,7 @@ pub(super) fn result(decision: &AuthDecision, kind: CredentialKind) -> String {
             let hosts = entry.mail_hosts.join(", ");
             let hosts = if hosts.is_empty() { "none" } else { &hosts };
             let accepted = match &decision.token {
+                _ if proven.identity.acting().is_some() => "the mailbox".to_owned(),
                 Some(token) => {
                     format!("token of {} accepted: {} {}", token.issuer(), token.claim_name(), token.claim().as_str())
                 }
@@ -81,6 +83,24 @@ pub(super) fn result(decision: &AuthDecision, kind: CredentialKind) -> String {
             let why = refusal.token_error().map_or_else(String::new, |error| format!(" ({})", error.label()));
             format!("not accepted: {refusal}{why}, entry {dn}{other}{fault}")
         }
+    }
+}
+
+/// Who acts for whom, or why not.
+pub(super) fn acting(actor: &Login, target: &Login, decision: &AuthDecision) -> String {
+    let (actor, target) = (actor.as_str(), target.as_str());
+    match &decision.result {
+        Ok(proven) => match proven.identity.acting() {
+            Some(user) => {
+                let (dn, right) = (&user.entry.dn, user.authority.label());
+                format!("{actor} ({dn}) acts for {target}, permitted by: {right}")
+            }
+            None => format!("{target} is a name of {actor} itself: an ordinary login"),
+        },
+        Err(Refusal::ActingNotAllowed(fault)) => {
+            format!("{actor} may not act for {target}: {}", fault.text())
+        }
+        Err(refusal) => format!("{actor} does not act for {target}: {refusal}"),
     }
 }
 

@@ -7,6 +7,8 @@ pub(crate) enum AttributeRole {
     MailHost,
     /// The login name at the backend.
     Login,
+    /// Users that may act for the mailbox: DNs or login names.
+    Grant,
     /// Held while it has a value.
     Hold,
     /// The networks that the user may log in from.

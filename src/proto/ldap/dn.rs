@@ -60,6 +60,63 @@ fn is_value(value: &str) -> bool {
     !value.is_empty() && !ends_blank
 }
 
+/// Whether two texts name the same entry: attribute types and values are compared without case (`caseIgnoreMatch` is
+/// the rule of nearly all naming attributes), escapes by what they mean, blanks as RFC 4518 section 2.6.1 says. Texts
+/// that are no DNs name nothing.
+pub(crate) fn is_same(one: &str, other: &str) -> bool {
+    is_dn(one) && is_dn(other) && canonical(one) == canonical(other)
+}
+
+/// A type and a value of a DN, and whether the value is encoded.
+type Pair = (String, (bool, Vec<u8>));
+
+/// The parts of a DN, with what each means.
+fn canonical(text: &str) -> Vec<Vec<Pair>> {
+    let pair = |pair: &str| {
+        let (kind, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (kind.trim_matches(' ').to_ascii_lowercase(), value_of(value.trim_start_matches(' ')))
+    };
+    let rdn = |rdn: &str| {
+        let mut pairs: Vec<_> = split(rdn, b'+').map(pair).collect();
+        pairs.sort_unstable();
+        pairs
+    };
+    split(text, b',').map(rdn).collect()
+}
+
+/// What a value means, for a comparison.
+fn value_of(value: &str) -> (bool, Vec<u8>) {
+    // The BER encoding of a value (RFC 4514 section 2.4): equal to itself only.
+    if value.starts_with('#') {
+        return (true, value.to_ascii_lowercase().into_bytes());
+    }
+    let (mut bytes, mut rest) = (Vec::with_capacity(value.len()), value.bytes().peekable());
+    let hex = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    while let Some(byte) = rest.next() {
+        if byte != b'\\' {
+            bytes.push(byte);
+        } else if let Some(next) = rest.next() {
+            let pair = hex(next).zip(rest.peek().copied().and_then(hex));
+            match pair {
+                Some((high, low)) => {
+                    rest.next();
+                    bytes.push(high << 4 | low);
+                }
+                None => bytes.push(next),
+            }
+        }
+    }
+    let bytes = match String::from_utf8(bytes) {
+        // Blanks at the ends and repeated ones do not count.
+        Ok(text) => {
+            let text = text.to_lowercase();
+            text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ").into_bytes()
+        }
+        Err(other) => other.into_bytes(),
+    };
+    (false, bytes)
+}
+
 /// Splits at a separator that is not escaped.
 fn split(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
@@ -79,6 +136,31 @@ fn split(text: &str, separator: u8) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dns_are_compared_by_what_they_name() {
+        let same = [
+            ("uid=admin,ou=people,dc=example,dc=com", "UID=Admin, OU=People,DC=example,dc=COM"),
+            ("cn=Smith\\, John,o=x", "cn=smith\\2c John,o=x"),
+            ("cn=John  Smith,o=x", "cn=john smith,o=x"),
+            ("cn=a+uid=b,o=x", "uid=B+cn=A,o=x"),
+            ("cn=J\\c3\\bcrgen,o=x", "cn=jürgen,o=x"),
+        ];
+        for (one, other) in same {
+            assert!(is_same(one, other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("cn=John Smith,o=x", "cn=JohnSmith,o=x"),
+            ("uid=admin,ou=people,o=x", "uid=admin,o=x"),
+            ("uid=admin\\,ou=people,o=x", "uid=admin,ou=people,o=x"),
+            ("uid=a,o=x", "cn=a,o=x"),
+            ("cn=\\#61,o=x", "cn=#61,o=x"),
+            ("admin", "admin"),
+            ("", ""),
+        ] {
+            assert!(!is_same(one, other), "{one} {other}");
+        }
+    }
 
     #[test]
     fn dns_are_checked() {

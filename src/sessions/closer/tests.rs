@@ -40,6 +40,8 @@ impl Setup {
                 id: self.registry.next_id(),
                 login: "alice".into(),
                 dn: "uid=alice".into(),
+                acting: None,
+                acting_dn: None,
                 client: IpAddr::from([127, 0, 0, 1]),
                 protocol: "imap".into(),
                 backend: backend.into(),

@@ -18,6 +18,8 @@ fn session(registry: &Registry) -> Session {
         id: registry.next_id(),
         login: "alice".into(),
         dn: "uid=alice".into(),
+        acting: None,
+        acting_dn: None,
         client: IpAddr::from([127, 0, 0, 1]),
         protocol: "imap".into(),
         backend: "server3".into(),
@@ -162,7 +164,7 @@ async fn indexes_equal_a_recount() {
     }
     assert_eq!(table.counts, counts);
     let principals = table.sessions.values().flat_map(|(one, basis)| {
-        let keys: Vec<_> = principals(one, basis).keys().collect();
+        let keys: Vec<_> = principals(one, basis).flat_map(|names| names.keys().collect::<Vec<_>>()).collect();
         keys.into_iter().map(|key| (key, one.id))
     });
     assert_eq!(table.by_principal, principals.collect());
@@ -176,7 +178,7 @@ async fn sessions_of_two_realms_with_the_same_dn_never_meet() {
     let own = list(&registry, session(&registry));
     let mut entry = Entry::for_tests("uid=alice", &[]);
     entry.version.realm = Realm::for_tests(1);
-    let basis = SessionBasis { entry: Arc::new(entry), backend_login: "alice".into(), certificate: None };
+    let basis = SessionBasis { entry: Arc::new(entry), backend_login: "alice".into(), certificate: None, acting: None };
     let other = registry.list(session(&registry), basis);
     let in_realm = |realm| EntryNames { realm, id: None, dn: Some("uid=alice".into()) };
     for (realm, id) in [(Realm::DEFAULT, own.0.id), (Realm::for_tests(1), other.0.id)] {

@@ -124,7 +124,7 @@ fn by_dn(dn: &str) -> EntryNames {
 }
 
 fn basis(entry: &Entry) -> SessionBasis {
-    SessionBasis { entry: Arc::new(entry.clone()), backend_login: "user".into(), certificate: None }
+    SessionBasis { entry: Arc::new(entry.clone()), backend_login: "user".into(), certificate: None, acting: None }
 }
 
 fn session(registry: &Registry, entry: &Entry) -> Session {
@@ -132,6 +132,8 @@ fn session(registry: &Registry, entry: &Entry) -> Session {
         id: registry.next_id(),
         login: "user".into(),
         dn: Arc::clone(&entry.dn),
+        acting: None,
+        acting_dn: None,
         client: IpAddr::from([127, 0, 0, 1]),
         protocol: "imap".into(),
         backend: entry.mail_hosts.first().map(String::as_str).unwrap_or_default().into(),

@@ -96,7 +96,7 @@ async fn token_leads_to_the_entry_of_its_claim() {
     let decision = setup.decision("", &token).await;
     let proven = decision.result.unwrap();
     assert_eq!((&*proven.identity.entry().dn, decision.by), (DN, DecidedBy::Directory));
-    assert_eq!(proven.name(&credential("", &token)).as_str(), "alice@example.com");
+    assert_eq!(proven.name(&Login::absent()).as_str(), "alice@example.com");
     assert!(setup.authn.is_current(&proven));
     // Another token of the same user asks the directory no more.
     assert_eq!(setup.decide("", "alice@example.com").await, (None, DecidedBy::Cache));
@@ -209,10 +209,10 @@ async fn held_user_is_found_held_by_the_claim() {
     setup.directory.set_version("alice", EntryVersion { held: true, ..EntryVersion::default() });
     let token = SIGNER.token(&claims("alice@example.com"));
     let proven = setup.decision("", &token).await.result.unwrap();
-    assert_eq!(setup.authn.is_held(&credential("", &token), &proven).await, Some(true));
+    assert_eq!(setup.authn.is_held(&Login::absent(), &proven).await, Some(true));
     assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory, "not cached");
     setup.directory.set_version("alice", EntryVersion::default());
-    assert_eq!(setup.authn.is_held(&credential("", &token), &proven).await, Some(false));
+    assert_eq!(setup.authn.is_held(&Login::absent(), &proven).await, Some(false));
 }
 
 #[tokio::test(start_paused = true)]

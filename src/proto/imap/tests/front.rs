@@ -900,6 +900,7 @@ fn refusals_have_their_replies() {
         (Refusal::UnknownUser, wrong),
         (Refusal::NoPassword, wrong),
         (Refusal::NetworkNotAllowed, wrong),
+        (Refusal::ActingNotAllowed(crate::outcome::ActingFault::NotPermitted), wrong),
         (Refusal::UnusableNetworks, wrong),
         (Refusal::EmptyPassword, wrong),
         (Refusal::InvalidUsername, wrong),

@@ -1,0 +1,282 @@
+//! Acting for another user's mailbox: what the names of a login mean, and whether one user may act for another.
+//!
+//! The user who acts proves itself by its own bind or token (`authn`); the mailbox's entry is looked up by usher's own account at
+//! each attempt, and nothing about it is cached. Both are judged before a backend is asked. A refusal is answered as a
+//! wrong password is, whoever the user is: neither an administrator nor a mailbox shows by it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::base::clock::unix_now;
+use crate::base::credential::Login;
+use crate::config::{Administrators, Config};
+use crate::directory::{Authority, Directory, DirectoryError, Entry, NameKind};
+use crate::outcome::{ActingFault, Refusal};
+use crate::proto::Protocol;
+use crate::proto::ldap::dn;
+use crate::routing;
+
+/// Accounts of the configuration that are looked up, so that no other name of them is taken for a user's. The names
+/// themselves are all compared.
+const LOOKED_UP: usize = 32;
+
+/// A login for another user's mailbox, as its names say.
+#[derive(Debug, Clone)]
+pub(crate) struct Acting {
+    /// The mailbox's name.
+    pub target: Login,
+    /// The name as typed, if it holds both: an entry with this very name is that user's own.
+    pub whole: Option<Login>,
+}
+
+/// What the names of a login mean: the name of the user whose secret it has, and for whom it acts, if for another one.
+///
+/// # Errors
+/// A name that cannot be one, or an authzid where no user may act for another.
+pub(crate) fn names(config: &Config, login: &[u8], authzid: &[u8]) -> Result<(Login, Option<Acting>), Refusal> {
+    let own = Login::parse(login).ok_or(Refusal::InvalidUsername)?;
+    if !authzid.is_empty() && authzid != login {
+        if !config.permits_acting() {
+            return Err(Refusal::AuthzidNotAllowed);
+        }
+        let target = Login::parse(authzid).ok_or(Refusal::InvalidUsername)?;
+        // White space at the ends is no part of a name.
+        let acting = (target != own).then_some(Acting { target, whole: None });
+        return Ok((own, acting));
+    }
+    let split = config.impersonation.separator.filter(|_| config.permits_acting() && authzid.is_empty());
+    // The last one: a mailbox's name may have the separator in it.
+    let parts = split.and_then(|separator| own.as_str().rsplit_once(separator));
+    let parts =
+        parts.and_then(|(target, actor)| Some((Login::parse(target.as_bytes())?, Login::parse(actor.as_bytes())?)));
+    match parts {
+        Some((target, actor)) => Ok((actor, Some(Acting { target, whole: Some(own) }))),
+        None => Ok((own, None)),
+    }
+}
+
+/// What the name beside a token means: the token says whose it is, so that another name is the mailbox's. It is never
+/// split: with a token, its user need not be named.
+///
+/// # Errors
+/// A name that cannot be one.
+pub(crate) fn names_beside_token(config: &Config, name: &[u8]) -> Result<(Login, Option<Acting>), Refusal> {
+    if name.is_empty() {
+        return Ok((Login::absent(), None));
+    }
+    let name = Login::parse(name).ok_or(Refusal::InvalidUsername)?;
+    let acting = config.permits_acting().then(|| Acting { target: name.clone(), whole: None });
+    Ok((name, acting))
+}
+
+/// The user who wants to act.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Actor<'a> {
+    /// Its entry.
+    pub entry: &'a Entry,
+    /// The client's address; `None`: any.
+    pub client: Option<IpAddr>,
+    /// The protocol; `None`: any.
+    pub protocol: Option<&'static Protocol>,
+}
+
+/// What a user is to a mailbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// The mailbox is its own, under another name.
+    Owner,
+    /// It may act for the mailbox.
+    May(Authority),
+}
+
+/// The entry of a mailbox that a user wants to act for.
+///
+/// # Errors
+/// There is none, or the directory does not answer.
+pub(crate) async fn target(directory: &dyn Directory, name: &Login) -> Result<Entry, Refusal> {
+    directory.find(name, NameKind::Login).await.0.map_err(|error| match error {
+        DirectoryError::Unavailable(_) => Refusal::DirectoryUnavailable,
+        DirectoryError::SeveralEntries { .. } | DirectoryError::UnusableEntry { .. } => {
+            Refusal::ActingNotAllowed(ActingFault::AmbiguousTarget)
+        }
+        DirectoryError::NoEntry
+        | DirectoryError::NoPassword { .. }
+        | DirectoryError::InvalidCredentials { .. }
+        | DirectoryError::RefusedBefore { .. }
+        | DirectoryError::Account { .. }
+        | DirectoryError::WrongCertificate { .. }
+        | DirectoryError::OtherUser { .. }
+        | DirectoryError::Held { .. } => Refusal::ActingNotAllowed(ActingFault::UnknownTarget),
+    })
+}
+
+/// Judges whether a user may act for a mailbox.
+///
+/// # Errors
+/// Why not, or the directory does not answer.
+pub(crate) async fn judge(
+    config: &Config,
+    directory: &dyn Directory,
+    actor: Actor<'_>,
+    (name, target): (&Login, &Entry),
+) -> Result<Standing, Refusal> {
+    if target.key() == actor.entry.key() || dn::is_same(&target.dn, &actor.entry.dn) {
+        return Ok(Standing::Owner);
+    }
+    let administrators = config.impersonation.administrators.as_ref();
+    let refused = |fault| Err(Refusal::ActingNotAllowed(fault));
+    let by_office = match administrators {
+        Some(settings) => administrator(settings, directory, actor, target).await?,
+        None => Err(ActingFault::NotPermitted),
+    };
+    let authority = match by_office {
+        Ok(()) => Authority::Administrator,
+        Err(fault) => match grant(config, directory, actor, target).await? {
+            Some(value) => Authority::Grant(value.into()),
+            None => return refused(fault),
+        },
+    };
+    if let Some(settings) = administrators
+        && is_administrator(settings, directory, target).await?
+    {
+        return refused(ActingFault::Administrator);
+    }
+    if is_system_account(config, directory, name, target).await? {
+        return refused(ActingFault::SystemAccount);
+    }
+    let with_disabled = administrators.is_some_and(|settings| settings.include_disabled);
+    let is_closed = target.version.account_state(unix_now()).is_some();
+    if is_closed && !(with_disabled && authority == Authority::Administrator) {
+        return refused(ActingFault::Disabled);
+    }
+    Ok(Standing::May(authority))
+}
+
+/// Whether a user may act as an administrator.
+async fn administrator(
+    settings: &Administrators,
+    directory: &dyn Directory,
+    actor: Actor<'_>,
+    target: &Entry,
+) -> Result<Result<(), ActingFault>, Refusal> {
+    if !is_administrator(settings, directory, actor.entry).await? {
+        return Ok(Err(ActingFault::NotPermitted));
+    }
+    if actor.client.is_some_and(|client| !settings.networks.iter().any(|network| network.contains(&client))) {
+        return Ok(Err(ActingFault::Network));
+    }
+    if actor.protocol.is_some_and(|protocol| !settings.protocols.contains(&protocol)) {
+        return Ok(Err(ActingFault::Protocol));
+    }
+    match &settings.target_filter {
+        Some(filter) if !matches(directory, target, filter).await? => Ok(Err(ActingFault::TargetFilter)),
+        Some(_) | None => Ok(Ok(())),
+    }
+}
+
+async fn is_administrator(
+    settings: &Administrators,
+    directory: &dyn Directory,
+    entry: &Entry,
+) -> Result<bool, Refusal> {
+    if settings.dns.iter().any(|name| dn::is_same(name, &entry.dn)) {
+        return Ok(true);
+    }
+    match &settings.filter {
+        Some(filter) => matches(directory, entry, filter).await,
+        None => Ok(false),
+    }
+}
+
+async fn matches(directory: &dyn Directory, entry: &Entry, filter: &str) -> Result<bool, Refusal> {
+    directory.matches(&entry.dn, filter).await.0.map_err(|_| Refusal::DirectoryUnavailable)
+}
+
+/// The value of `grant_attribute` by which a mailbox's entry names this user. A user that may not use the protocol
+/// itself does not act in it.
+async fn grant(
+    config: &Config,
+    directory: &dyn Directory,
+    actor: Actor<'_>,
+    target: &Entry,
+) -> Result<Option<String>, Refusal> {
+    let allow = &config.directory.allow;
+    let may_use = actor.protocol.is_none_or(|protocol| routing::allowed(allow, actor.entry, protocol).is_ok());
+    if config.directory.grant_attribute.is_none() || !may_use || actor.entry.fault.is_some() {
+        return Ok(None);
+    }
+    let is_dn = |value: &&String| dn::is_dn(value);
+    let named = |value: &&String| is_dn(value) && dn::is_same(value, &actor.entry.dn);
+    if let Some(value) = target.grants.iter().find(named) {
+        return Ok(Some(value.clone()));
+    }
+    // A login name means whom a login by it would mean, whichever name the user has typed.
+    for value in target.grants.iter().filter(|value| !is_dn(value)) {
+        let Some(name) = Login::parse(value.as_bytes()) else { continue };
+        if is_name_of(directory, &name, actor.entry).await? {
+            return Ok(Some(value.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the entry is an account of usher's own: such a login would be the account's, not a user's.
+async fn is_system_account(
+    config: &Config,
+    directory: &dyn Directory,
+    name: &Login,
+    target: &Entry,
+) -> Result<bool, Refusal> {
+    let service = config.directory.find.service();
+    if service.is_some_and(|account| dn::is_same(&account.dn, &target.dn)) {
+        return Ok(true);
+    }
+    let mut accounts: Vec<&str> = config.directory.canary.iter().map(|canary| canary.login.as_str()).collect();
+    for backend in &config.routing.backends {
+        let of_backend = backend.service.iter().chain(&backend.impersonation_service);
+        accounts.extend(of_backend.chain(backend.health.probe.account()).map(|account| account.login.as_str()));
+    }
+    // At the service account's own name in Active Directory, too.
+    accounts.extend(service.map(|account| account.dn.as_str()).filter(|dn| !dn.contains('=')));
+    accounts.sort_unstable();
+    accounts.dedup();
+    let is_named = |account: &&str| {
+        let is_account = |name: &str| name.to_lowercase() == account.to_lowercase();
+        is_account(name.as_str()) || target.logins.iter().any(|login| is_account(login.trim()))
+    };
+    if accounts.iter().any(is_named) {
+        return Ok(true);
+    }
+    for account in accounts.into_iter().take(LOOKED_UP) {
+        let Some(account) = Login::parse(account.as_bytes()) else { continue };
+        if is_name_of(directory, &account, target).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a login by this name is one of this entry.
+async fn is_name_of(directory: &dyn Directory, name: &Login, entry: &Entry) -> Result<bool, Refusal> {
+    match directory.find(name, NameKind::Login).await.0 {
+        Ok(found) => Ok(found.key() == entry.key()),
+        Err(DirectoryError::Unavailable(_)) => Err(Refusal::DirectoryUnavailable),
+        Err(_) => Ok(false),
+    }
+}
+
+/// The entry in the version that is in force, as far as it is known: a server may lag behind. `None`: it is deleted.
+pub(super) fn in_force(entry: Entry, entries: &crate::tracking::TrackedEntries) -> Option<Arc<Entry>> {
+    match entries.reconcile(&entry) {
+        crate::tracking::Reconciled::AsReported => Some(Arc::new(entry)),
+        // Only the lookup knows whether it matches `allow_filter`.
+        crate::tracking::Reconciled::Replaced(newer) if newer.in_group == entry.in_group => Some(newer),
+        crate::tracking::Reconciled::Replaced(newer) => {
+            Some(Arc::new(Entry { in_group: entry.in_group, ..Entry::clone(&newer) }))
+        }
+        crate::tracking::Reconciled::Deleted => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

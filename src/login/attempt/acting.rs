@@ -1,0 +1,92 @@
+//! An attempt in which a user may act for another one's mailbox: what a decision about the user who acts means for it.
+
+use std::sync::Arc;
+
+use super::{AttemptedLogin, LoginAttempt};
+use crate::base::credential::{Credential, CredentialKind, Login};
+use crate::directory::Identity;
+use crate::login::acting::{self, Acting, Actor, Standing};
+use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
+use crate::outcome::{ActingFault, Refusal};
+
+impl LoginAttempt<'_> {
+    /// Decides again, whatever is cached.
+    pub(super) async fn decide(&self, login: AttemptedLogin<'_>) -> AuthDecision {
+        let AttemptedLogin { credential, acting } = login;
+        if let Some(acting) = acting.filter(|_| credential.secret().kind() == CredentialKind::Token) {
+            return Box::pin(self.decide_by_token(credential, acting, LookupMode::Directory)).await.0;
+        }
+        let decision = self.core.authn.decide(credential, self.client, LookupMode::Directory).await;
+        self.act(acting, credential.login(), decision).await
+    }
+
+    /// Decides about a token with a name beside it: an ordinary login if that is a name of the token's user, or that user
+    /// acts for the mailbox of this name. The name of the user is returned if it acts, or may not.
+    pub(super) async fn decide_by_token(
+        &self,
+        credential: &Credential,
+        acting: &Acting,
+        ask: LookupMode,
+    ) -> (AuthDecision, Option<Login>) {
+        let authn = &self.core.authn;
+        let decision = authn.decide(credential, self.client, ask).await;
+        if !matches!(decision.result, Err(Refusal::AuthzidNotAllowed)) {
+            return (decision, None);
+        }
+        let decision = authn.decide(&credential.named(Login::absent()), self.client, ask).await;
+        let Ok(proven) = &decision.result else { return (decision, None) };
+        let name = proven.shown_name();
+        (self.act(Some(acting), &name, decision).await, Some(name))
+    }
+
+    /// Whether an entry has this name.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    pub(super) async fn is_name(&self, name: &Login) -> Result<bool, Refusal> {
+        match acting::target(self.core.authn.directory(), name).await {
+            // Several, or one that cannot be used: the name is one all the same.
+            Ok(_) | Err(Refusal::ActingNotAllowed(ActingFault::AmbiguousTarget)) => Ok(true),
+            Err(Refusal::ActingNotAllowed(_)) => Ok(false),
+            Err(outage) => Err(outage),
+        }
+    }
+
+    /// What a decision about the user who acts means for the mailbox. It is judged at each attempt, because neither the
+    /// user's rights nor the mailbox are known from the cache.
+    pub(super) async fn act(&self, acting: Option<&Acting>, actor: &Login, decision: AuthDecision) -> AuthDecision {
+        let (Some(Acting { target, .. }), Ok(proven)) = (acting, &decision.result) else { return decision };
+        // Kept apart, so that the future of an ordinary login is no larger.
+        match Box::pin(self.on_behalf(proven, actor, target)).await {
+            Ok(Some(identity)) => {
+                let dn = Some(Arc::clone(&identity.entry().dn));
+                let result = Ok(proven.with_identity(identity));
+                AuthDecision { result, by: DecidedBy::Impersonation, dn, ..decision }
+            }
+            // The user's own mailbox under another name.
+            Ok(None) => decision,
+            Err(refusal) => AuthDecision { result: Err(refusal), ..decision },
+        }
+    }
+
+    /// The identity of a mailbox's user that a proven user acts for; `None`: it is the same user.
+    ///
+    /// # Errors
+    /// It may not.
+    async fn on_behalf(&self, proven: &Proven, actor: &Login, name: &Login) -> Result<Option<Identity>, Refusal> {
+        let (config, authn, identity) = (&self.core.config, &self.core.authn, &proven.identity);
+        let found = acting::target(authn.directory(), name).await?;
+        let unknown = || Refusal::ActingNotAllowed(ActingFault::UnknownTarget);
+        let target = acting::in_force(found, authn.entries()).ok_or_else(unknown)?;
+        let (client, protocol) = (Some(self.client), Some(self.protocol));
+        let user = Actor { entry: identity.entry(), client, protocol };
+        match acting::judge(config, authn.directory(), user, (name, &target)).await? {
+            Standing::Owner => Ok(None),
+            Standing::May(authority) => {
+                // A change of the entry from now on is found at the session's listing.
+                let _ = authn.entries().record_login(&target);
+                Identity::on_behalf(identity, actor.clone(), target, authority).map(Some).ok_or(Refusal::Internal)
+            }
+        }
+    }
+}
