@@ -280,6 +280,13 @@ impl Cache {
         }
     }
 
+    /// Forgets every correct password of an entry, and nothing else: an attempt with any password can cause this, and
+    /// must not disturb other logins of its user.
+    pub(crate) fn forget_passwords(&self, key: &EntryKey, dn: &Arc<str>) {
+        self.remove(key);
+        self.remove(&EntryKey::by_dn(key.realm, dn));
+    }
+
     fn drop_right(&self, key: &EntryKey, digest: &AnswerDigest) {
         self.users.entry(key.clone()).and_compute_with(|old| match old {
             Some(old) if old.value().right.iter().any(|known| known.digest.matches(digest)) => {

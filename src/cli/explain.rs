@@ -21,7 +21,7 @@ use crate::base::secret::Secret;
 use crate::config::{self, Config, TokenLogin};
 use crate::config_files;
 use crate::diagnose::table::{Shown, ShownJson};
-use crate::directory::{self, Authority, Directory, NameKind, NoFloor, Trace};
+use crate::directory::{self, Authority, Directory, DirectoryError, NameKind, NoFloor, Trace};
 use crate::login::acting::{self, Actor, Standing};
 use crate::login::explain::Verdict;
 use crate::outcome::{ActingFault, Refusal};
@@ -85,6 +85,8 @@ struct Explanation {
     /// The protocols that the entry may use.
     may_use: Vec<&'static str>,
     serves: Vec<String>,
+    /// Whether the entry matches `password_filter`; nothing without a filter.
+    may_use_password: Option<bool>,
     /// The networks that the entry permits; empty: all.
     networks: Vec<String>,
     /// The client's address.
@@ -225,6 +227,11 @@ impl Explanation {
         };
         let (found, trace) = found;
         self.take_answer(trace);
+        self.may_use_password = match (&found, directory.diagnose()) {
+            (Ok(entry), Some(diagnosis)) => diagnosis.may_use_password(&entry.dn).await,
+            (Err(DirectoryError::PasswordNotAllowed { .. }), _) => Some(false),
+            (Ok(_) | Err(_), _) => None,
+        };
         self.judged(config, Verdict::of(config, found, login))
     }
 
@@ -338,6 +345,12 @@ impl Explanation {
         line("entry", self.dn.as_deref().unwrap_or_default());
         line(attribute, &self.mail_host.join(", "));
         line("may use", &self.may_use.join(", "));
+        let password = match self.may_use_password {
+            Some(true) => "allowed by password_filter",
+            Some(false) => "refused: the entry does not match password_filter",
+            None => "",
+        };
+        line("password", password);
         line("networks", &self.networks.join(", "));
         line("from", &self.from.map_or_else(String::new, |client| client.to_string()));
         line("backend", self.backend.as_deref().unwrap_or_default());
@@ -423,6 +436,7 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::InvalidPassword
         | Refusal::NoPassword
         | Refusal::NetworkNotAllowed
+        | Refusal::PasswordNotAllowed
         | Refusal::Token(_)
         | Refusal::WrongCertificate
         | Refusal::CertificateExpired

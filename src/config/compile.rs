@@ -45,6 +45,15 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
                        default: name an entry that every server must return";
         root.warn("routing.default", message);
     }
+    if let (Some(directory), Some(tokens), Some(listeners)) = (&directory, &tokens, &listeners)
+        && directory.password_filter.is_some()
+        && tokens.is_empty()
+        && listeners.iter().all(|listener| listener.client_login.is_none())
+    {
+        let message = "a user that does not match cannot log in at all: `tokens` has no issuer, and no listener has \
+                       `client_login`";
+        root.warn("directory.password_filter", message);
+    }
     if let (Some(listeners), Some(tokens), Some(routing)) = (&listeners, &tokens, &routing) {
         token_logins(root, listeners, tokens, routing);
     }

@@ -61,6 +61,13 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     }
     let max_message = directory.size("max_message", MIB, 16 * KIB..=64 * MIB);
     let allow = allow(directory);
+    let password_filter = directory.get("password_filter").map(|node| node.parsed(filter::fixed));
+    if password_filter.is_some() && find.as_ref().is_some_and(|find| !may_read(find)) {
+        directory.problem(
+            "password_filter",
+            "needs `bind_dn`: the service account looks the entry up before a password is sent",
+        );
+    }
     let words = [("first", Balance::First), ("round_robin", Balance::RoundRobin)];
     let balance = directory.get("balance").map_or(Some(Balance::First), |node| node.word(&words));
     let connections = directory.section("connections", connections).flatten();
@@ -101,6 +108,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             networks_attribute: flat(networks_attribute)?,
             grant_attribute: flat(grant_attribute)?,
             allow: allow?,
+            password_filter: flat(password_filter)?,
             timeout: timeout?,
             attempt_timeout: attempt_timeout?,
             max_message: max_message?,

@@ -43,6 +43,8 @@ pub(super) fn subject(config: &Config, examined: &ServerDiagnosis, sample: Optio
     findings.extend(examined.canary.as_ref().map(canary));
     findings.extend(examined.sync.as_ref().map(|sync| synchronization(config, sync)));
     findings.extend(examined.users.as_ref().map(|users| size(config, users)));
+    let users = examined.users.as_ref().and_then(|users| users.as_ref().ok());
+    findings.extend(examined.password_users.as_ref().map(|matching| password_users(config, matching.as_ref(), users)));
     let lockout = examined.lockout.as_ref().and_then(|lockout| lockout.as_ref().ok()?.as_ref());
     findings.extend(lockout.map(|lockout| locking(config, lockout)));
     Subject { kind: "directory", name: examined.url.to_string(), protocol: None, address: None, findings }
@@ -415,4 +417,38 @@ fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding
     }
     let least = if more { "at least " } else { "" };
     Finding::ok("size limit", format!("{least}{number} users are shown{way}"))
+}
+
+/// Who may log in with a password.
+fn password_users(
+    config: &Config,
+    matching: Result<&UserCount, &UnavailableCause>,
+    users: Option<&UserCount>,
+) -> Finding {
+    const NAME: &str = "passwords";
+    let matching = match matching {
+        Ok(counted) => counted,
+        Err(trouble) => return Finding::problem(NAME, words(trouble), advice(trouble)),
+    };
+    let is_whole = |count: &UserCount| count.result.code == SUCCESS && !count.more;
+    if matching.result.code != SUCCESS && !LIMITS.contains(&matching.result.code) {
+        let found = format!("{} after {} users", matching.result, thousands(matching.users));
+        return Finding::problem(NAME, found, "check directory.password_filter, and the server's own log");
+    }
+    let number = thousands(matching.users);
+    let found = match users.filter(|users| is_whole(users) && is_whole(matching)) {
+        Some(users) => {
+            let others = thousands(users.users.saturating_sub(matching.users));
+            format!("{number} of {} users match password_filter, {others} do not", thousands(users.users))
+        }
+        None if is_whole(matching) => format!("{number} users match password_filter"),
+        None => format!("at least {number} users match password_filter"),
+    };
+    if matching.users > 0 {
+        return Finding::ok(NAME, found);
+    }
+    let advice = "nobody can log in with a password: if that is not intended, is the attribute spelt right, and may the \
+                  service account search it?";
+    let state = if config.tokens.is_empty() { State::Problem } else { State::Warning };
+    Finding::new(NAME, state, found).advised(advice)
 }

@@ -41,6 +41,8 @@ pub struct ServerDiagnosis {
     pub sync: Option<Result<(bool, Option<ServerResult>), UnavailableCause>>,
     /// How many users the server returns, and the result: if it is not success, it returns no more than these.
     pub users: Option<Result<UserCount, UnavailableCause>>,
+    /// How many of them match `password_filter`, if there is one.
+    pub password_users: Option<Result<UserCount, UnavailableCause>>,
     /// The strictest lockout policy, if one is readable.
     pub lockout: Option<Result<Option<LockoutPolicy>, UnavailableCause>>,
     /// Whether it returns the canary.
@@ -91,6 +93,9 @@ pub trait Diagnosis: Send + Sync {
     /// Diagnoses all servers concurrently, without a user's password. The sample is a login name; without one, the
     /// canary's is used, or the first user found.
     fn examine<'a>(&'a self, sample: Option<&'a Login>) -> BoxFuture<'a, Vec<ServerDiagnosis>>;
+
+    /// Whether the entry with this DN matches `password_filter`; `None` without a filter or an answer.
+    fn may_use_password<'a>(&'a self, dn: &'a str) -> BoxFuture<'a, Option<bool>>;
 
     /// By how many seconds this server lagged behind the others at its last probe, if known.
     fn lag(&self, url: &str) -> Option<f64>;

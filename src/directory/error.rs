@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::connection_fault::ConnectionFault;
 use super::entry::EntryVersion;
 use super::fault::EntryFault;
+use super::key::EntryKey;
 use super::result::ServerResult;
 use crate::outcome::{AccountState, Proof};
 use crate::telemetry::labels::DirectoryOperation;
@@ -55,6 +56,14 @@ pub enum DirectoryError {
     OtherUser {
         /// The DN of the certificate's entry.
         dn: Arc<str>,
+    },
+    /// The entry does not match `password_filter`: the password was not sent.
+    #[error("the entry does not match password_filter")]
+    PasswordNotAllowed {
+        /// The entry's DN.
+        dn: Arc<str>,
+        /// Its key.
+        key: EntryKey,
     },
     /// No entry matches.
     #[error("no entry matches")]

@@ -31,6 +31,8 @@ struct User {
     /// Reported instead of a verdict on the password, and whether only after a correct one.
     state: Option<(AccountState, bool)>,
     fault: Option<MemoryFault>,
+    /// The entry does not match `password_filter`.
+    refuses_passwords: bool,
 }
 
 /// What happens instead of a reply.
@@ -83,7 +85,15 @@ impl Memory {
     pub(crate) fn add(&self, login: &str, password: &str, entry: Entry) {
         let (login, password) = (login.to_owned(), password.to_owned());
         self.report(Change::Entry(Box::new(reported(&entry))));
-        self.inner().users.push(User { login, mail: None, password, entry, state: None, fault: None });
+        self.inner().users.push(User {
+            login,
+            mail: None,
+            password,
+            entry,
+            state: None,
+            fault: None,
+            refuses_passwords: false,
+        });
     }
 
     /// Modifies the entry of a user.
@@ -128,6 +138,11 @@ impl Memory {
     /// No entry matches any filter.
     pub(crate) fn clear_matches(&self) {
         self.inner().matching.clear();
+    }
+
+    /// Has the entry of a user match `password_filter` or not.
+    pub(crate) fn refuse_passwords(&self, login: &str, refuses: bool) {
+        self.with(login, |user| user.refuses_passwords = refuses);
     }
 
     /// Deletes a user.
@@ -194,7 +209,7 @@ impl Memory {
             self.inner().binds += 1;
             tokio::time::sleep(BIND_TIME).await;
         }
-        let User { entry, password, state, fault, .. } = found?;
+        let User { entry, password, state, fault, refuses_passwords, .. } = found?;
         match fault {
             Some(MemoryFault::Panic) => panic!("a defect of the directory module"),
             Some(MemoryFault::Silence) => std::future::pending().await,
@@ -218,6 +233,9 @@ impl Memory {
         };
         if refused_before(&entry) {
             return Err(DirectoryError::RefusedBefore { dn });
+        }
+        if refuses_passwords {
+            return Err(DirectoryError::PasswordNotAllowed { dn, key: entry.key() });
         }
         let is_right = guess.expose() == password.as_bytes();
         self.inner().binds += 1;

@@ -106,7 +106,8 @@ pub(crate) async fn target(directory: &dyn Directory, name: &Login) -> Result<En
         | DirectoryError::Account { .. }
         | DirectoryError::WrongCertificate { .. }
         | DirectoryError::OtherUser { .. }
-        | DirectoryError::Held { .. } => Refusal::ActingNotAllowed(ActingFault::UnknownTarget),
+        | DirectoryError::Held { .. }
+        | DirectoryError::PasswordNotAllowed { .. } => Refusal::ActingNotAllowed(ActingFault::UnknownTarget),
     })
 }
 

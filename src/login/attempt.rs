@@ -360,6 +360,7 @@ impl LoginAttempt<'_> {
                     | Refusal::UnusableNetworks
                     | Refusal::WrongCertificate
                     | Refusal::AuthzidNotAllowed
+                    | Refusal::PasswordNotAllowed
                     | Refusal::SeveralEntries(Proof::Missing)
                     | Refusal::UnusableEntry(Proof::Missing)
                     | Refusal::Account { .. },

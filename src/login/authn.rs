@@ -313,6 +313,7 @@ impl Authenticator {
             | Refusal::WrongCertificate
             | Refusal::SeveralEntries(_)
             | Refusal::UnusableEntry(_)
+            | Refusal::PasswordNotAllowed
             | Refusal::Account { .. },
         ) = &decision.result
         {
@@ -439,6 +440,7 @@ impl Authenticator {
                     | DirectoryError::WrongCertificate { .. }
                     | DirectoryError::OtherUser { .. },
                 ) => cache.forget_password(&credential),
+                Err(DirectoryError::PasswordNotAllowed { dn, key }) => cache.forget_passwords(key, dn),
                 Err(DirectoryError::RefusedBefore { .. } | DirectoryError::Unavailable(_)) => {}
             }
             Arc::new((answer, trace, since, check))
@@ -478,6 +480,9 @@ impl Authenticator {
             Err(DirectoryError::Held { dn }) => (Err(Refusal::Hold), Some(Arc::clone(dn))),
             Err(DirectoryError::WrongCertificate { dn }) => (Err(Refusal::WrongCertificate), Some(Arc::clone(dn))),
             Err(DirectoryError::OtherUser { dn }) => (Err(Refusal::AuthzidNotAllowed), Some(Arc::clone(dn))),
+            Err(DirectoryError::PasswordNotAllowed { dn, .. }) => {
+                (Err(Refusal::PasswordNotAllowed), Some(Arc::clone(dn)))
+            }
             Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
             Err(DirectoryError::NoPassword { dn }) => (Err(Refusal::NoPassword), Some(Arc::clone(dn))),
             Err(DirectoryError::SeveralEntries { dns, proof }) => {

@@ -14,6 +14,10 @@ use crate::proto::PROTOCOLS;
 use crate::proto::ldap::result::{CONFIDENTIALITY_REQUIRED, STRONGER_AUTH_REQUIRED};
 use crate::routing;
 
+/// Why an entry that does not match `password_filter` is not bound.
+pub(crate) const NO_PASSWORD_LOGIN: &str =
+    "the entry does not match password_filter: its user cannot log in with a password, whatever the password";
+
 /// The result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verdict {
@@ -140,6 +144,9 @@ impl Verdict {
             },
             DirectoryError::OtherUser { dn } => {
                 Self { dn: Some(dn.to_string()), ..Self::refused(Refusal::AuthzidNotAllowed, error.to_string()) }
+            }
+            DirectoryError::PasswordNotAllowed { dn, .. } => {
+                Self { dn: Some(dn.to_string()), ..Self::refused(Refusal::PasswordNotAllowed, NO_PASSWORD_LOGIN) }
             }
             DirectoryError::Account { dn, state, proven } => {
                 let hint =

@@ -150,6 +150,9 @@ refusals! {
     NetworkNotAllowed = "network_not_allowed", Client, Other, AuthenticationFailed;
     /// The same, from everywhere: a value of `networks_attribute` is no network.
     UnusableNetworks = "unusable_networks", Directory, NoRoute, AuthenticationFailed;
+    /// The entry does not match `password_filter`: its user logs in without one. The password was not sent to the
+    /// directory, and the reply is that to a wrong one.
+    PasswordNotAllowed = "password_not_allowed", Client, Other, AuthenticationFailed;
     /// The directory did not decide: unreachable, timed out, busy, or a result other than success and
     /// invalidCredentials.
     DirectoryUnavailable = "directory_unavailable", Directory, Outage, Unavailable;

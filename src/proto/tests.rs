@@ -120,6 +120,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::SeveralEntries(Proof::Missing),
         Refusal::NoPassword,
         Refusal::NetworkNotAllowed,
+        Refusal::PasswordNotAllowed,
         Refusal::UnusableNetworks,
         Refusal::ActingNotAllowed(ActingFault::NotPermitted),
         Refusal::UnusableEntry(Proof::Missing),

@@ -49,6 +49,7 @@ mod migrate;
 mod monitoring;
 mod networks;
 mod one_entry;
+mod password_filter;
 mod policy;
 mod pop3;
 mod prelogin_limits;

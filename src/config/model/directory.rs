@@ -35,6 +35,8 @@ pub struct Directory {
     pub grant_attribute: Option<String>,
     /// The protocols that a user may use.
     pub allow: Allow,
+    /// What an entry must match for a login with a password; `None`: nothing.
+    pub password_filter: Option<String>,
     /// The whole decision.
     pub timeout: Duration,
     /// One operation, one connection set-up.
@@ -76,6 +78,7 @@ impl Directory {
             networks_attribute: None,
             grant_attribute: None,
             allow: Allow::default(),
+            password_filter: None,
             timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_millis(1_200),
             max_message: 1 << 20,

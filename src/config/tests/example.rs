@@ -170,6 +170,18 @@ fn commented_issuers_are_valid() {
 }
 
 #[test]
+fn commented_password_filter_is_valid_beside_an_issuer() {
+    let text = EXAMPLE.replacen("# password_filter:", "password_filter:", 1);
+    assert_ne!(text, EXAMPLE);
+    let issuer = "{issuer: \"https://idp.example.com\", audience: mail, login_claim: oid}";
+    let config = parse_text(&forwarding(&format!("{text}\ntokens: [{issuer}]\n")));
+    assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()));
+    let warnings = parse_text(&text).unwrap().warnings;
+    let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+    assert_eq!(warning.key, "directory.password_filter");
+}
+
+#[test]
 fn documented_issuers_are_accepted() {
     let text = include_str!("../../../docs/tokens.md");
     let pieces: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|piece| piece.split("```").next()).collect();
@@ -206,6 +218,8 @@ routing: {backends: [{name: server3, imap: {address: \"server3.example.com:993\"
             "directory:\n  servers: [\"ldaps://ldap1.example.com\"]\n  base: dc=x\n  filter: \"(uid={login})\"\n";
         let piece =
             if piece.contains("servers:") { piece.to_owned() } else { piece.replacen("directory:\n", whole, 1) };
+        let forwards = piece.contains("\ntokens:");
+        let rest = if forwards { rest.replacen("server3, ", "server3, token: forward, ", 1) } else { rest.to_owned() };
         let config = parse_text(&format!("{piece}{rest}"));
         assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()), "{piece}");
     }

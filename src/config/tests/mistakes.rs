@@ -369,6 +369,25 @@ fn networks_without_a_canary_are_suspicious() {
 }
 
 #[test]
+fn password_filter_needs_a_service_account() {
+    let text = replaced(
+        "  base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))",
+        "  user_dn: uid={local},ou=people,dc=example,dc=com\n  password_filter: (employeeType=legacy) # HERE",
+    );
+    let key = "directory.password_filter";
+    // With one only the lack of another way in is suspicious.
+    let warnings = parse_text(&text).unwrap().warnings;
+    let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+    assert_eq!((warning.key.as_str(), warning.line), (key, marked(&text)), "{warning}");
+    assert!(warning.message.contains("`tokens` has no issuer"), "{warning}");
+    let text = text.replace("  bind_dn: cn=usher,dc=example,dc=com\n  bind_password_file: ldap.password\n", "");
+    let problems = parse_text(&text).unwrap_err();
+    let problem = problems.iter().find(|problem| problem.key == key).unwrap();
+    assert_eq!(problem.line, marked(&text), "{problem}");
+    assert!(problem.message.contains("needs `bind_dn`"), "{problem}");
+}
+
+#[test]
 fn routing_default_mistakes_are_reported() {
     let text = replaced("default: server3", "default: server3 # HERE")
         .replace("  canary: {login: canary@example.com, mail_host: server3}\n", "");
@@ -777,6 +796,14 @@ fn throttle_mistakes_are_reported() {
         "the same for every user",
     );
     mistake("balance: round_robin", "allow_filter: memberOf # HERE", "directory.allow_filter", "not a filter");
+    let filter = |text: &str, phrase: &str| {
+        mistake("balance: round_robin", &format!("{text} # HERE"), "directory.password_filter", phrase);
+    };
+    filter("password_filter: \"(uid={login})\"", "the same for every user");
+    filter("password_filter: loginMethod=password", "not a filter");
+    filter("password_filter: \"(loginMethod=password\"", "not a filter");
+    filter("password_filter: \"\"", "not a filter");
+    filter("password_filter: [\"(a=b)\"]", "expected a text");
     let found = "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))";
     mistake(found, "user_dn: \"{login}@ad.example.com\" # HERE", "directory.user_dn", "userPrincipalName");
     mistake(found, "base: dc=x\n  user_dn: \"{login}@{domain}@x\" # HERE", "directory.user_dn", "principal name");

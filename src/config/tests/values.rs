@@ -70,6 +70,7 @@ fn every_key_is_read() {
         login_attribute: Some("uid".into()),
         networks_attribute: None,
         allow: Allow { values: own_names(), ..Allow::default() },
+        password_filter: None,
         timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_millis(700),
         max_message: 1 << 20,
@@ -396,6 +397,13 @@ fn protocol_permissions_are_read() {
 fn networks_attribute_is_read() {
     let directory = sound("login_attribute: uid", "login_attribute: uid\n  networks_attribute: mailNetworks").directory;
     assert_eq!(directory.networks_attribute.as_deref(), Some("mailNetworks"));
+}
+
+#[test]
+fn password_filter_is_read() {
+    let text = "login_attribute: uid\n  password_filter: (employeeType=legacy)";
+    let directory = parse_text(&replaced("login_attribute: uid", text)).unwrap().directory;
+    assert_eq!(directory.password_filter.as_deref(), Some("(employeeType=legacy)"));
 }
 
 #[test]

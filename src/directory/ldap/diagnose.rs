@@ -24,6 +24,7 @@ use crate::directory::ldap::lookup::{self, read, request_by_name, search};
 use crate::directory::ldap::query::{Scope, SearchRequest, SearchResult};
 use crate::directory::ldap::schema;
 use crate::directory::ldap::search::{self, Query, QueryOptions, Search};
+use crate::directory::ldap::selection::DecisionTime;
 use crate::directory::ldap::server::Server;
 use crate::directory::{
     BoxFuture, Diagnosis, SampleLookup, ServerDiagnosis, ServerResult, Trace, UnavailableCause, UserCount,
@@ -49,6 +50,14 @@ impl Diagnosis for Ldap {
         Box::pin(join_all(self.servers().iter().map(move |server| self.diagnose_server(server, sample))))
     }
 
+    fn may_use_password<'a>(&'a self, dn: &'a str) -> BoxFuture<'a, Option<bool>> {
+        Box::pin(async move {
+            let filter = self.settings().password_filter.as_ref()?;
+            let mut time = DecisionTime::new(self.settings().timeout);
+            self.matches(dn, filter, None, &mut time, &mut Trace::default()).await.ok()
+        })
+    }
+
     fn lag(&self, url: &str) -> Option<f64> {
         let server = self.servers().iter().find(|server| &*server.url == url)?;
         server.lag.as_ref()?.seconds()
@@ -68,6 +77,7 @@ impl Ldap {
             with_mail_host: None,
             sync: None,
             users: None,
+            password_users: None,
             lockout: None,
             canary: None,
         };
@@ -153,9 +163,15 @@ impl Ldap {
         let by_sync = examined.sync.as_ref().and_then(|sync| sync.as_ref().ok()?.1.as_ref());
         let by_sync = by_sync.is_some_and(|result| matches!(result.code, SUCCESS | SIZE_LIMIT));
         let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
-        let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), count(&connection, &base, &users, paged));
-        let counted = counted.await.unwrap_or(Err(ConnectionError::Timeout));
-        examined.users = Some(counted.map_err(|error| error.unavailable(&server.url)));
+        let count = async |filter: &str| {
+            let counted = count(&connection, &base, filter, paged);
+            let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), counted).await;
+            counted.unwrap_or(Err(ConnectionError::Timeout)).map_err(|error| error.unavailable(&server.url))
+        };
+        examined.users = Some(count(&users).await);
+        if let Some(filter) = &settings.password_filter {
+            examined.password_users = Some(count(&format!("(&{users}{filter})")).await);
+        }
         examined
     }
 }

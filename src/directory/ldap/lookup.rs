@@ -7,8 +7,8 @@ use crate::base::credential::Login;
 use crate::config::{self, DisabledBy, Find};
 use crate::directory::ldap::query::{Scope, SearchRequest};
 use crate::directory::ldap::schema::Attributes;
-use crate::proto::ldap::attributes::{AttributeRole, CERTIFICATES, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS};
-use crate::proto::ldap::filter::ANY_ENTRY;
+use crate::proto::ldap::attributes::{AttributeRole, CERTIFICATES, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS, SECRETS};
+use crate::proto::ldap::filter::{self, ANY_ENTRY};
 use crate::proto::ldap::naming::{self, Naming};
 use crate::proto::ldap::template;
 use crate::telemetry::labels::DirectoryOperation;
@@ -48,6 +48,10 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
         }
     }
     if settings.is_followed() {
+        // The server evaluates the filter; the values show that a cached decision may no longer match it.
+        let compared = settings.password_filter.iter().flat_map(|filter| filter::attributes(filter));
+        let is_secret = |name: &String| SECRETS.iter().any(|secret| secret.eq_ignore_ascii_case(name));
+        read.extend(compared.filter(|name| !is_secret(name)).map(|name| (name, AttributeRole::PasswordFilter)));
         read.extend(IDENTIFIERS.map(|(name, role)| (name.to_owned(), role)));
         read.extend(LOGIN_ACTIVITY.map(|name| (name.to_owned(), AttributeRole::LoginActivity)));
     }
@@ -205,6 +209,10 @@ mod tests {
         let keys =
             "watch: off, login_attribute: uid, hold_attribute: hold, networks_attribute: nets, allow_attribute: allow";
         assert_eq!(names(keys), ["mailHost", "uid", "hold", "nets", "allow"]);
+        let filter = "password_filter: '(|(loginMethod=password)(userPassword=*))'";
+        assert_eq!(names(&format!("watch: off, {filter}")), ["mailHost"]);
+        let followed = names(&format!("watch: poll, {filter}"));
+        assert!(followed.contains(&"loginMethod".to_owned()) && !followed.contains(&"userPassword".to_owned()));
         assert!(names("watch: auto").contains(&"entryUUID".to_owned()));
         let alone = sound_directory("user_dn: 'uid={login},dc=x'");
         assert!(!alone.is_followed() && attributes_of(&alone).len() == 5);

@@ -16,6 +16,7 @@ mod connection;
 mod diagnose;
 mod dial;
 mod endpoint;
+mod entry_filter;
 mod error;
 pub(crate) mod frames;
 mod fresh;
@@ -173,9 +174,12 @@ impl Ldap {
                 if refused_before(&entry) {
                     return Err(DirectoryError::RefusedBefore { dn: entry.dn });
                 }
+                let check = floor.concerns(&entry.dn).then_some(check);
+                let asked = self.require_password_login(&entry, check.map(|_| &server), &mut time, trace).await;
+                trace.search = Some(started.elapsed());
+                asked?;
 
                 let started = Instant::now();
-                let check = floor.concerns(&entry.dn).then_some(check);
                 let whom = BindTarget {
                     name: &entry.dn,
                     origin: DnOrigin::Directory,
@@ -191,17 +195,9 @@ impl Ldap {
                 trace.behind = !matches!(floor.freshness(&entry, answered), Freshness::CaughtUp);
                 let (server, lease, accepted) = bound?;
                 server.binds.give_back(lease);
-                if let Some(query) = self.group_request(&entry.dn) {
-                    let found = match check {
-                        // Another server might not have received this change yet.
-                        Some(_) => server
-                            .service
-                            .search(&query, time.deadline, trace)
-                            .await
-                            .map_err(|failure| DirectoryError::Unavailable(failure.cause()))?,
-                        None => self.ask(&query, &mut time, trace).await?.0,
-                    };
-                    entry.in_group = verdict::matches(&found, trace)?;
+                if let Some(filter) = &self.settings.allow.filter {
+                    let at = check.map(|_| &server);
+                    entry.in_group = self.matches(&entry.dn, filter, at, &mut time, trace).await?;
                 }
                 Ok(Identity::from_bind(accepted, entry))
             }
@@ -220,6 +216,13 @@ impl Ldap {
                     Some(check) => self.find_before_bind(check, &mut time, trace).await?,
                     None => None,
                 };
+                if self.settings.password_filter.is_some() {
+                    let (entry, server) = match &found {
+                        Some(found) => found.clone(),
+                        None => self.find_named(&query, &mut time, trace).await?,
+                    };
+                    self.require_password_login(&entry, Some(&server), &mut time, trace).await?;
+                }
                 // If no server returns the entry, none can lag behind with it.
                 let check = check.filter(|_| found.is_some());
                 let started = Instant::now();
@@ -244,7 +247,8 @@ impl Ldap {
                     server.service.confirm(&found, time.deadline).await.map_err(DirectoryError::Unavailable)?;
                 }
                 let mut entry = verdict::read_entry(found, trace)?;
-                if let Some(query) = self.group_request(&entry.dn) {
+                if let Some(filter) = &self.settings.allow.filter {
+                    let query = self.filter_request(&entry.dn, filter);
                     let found = server.binds.read(&mut lease, &query, time.deadline, trace).await;
                     entry.in_group = verdict::matches(&found.map_err(DirectoryError::Unavailable)?, trace)?;
                 }
@@ -292,12 +296,6 @@ impl Ldap {
         lookup::request_by_name(&self.settings.find, login, &self.attributes)
     }
 
-    /// The request that checks whether the entry with this DN matches `allow_filter`, if there is one.
-    fn group_request(&self, dn: &str) -> Option<SearchRequest> {
-        let filter = self.settings.allow.filter.clone()?;
-        Some(SearchRequest { filter, ..lookup::read(dn.to_owned(), &self.attributes) })
-    }
-
     async fn find_entry(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
         let mut time = DecisionTime::new(self.settings.timeout);
         self.find_newest(login, None, &mut time, trace).await
@@ -326,15 +324,8 @@ impl Ldap {
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (_, query) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
-                let found = self.ask(&query, time, trace).await;
-                trace.search = Some(started.elapsed());
-                let (found, server) = found?;
-                // The DN was made of the name.
-                if found.is_read && result::of(found.code).search == SearchMeaning::NoSuchName {
-                    return Err(DirectoryError::NoEntry);
-                }
-                trace.dn = found.first.as_ref().map(|entry| Arc::clone(&entry.dn));
-                (query, verdict::read_as_service(found, trace)?, server)
+                let (found, server) = self.find_named(&query, time, trace).await?;
+                (query, found, server)
             }
         };
         let mut entry = match floor {
@@ -348,18 +339,23 @@ impl Ldap {
         Ok(entry)
     }
 
-    /// Reads whether an entry matches `allow_filter`.
-    async fn set_group(
+    /// The entry of a request that was made of a name, as the service account sees it.
+    async fn find_named(
         &self,
-        entry: &mut Entry,
+        query: &SearchRequest,
         time: &mut DecisionTime,
         trace: &mut Trace,
-    ) -> Result<(), DirectoryError> {
-        if let Some(query) = self.group_request(&entry.dn) {
-            let (found, _) = self.ask(&query, time, trace).await?;
-            entry.in_group = verdict::matches(&found, trace)?;
+    ) -> Result<(Entry, Arc<Server>), DirectoryError> {
+        let started = Instant::now();
+        let found = self.ask(query, time, trace).await;
+        trace.search = Some(started.elapsed());
+        let (found, server) = found?;
+        // The DN was made of the name.
+        if found.is_read && result::of(found.code).search == SearchMeaning::NoSuchName {
+            return Err(DirectoryError::NoEntry);
         }
-        Ok(())
+        trace.dn = found.first.as_ref().map(|entry| Arc::clone(&entry.dn));
+        Ok((verdict::read_as_service(found, trace)?, server))
     }
 
     async fn find_match(&self, filter: &str, trace: &mut Trace) -> Result<Entry, DirectoryError> {

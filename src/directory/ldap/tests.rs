@@ -74,6 +74,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         login_attribute: Some("uid".to_owned()),
         networks_attribute: None,
         allow: config::Allow::default(),
+        password_filter: None,
         timeout: Duration::from_secs(5),
         attempt_timeout: Duration::from_millis(1_200),
         max_message: 1 << 20,

@@ -285,3 +285,27 @@ async fn right_password_from_another_network_is_refused_like_a_wrong_one() {
     assert_eq!((refused.refusal, began.elapsed()), (Refusal::NetworkNotAllowed, REFUSAL_DELAY));
     assert_eq!(frontend.completed(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn password_that_may_not_be_used_is_refused_like_a_wrong_one() {
+    let process = Process::new();
+    let frontend = Scripted::accepting();
+    process.directory.refuse_passwords("alice", true);
+    // Right, wrong and of no user: the reply and its time are the same.
+    for (password, reason, nth) in [
+        ("sesame", "password_not_allowed", 1),
+        ("guess", "password_not_allowed", 2),
+        ("sesame", "password_not_allowed", 3),
+    ] {
+        let began = Instant::now();
+        let refused = process.alice(password, &frontend).await.unwrap_err();
+        assert_eq!((refused.refusal, refused.reply), (Refusal::PasswordNotAllowed, Reply::AuthenticationFailed));
+        assert_eq!((began.elapsed(), process.events(reason)), (REFUSAL_DELAY, nth));
+    }
+    assert_eq!((process.directory.binds(), frontend.completed()), (0, 0));
+    process.directory.refuse_passwords("alice", false);
+    let began = Instant::now();
+    assert_eq!(process.alice("guess", &frontend).await.unwrap_err().refusal, Refusal::WrongPassword);
+    assert_eq!(began.elapsed(), REFUSAL_DELAY);
+    assert!(process.alice("sesame", &frontend).await.is_ok());
+}

@@ -525,3 +525,31 @@ async fn state_of_an_account_is_hidden_from_other_networks() {
     assert_eq!(setup.decide("alice", b"sesame").await.0, Some(expired));
     assert_eq!(setup.decide_at(AWAY, "alice", b"sesame").await.0, Some(Refusal::NetworkNotAllowed));
 }
+
+#[tokio::test(start_paused = true)]
+async fn entry_that_may_not_use_passwords_loses_the_cached_ones_alone() {
+    let setup = setup();
+    let not_allowed = (Some(Refusal::PasswordNotAllowed), DecidedBy::Directory);
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    let credential = Credential::for_tests("alice", "sesame");
+    let proven = setup.authn.decide(&credential, HOME, LookupMode::Cached).await.result.unwrap();
+    setup.directory.refuse_passwords("alice", true);
+    // Any attempt shows it, and disturbs no login in progress.
+    assert_eq!(setup.decide("alice", b"guess").await, not_allowed);
+    assert!(setup.authn.is_current(&proven));
+    assert_eq!((setup.decide("alice", b"sesame").await, setup.binds()), (not_allowed, 1));
+    // Nothing is left for an outage, nor remembered as wrong.
+    setup.directory.set_outage(true);
+    setup.directory.set_availability(Availability::Unreachable);
+    assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::DirectoryUnavailable));
+    setup.directory.set_outage(false);
+    setup.directory.set_availability(Availability::Available);
+    setup.directory.refuse_passwords("alice", false);
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    // A backend that refuses a cached password has the filter judged again.
+    setup.directory.refuse_passwords("alice", true);
+    let cached = setup.authn.decide(&credential, HOME, LookupMode::Cached).await.result.unwrap();
+    let again = setup.authn.decide_again(&credential, HOME, cached.identity.entry()).await;
+    assert_eq!(again.result.err(), Some(Refusal::PasswordNotAllowed));
+    assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::PasswordNotAllowed));
+}

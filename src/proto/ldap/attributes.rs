@@ -19,6 +19,8 @@ pub(crate) enum AttributeRole {
     Allow,
     /// The user's certificates, in DER.
     Certificate,
+    /// Compared by `password_filter`.
+    PasswordFilter,
     /// Present while the account is locked after wrong passwords.
     Lockout,
     /// pwdReset, set when an administrator has set the password; pwdPolicySubentry, the policy's DN.
@@ -56,6 +58,9 @@ pub(crate) enum AttributeRole {
 /// The attribute with a user's certificates (RFC 4523 section 4.1). Its option `binary` is left out of requests: servers
 /// return the values under whichever description they have them.
 pub(crate) const CERTIFICATES: &str = "userCertificate";
+/// Attributes with passwords or their hashes: never read, whatever a filter compares.
+pub(crate) const SECRETS: [&str; 6] =
+    ["userPassword", "authPassword", "unicodePwd", "sambaNTPassword", "sambaLMPassword", "krbPrincipalKey"];
 /// The attributes that show whether a rejected password may be correct by now.
 pub(crate) const PASSWORDS: [(&str, AttributeRole); 12] = [
     ("pwdChangedTime", AttributeRole::Password),

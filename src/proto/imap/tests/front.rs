@@ -901,6 +901,7 @@ fn refusals_have_their_replies() {
         (Refusal::NoPassword, wrong),
         (Refusal::NetworkNotAllowed, wrong),
         (Refusal::ActingNotAllowed(crate::outcome::ActingFault::NotPermitted), wrong),
+        (Refusal::PasswordNotAllowed, wrong),
         (Refusal::UnusableNetworks, wrong),
         (Refusal::EmptyPassword, wrong),
         (Refusal::InvalidUsername, wrong),
