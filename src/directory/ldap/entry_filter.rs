@@ -19,7 +19,7 @@ impl Ldap {
         SearchRequest { filter: filter.to_owned(), ..lookup::read(dn.to_owned(), self.attributes()) }
     }
 
-    /// Whether the entry with this DN matches a filter. `at`: the only server that is known to have its last change.
+    /// Whether the entry with this DN matches a filter. `at`: the only server that is asked.
     pub(super) async fn matches(
         &self,
         dn: &str,
@@ -44,11 +44,12 @@ impl Ldap {
     pub(super) async fn set_group(
         &self,
         entry: &mut Entry,
+        at: Option<&Arc<Server>>,
         time: &mut DecisionTime,
         trace: &mut Trace,
     ) -> Result<(), DirectoryError> {
         if let Some(filter) = &self.settings().allow.filter {
-            entry.in_group = self.matches(&entry.dn, filter, None, time, trace).await?;
+            entry.in_group = self.matches(&entry.dn, filter, at, time, trace).await?;
         }
         Ok(())
     }

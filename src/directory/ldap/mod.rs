@@ -335,7 +335,7 @@ impl Ldap {
             }
             None => found,
         };
-        self.set_group(&mut entry, time, trace).await?;
+        self.set_group(&mut entry, None, time, trace).await?;
         Ok(entry)
     }
 
@@ -367,9 +367,11 @@ impl Ldap {
         let query = self.search(base, filter.to_owned());
         let found = self.ask(&query, &mut time, trace).await;
         trace.search = Some(started.elapsed());
-        let mut entry = verdict::single_entry(found?.0, trace)?;
+        let (found, server) = found?;
+        let mut entry = verdict::single_entry(found, trace)?;
         trace.dn = Some(Arc::clone(&entry.dn));
-        self.set_group(&mut entry, &mut time, trace).await?;
+        // The same server: the caller compares what it has shown with what is known.
+        self.set_group(&mut entry, Some(&server), &mut time, trace).await?;
         Ok(entry)
     }
 

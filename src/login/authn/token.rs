@@ -11,7 +11,9 @@ use super::{AuthDecision, Authenticator, DecidedBy, EntryCheck, FlightResult, Lo
 use crate::base::clock::unix_now;
 use crate::base::credential::{BearerToken, Credential, Login};
 use crate::cache::{CacheStamp, TokenSearch};
-use crate::directory::{Availability, DirectoryError, Entry, Identity, NameKind};
+use crate::directory::{
+    Availability, DirectoryError, Entry, Floor as _, Freshness, Identity, NameKind, UnavailableCause,
+};
 use crate::outcome::{Refusal, TokenError};
 use crate::token::{Tokens, VerifiedToken};
 
@@ -101,10 +103,9 @@ impl Authenticator {
             return decision;
         };
         let entry = identity.shared_entry();
-        if decision.result.is_ok()
-            && let Err(refusal) = self.require_same_entry(&search.name, token.claim(), &entry).await
-        {
-            decision.result = Err(refusal);
+        // Also for a client that is refused for its network: the answer is remembered for others.
+        if let Err(refusal) = self.require_same_entry(&search.name, token.claim(), &entry).await {
+            decision.result = decision.result.and(Err(refusal));
             return decision;
         }
         // As with passwords: what is wrong with an entry may be mended unseen, and a hold is short.
@@ -119,7 +120,18 @@ impl Authenticator {
 
     async fn look_up_claim(&self, search: &TokenSearch, token: &VerifiedToken, since: CacheStamp) -> FlightResult {
         let (found, trace) = self.directory.find_by(&search.filter).await;
-        let identity = found.map(|entry| Identity::from_token(token, entry));
+        let identity = found.and_then(|entry| {
+            let server = trace.server.clone().unwrap_or_default();
+            let shown = self.entries.freshness(&entry, &server);
+            let identity = Identity::from_token(token, entry);
+            match shown {
+                Freshness::CaughtUp => Ok(identity),
+                // There is no bind that a server which lags could judge wrongly: the newest version decides.
+                Freshness::Behind(newest) => Ok(identity.with_entry(newest)),
+                Freshness::Hidden(_) => Err(DirectoryError::Unavailable(UnavailableCause::Hidden { server })),
+                Freshness::Deleted => Err(DirectoryError::NoEntry),
+            }
+        });
         let identity = identity.and_then(|identity| newest(identity, &self.entries));
         let networks = identity.as_ref().ok().and_then(|identity| identity.entry().networks.clone());
         let check = EntryCheck { networks, ..EntryCheck::default() };

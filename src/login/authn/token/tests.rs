@@ -234,3 +234,41 @@ async fn networks_of_the_entry_count_for_tokens_cached_or_not() {
     }
     assert_eq!(setup.decide("", "alice@example.com").await, refused, "cached for others");
 }
+
+#[tokio::test(start_paused = true)]
+async fn name_beside_a_token_is_compared_for_a_client_elsewhere_too() {
+    let setup = setup();
+    setup.directory.add("bob", "sesame", Entry::for_tests("uid=bob,ou=people", &["server3"]));
+    setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["198.51.100.0/24"]));
+    let token = SIGNER.token(&claims("alice@example.com"));
+    for _ in 0..2 {
+        let elsewhere = setup.decide("bob", "alice@example.com").await;
+        assert_eq!(elsewhere, (Some(Refusal::NetworkNotAllowed), DecidedBy::Directory));
+        // What the first one has found is not remembered under bob's name.
+        let there = "198.51.100.7".parse().unwrap();
+        let decision = setup.authn.decide(&credential("bob", &token), there, LookupMode::Cached).await;
+        assert_eq!(decision.result.err(), Some(Refusal::AuthzidNotAllowed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn networks_or_mail_host_that_vanish_without_an_edit_open_nothing_to_tokens() {
+    let with = |edit: u8, change: fn(&mut Entry)| {
+        let revision = Some(format!("2026112614000{edit}.000001Z#000000#001#000000").into());
+        let mut entry = Entry::for_tests(DN, &["server3"]).permitting(&["192.0.2.0/24"]);
+        entry.version = EntryVersion { revision, ..EntryVersion::default() };
+        change(&mut entry);
+        entry
+    };
+    for hide in [|entry: &mut Entry| entry.networks = None, |entry: &mut Entry| entry.mail_hosts.clear()] {
+        let setup = setup();
+        setup.directory.modify("alice", |entry| *entry = with(1, |_| ()));
+        assert_eq!(setup.decide("", "alice@example.com").await.0, None);
+        setup.directory.modify("alice", |entry| *entry = with(1, hide));
+        setup.authn.cache().forget(&Entry::for_tests(DN, &[]));
+        assert_eq!(setup.decide("", "alice@example.com").await.0, Some(Refusal::DirectoryUnavailable));
+        // An edit has taken it away.
+        setup.directory.modify("alice", |entry| *entry = with(2, hide));
+        assert_eq!(setup.decide("", "alice@example.com").await.0, None);
+    }
+}
