@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::base::credential::{AnswerDigest, Credential, Login};
 use crate::config;
-use crate::directory::{Entry, EntryKey, EntryVersion, Identity, Realm};
+use crate::directory::{Entry, EntryKey, EntryVersion, Identity, ProvenBy, Realm};
 
 pub(crate) use admin::CacheRecord;
 use found::FoundEntry;
@@ -69,9 +69,12 @@ struct VerifiedPassword {
     digest: AnswerDigest,
     /// `None`: another password was stored since; verify again before the next use.
     verified: Option<Instant>,
+    /// What it has proven the user by: an entry may have passwords and certificates.
+    proven_by: ProvenBy,
 }
 
 struct CachedUser {
+    /// As last proven, by whichever of them.
     identity: Arc<Identity>,
     right: Vec<VerifiedPassword>,
 }
@@ -150,13 +153,18 @@ impl Cache {
     fn verified(&self, key: &EntryKey, digest: &AnswerDigest, life: Duration) -> Option<Arc<Identity>> {
         let user = self.users.get(key)?;
         // Every digest is compared, so that timing does not reveal which one matched.
-        let mut verified = None;
+        let mut known = None;
         for right in &user.right {
             if right.digest.matches(digest) {
-                verified = right.verified;
+                known = Some(right);
             }
         }
-        verified.is_some_and(|at| at.elapsed() < life).then(|| Arc::clone(&user.identity))
+        let known = known.filter(|known| known.verified.is_some_and(|at| at.elapsed() < life))?;
+        if user.identity.is_proven_by(&known.proven_by) {
+            return Some(Arc::clone(&user.identity));
+        }
+        // A session has to end with its own certificate, and with no other.
+        user.identity.proven_again(&known.proven_by).map(Arc::new)
     }
 
     /// Stores that a bind proved this password. If it is new, the entry's other passwords must be verified
@@ -181,7 +189,7 @@ impl Cache {
             }
             let mut right = old.map(|old| old.into_value().right.clone()).unwrap_or_default();
             if let Some(known) = right.iter_mut().find(|known| known.digest.matches(&digest)) {
-                known.verified = Some(now);
+                (known.verified, known.proven_by) = (Some(now), identity.proven_by());
             } else {
                 right.iter_mut().for_each(|other| other.verified = None);
                 // The least recently verified one is evicted; those to be verified again first.
@@ -192,7 +200,7 @@ impl Cache {
                 }
                 // Most have one; room for four would be allocated otherwise.
                 right.reserve_exact(1);
-                right.push(VerifiedPassword { digest, verified: Some(now) });
+                right.push(VerifiedPassword { digest, verified: Some(now), proven_by: identity.proven_by() });
             }
             Op::Put(Arc::new(CachedUser { identity, right }))
         });
@@ -283,15 +291,20 @@ impl Cache {
     /// Forgets every correct password of an entry, and nothing else: an attempt with any password can cause this, and
     /// must not disturb other logins of its user.
     pub(crate) fn forget_passwords(&self, key: &EntryKey, dn: &Arc<str>) {
-        self.remove(key);
-        self.remove(&EntryKey::by_dn(key.realm, dn));
+        for key in [key, &EntryKey::by_dn(key.realm, dn)] {
+            self.drop_verified(key, |known| known.proven_by.is_password());
+        }
     }
 
     fn drop_right(&self, key: &EntryKey, digest: &AnswerDigest) {
+        self.drop_verified(key, |known| known.digest.matches(digest));
+    }
+
+    fn drop_verified(&self, key: &EntryKey, is_meant: impl Fn(&VerifiedPassword) -> bool) {
         self.users.entry(key.clone()).and_compute_with(|old| match old {
-            Some(old) if old.value().right.iter().any(|known| known.digest.matches(digest)) => {
+            Some(old) if old.value().right.iter().any(&is_meant) => {
                 let user = old.into_value();
-                let right = user.right.iter().filter(|known| !known.digest.matches(digest)).cloned().collect();
+                let right = user.right.iter().filter(|known| !is_meant(known)).cloned().collect();
                 Op::Put(Arc::new(CachedUser { identity: Arc::clone(&user.identity), right }))
             }
             Some(_) | None => Op::Nop,

@@ -86,6 +86,17 @@ pub(crate) struct UserActing {
     pub authority: Authority,
 }
 
+/// What has proven an identity, to be kept beside a decision about its entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProvenBy(Evidence);
+
+impl ProvenBy {
+    /// Whether it was a password.
+    pub(crate) fn is_password(&self) -> bool {
+        self.0 == Evidence::Bind
+    }
+}
+
 /// A user authenticated by the directory, with the kind of evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -140,6 +151,23 @@ impl Identity {
     #[must_use]
     pub(crate) fn proven_entry(&self) -> &Entry {
         self.acting().map_or(&self.entry, |acting| &acting.entry)
+    }
+
+    /// What has proven it.
+    pub(crate) fn proven_by(&self) -> ProvenBy {
+        ProvenBy(self.evidence.clone())
+    }
+
+    /// Whether this has proven it.
+    pub(crate) fn is_proven_by(&self, ProvenBy(evidence): &ProvenBy) -> bool {
+        self.evidence == *evidence
+    }
+
+    /// The same user, proven by what has proven an earlier version of this entry; `None` if this version does not bear
+    /// it out.
+    pub(crate) fn proven_again(&self, ProvenBy(evidence): &ProvenBy) -> Option<Self> {
+        let again = Self { entry: Arc::clone(&self.entry), evidence: evidence.clone() };
+        again.certificate().is_none_or(|certificate| again.entry.lists(certificate)).then_some(again)
     }
 
     /// The entry, as read together with the evidence.

@@ -42,7 +42,7 @@ pub(crate) use entry::{Entry, EntryVersion};
 pub(crate) use error::{DirectoryError, UnavailableCause};
 pub(crate) use fault::EntryFault;
 pub(crate) use floor::{Floor, Freshness, NoFloor};
-pub(crate) use identity::{Authority, Identity, UserActing};
+pub(crate) use identity::{Authority, Identity, ProvenBy, UserActing};
 pub(crate) use key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
 pub(crate) use networks::Networks;
 pub(crate) use result::ServerResult;

@@ -98,6 +98,43 @@ async fn certificate_is_right_where_the_newest_entry_lists_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn cached_decision_is_proven_by_its_own_password_or_certificate() {
+    let setup = setup();
+    let (one, other) = (CertificateDigest::of(b"one"), CertificateDigest::of(b"other"));
+    let lists = |all: &[CertificateDigest]| setup.directory.modify("alice", |entry| entry.certificates = all.to_vec());
+    let by = |secret| Credential::new(Login::parse(b"alice").unwrap(), secret);
+    let certificate = |digest| {
+        let certificate = ClientCertificate::new(digest, CertificateProof::Key, None);
+        by(CredentialSecret::ClientCertificate(certificate))
+    };
+    let decide = async |credential: &Credential| {
+        let decision = setup.authn.decide(credential, HOME, LookupMode::Cached).await;
+        (decision.result.map(|proven| proven.identity.certificate()), decision.by)
+    };
+    lists(&[one, other]);
+    let password = Credential::for_tests("alice", "sesame");
+    // What is new has the others verified again.
+    let all = [(&password, None), (&certificate(one), Some(one)), (&certificate(other), Some(other))];
+    for by in [DecidedBy::Directory, DecidedBy::Directory, DecidedBy::Cache, DecidedBy::Cache] {
+        for (credential, evidence) in all {
+            let decided = decide(credential).await;
+            assert_eq!(decided.0, Ok(evidence));
+            assert!(by == DecidedBy::Directory || decided.1 == by);
+        }
+    }
+    // The entry lists one of them no longer, as a bind has just shown.
+    lists(&[one]);
+    setup.authn.decide(&password, HOME, LookupMode::Directory).await.result.unwrap();
+    assert_eq!(decide(&certificate(one)).await, (Ok(Some(one)), DecidedBy::Cache));
+    assert_eq!(decide(&certificate(other)).await, (Err(Refusal::WrongCertificate), DecidedBy::Directory));
+    // No password may be used: certificates may.
+    setup.directory.refuse_passwords("alice", true);
+    assert_eq!(decide(&Credential::for_tests("alice", "guess")).await.0, Err(Refusal::PasswordNotAllowed));
+    assert_eq!(decide(&certificate(one)).await, (Ok(Some(one)), DecidedBy::Cache));
+    assert_eq!(decide(&password).await, (Err(Refusal::PasswordNotAllowed), DecidedBy::Directory));
+}
+
+#[tokio::test(start_paused = true)]
 async fn invalid_credentials_never_reach_the_directory() {
     let setup = setup();
     assert_eq!(setup.decide("alice", b"").await, (Some(Refusal::EmptyPassword), DecidedBy::Usher));
