@@ -227,8 +227,8 @@ impl Explanation {
         };
         let (found, trace) = found;
         self.take_answer(trace);
-        self.may_use_password = match (&found, directory.diagnose()) {
-            (Ok(entry), Some(diagnosis)) => diagnosis.may_use_password(&entry.dn).await,
+        self.may_use_password = match (&found, &config.directory.password_filter) {
+            (Ok(entry), Some(filter)) => directory.matches(&entry.dn, filter).await.0.ok(),
             (Err(DirectoryError::PasswordNotAllowed { .. }), _) => Some(false),
             (Ok(_) | Err(_), _) => None,
         };

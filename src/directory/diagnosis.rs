@@ -94,9 +94,6 @@ pub trait Diagnosis: Send + Sync {
     /// canary's is used, or the first user found.
     fn examine<'a>(&'a self, sample: Option<&'a Login>) -> BoxFuture<'a, Vec<ServerDiagnosis>>;
 
-    /// Whether the entry with this DN matches `password_filter`; `None` without a filter or an answer.
-    fn may_use_password<'a>(&'a self, dn: &'a str) -> BoxFuture<'a, Option<bool>>;
-
     /// By how many seconds this server lagged behind the others at its last probe, if known.
     fn lag(&self, url: &str) -> Option<f64>;
 }

@@ -24,7 +24,6 @@ use crate::directory::ldap::lookup::{self, read, request_by_name, search};
 use crate::directory::ldap::query::{Scope, SearchRequest, SearchResult};
 use crate::directory::ldap::schema;
 use crate::directory::ldap::search::{self, Query, QueryOptions, Search};
-use crate::directory::ldap::selection::DecisionTime;
 use crate::directory::ldap::server::Server;
 use crate::directory::{
     BoxFuture, Diagnosis, SampleLookup, ServerDiagnosis, ServerResult, Trace, UnavailableCause, UserCount,
@@ -48,14 +47,6 @@ impl Diagnosis for Ldap {
 
     fn examine<'a>(&'a self, sample: Option<&'a Login>) -> BoxFuture<'a, Vec<ServerDiagnosis>> {
         Box::pin(join_all(self.servers().iter().map(move |server| self.diagnose_server(server, sample))))
-    }
-
-    fn may_use_password<'a>(&'a self, dn: &'a str) -> BoxFuture<'a, Option<bool>> {
-        Box::pin(async move {
-            let filter = self.settings().password_filter.as_ref()?;
-            let mut time = DecisionTime::new(self.settings().timeout);
-            self.matches(dn, filter, None, &mut time, &mut Trace::default()).await.ok()
-        })
     }
 
     fn lag(&self, url: &str) -> Option<f64> {

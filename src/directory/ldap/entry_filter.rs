@@ -20,7 +20,7 @@ impl Ldap {
     }
 
     /// Whether the entry with this DN matches a filter. `at`: the only server that is asked.
-    pub(super) async fn matches(
+    pub(super) async fn entry_matches(
         &self,
         dn: &str,
         filter: &str,
@@ -49,7 +49,7 @@ impl Ldap {
         trace: &mut Trace,
     ) -> Result<(), DirectoryError> {
         if let Some(filter) = &self.settings().allow.filter {
-            entry.in_group = self.matches(&entry.dn, filter, at, time, trace).await?;
+            entry.in_group = self.entry_matches(&entry.dn, filter, at, time, trace).await?;
         }
         Ok(())
     }
@@ -63,7 +63,7 @@ impl Ldap {
         trace: &mut Trace,
     ) -> Result<(), DirectoryError> {
         let Some(filter) = &self.settings().password_filter else { return Ok(()) };
-        if self.matches(&entry.dn, filter, at, time, trace).await? {
+        if self.entry_matches(&entry.dn, filter, at, time, trace).await? {
             return Ok(());
         }
         Err(DirectoryError::PasswordNotAllowed { dn: Arc::clone(&entry.dn), key: entry.key() })

@@ -197,7 +197,7 @@ impl Ldap {
                 server.binds.give_back(lease);
                 if let Some(filter) = &self.settings.allow.filter {
                     let at = check.map(|_| &server);
-                    entry.in_group = self.matches(&entry.dn, filter, at, &mut time, trace).await?;
+                    entry.in_group = self.entry_matches(&entry.dn, filter, at, &mut time, trace).await?;
                 }
                 Ok(Identity::from_bind(accepted, entry))
             }
@@ -490,10 +490,7 @@ impl Directory for Ldap {
         Box::pin(async move {
             let mut trace = Trace::default();
             let mut time = DecisionTime::new(self.settings.timeout);
-            let read = lookup::read(dn.to_owned(), &self.attributes);
-            let request = SearchRequest { filter: filter.to_owned(), ..read };
-            let found = self.ask(&request, &mut time, &mut trace).await;
-            (found.and_then(|(found, _)| verdict::matches(&found, &trace)), trace)
+            (self.entry_matches(dn, filter, None, &mut time, &mut trace).await, trace)
         })
     }
 
