@@ -100,9 +100,9 @@ impl Endpoint {
     }
 
     /// A whole login: from connecting to OK.
-    pub(crate) async fn login(&self, user: &str, password: &str) -> io::Result<Session> {
+    pub(crate) async fn login(&self, command: &str) -> io::Result<Session> {
         let mut session = self.open().await?;
-        session.command(&format!("LOGIN \"{user}\" \"{password}\"")).await?;
+        session.command(command).await?;
         Ok(session)
     }
 }

@@ -19,6 +19,10 @@
     reason = "a program for developers"
 )]
 
+#[path = "../../tests/it/kit/signer.rs"]
+#[allow(dead_code, reason = "tests use the rest")]
+mod signer;
+
 mod client;
 mod measure;
 mod proc;
@@ -29,14 +33,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::json;
 
 use client::{Endpoint, Group};
 use measure::{Bench, Users};
 use proc::Tree;
 use report::Figures;
+use signer::Signer;
 
 /// Number of clients, each with its own tickets.
 const CLIENTS: usize = 256;
@@ -116,6 +123,14 @@ enum Command {
     },
     /// Creates a CA (ca.pem) and a certificate with its key for each name (NAME.pem, NAME.key), P-256.
     Certificates { folder: PathBuf, names: Vec<String> },
+    /// Creates an issuer's key set (jwks.json) and a token for each number of a user (tokens), ES256.
+    Tokens {
+        folder: PathBuf,
+        #[arg(long)]
+        issuer: String,
+        #[arg(long, default_value_t = 1_000)]
+        users: usize,
+    },
     /// Prints a Markdown table of a file of `--json` lines.
     Table {
         file: PathBuf,
@@ -144,6 +159,9 @@ struct Target {
     user: String,
     #[arg(long, default_value = "password")]
     password: String,
+    /// A file of tokens, one a line, for login by OAUTHBEARER in place of a password.
+    #[arg(long)]
+    tokens: Option<PathBuf>,
     /// Number of users, used in turn.
     #[arg(long, default_value_t = 1_000)]
     users: usize,
@@ -177,6 +195,7 @@ impl Target {
     fn bench(&self) -> io::Result<Bench> {
         let endpoint = || Endpoint::new(self.address, &self.name, self.group, self.resume);
         let stub = self.stub.map(|stub| Endpoint::new(stub, "localhost", Group::X25519, false)).transpose()?;
+        let tokens = self.tokens.as_ref().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
         Ok(Bench {
             endpoints: (0..CLIENTS).map(|_| endpoint()).collect::<io::Result<_>>()?,
             users: Users {
@@ -184,6 +203,7 @@ impl Target {
                 password: self.password.clone(),
                 first: self.first_user,
                 number: self.users.max(1),
+                tokens: Arc::new(tokens.lines().map(str::to_owned).collect()),
             },
             tree: Tree::new(&self.pids)?,
             stub,
@@ -215,6 +235,7 @@ fn run(command: Command) -> io::Result<()> {
     let (target, mut figures) = match &command {
         Command::Stub { address, chain, key } => return stub::serve(*address, chain, key),
         Command::Certificates { folder, names } => return certificates(folder, names),
+        Command::Tokens { folder, issuer, users } => return tokens(folder, issuer, *users),
         Command::Table { file, fronts, only } => return report::table(file, fronts, only),
         Command::Logins { target, .. } => (target, target.figures("logins")),
         Command::Idle { target, sessions, .. } => {
@@ -240,10 +261,37 @@ fn run(command: Command) -> io::Result<()> {
             }
             Command::Bulk { sessions, mib, up, .. } => bench.bulk(*sessions, *mib, *up, &mut figures).await,
             Command::Mixed { sessions, logins, .. } => bench.mixed(*sessions, *logins, &mut figures).await,
-            Command::Stub { .. } | Command::Certificates { .. } | Command::Table { .. } => Ok(()),
+            Command::Stub { .. } | Command::Certificates { .. } | Command::Tokens { .. } | Command::Table { .. } => {
+                Ok(())
+            }
         }
     })?;
     figures.print(target.json)
+}
+
+/// Access tokens with the claims that providers write; `sub` is `user` and a number.
+fn tokens(folder: &std::path::Path, issuer: &str, users: usize) -> io::Result<()> {
+    let signer = Signer::new("ES256", "benchmark");
+    let tokens = (0..users).map(|number| {
+        signer.token(&json!({
+            "iss": issuer,
+            "aud": ["mail", "account"],
+            "sub": format!("user{number}"),
+            "azp": "thunderbird",
+            "sid": "b0b8f4a2-6a52-4d0b-9c66-0f2b8b6f2a40",
+            "scope": "openid profile email offline_access",
+            "name": "User of a Benchmark",
+            "preferred_username": format!("user{number}"),
+            "email": format!("user{number}@example.com"),
+            "email_verified": true,
+            "realm_access": {"roles": ["offline_access", "default-roles-corp"]},
+            "iat": 1_700_000_000_u64,
+            "exp": 4_000_000_000_u64,
+        }))
+    });
+    let lines: String = tokens.map(|token| token + "\n").collect();
+    std::fs::write(folder.join("jwks.json"), json!({"keys": [signer.jwk()]}).to_string())?;
+    std::fs::write(folder.join("tokens"), lines)
 }
 
 /// ECDSA P-256, the common type of issued certificates.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -32,11 +34,20 @@ pub(crate) struct Users {
     pub(crate) password: String,
     pub(crate) first: usize,
     pub(crate) number: usize,
+    /// Their tokens in place of passwords, if there are any: one for each number.
+    pub(crate) tokens: Arc<Vec<String>>,
 }
 
 impl Users {
-    fn name(&self, n: usize) -> String {
-        self.name.replace("{}", &(self.first + n % self.number).to_string())
+    fn login_command(&self, n: usize) -> String {
+        let number = self.first + n % self.number;
+        match self.tokens.get(number) {
+            Some(token) => {
+                let message = format!("n,,\x01auth=Bearer {token}\x01\x01");
+                format!("AUTHENTICATE OAUTHBEARER {}", STANDARD.encode(message))
+            }
+            None => format!("LOGIN \"{}\" \"{}\"", self.name.replace("{}", &number.to_string()), self.password),
+        }
     }
 }
 
@@ -103,9 +114,9 @@ impl Logins {
 }
 
 /// A login and a logout; the time is measured from connecting to OK.
-async fn timed_login(endpoint: &Endpoint, user: &str, password: &str) -> io::Result<(Duration, bool)> {
+async fn timed_login(endpoint: &Endpoint, command: &str) -> io::Result<(Duration, bool)> {
     let began = Instant::now();
-    let session = endpoint.login(user, password).await?;
+    let session = endpoint.login(command).await?;
     let took = began.elapsed();
     let resumed = session.resumed();
     session.logout().await?;
@@ -127,7 +138,7 @@ impl Bench {
                     if n >= number || began.elapsed() > LONGEST {
                         return logins;
                     }
-                    logins.take(timed_login(&endpoint, &users.name(n), &users.password).await);
+                    logins.take(timed_login(&endpoint, &users.login_command(n)).await);
                 }
             });
         }
@@ -148,10 +159,10 @@ impl Bench {
             let due = began + Duration::from_secs_f64(n as f64 / rate);
             tokio::time::sleep_until(due.into()).await;
             let endpoint = self.endpoints[n % self.endpoints.len()].clone();
-            let (user, password) = (self.users.name(n), self.users.password.clone());
+            let command = self.users.login_command(n);
             clients.spawn(async move {
                 let late = due.elapsed();
-                let login = timed_login(&endpoint, &user, &password).await;
+                let login = timed_login(&endpoint, &command).await;
                 login.map(|(took, resumed)| (late + took, resumed))
             });
         }
@@ -218,7 +229,7 @@ impl Bench {
         afterwards: Duration,
         figures: &mut Figures,
     ) -> io::Result<()> {
-        timed_login(&self.endpoints[0], &self.users.name(0), &self.users.password).await?;
+        timed_login(&self.endpoints[0], &self.users.login_command(0)).await?;
         sleep(SETTLE).await;
         let start = self.tree.pss_kib();
         figures.add("PSS before", "KiB", start);
@@ -267,7 +278,7 @@ impl Bench {
                     if n >= number {
                         return Ok::<_, io::Error>(opened);
                     }
-                    opened.push(endpoint.login(&users.name(n), &users.password).await?);
+                    opened.push(endpoint.login(&users.login_command(n)).await?);
                 }
             });
         }
@@ -370,7 +381,7 @@ fn transfers(
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut transfers = JoinSet::new();
         for (n, endpoint) in endpoints.iter().cycle().take(number).enumerate() {
-            let mut session = endpoint.login(&users.name(n), &users.password).await?;
+            let mut session = endpoint.login(&users.login_command(n)).await?;
             let (moved, stop) = (Arc::clone(moved), Arc::clone(stop));
             transfers.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
