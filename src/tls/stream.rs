@@ -25,6 +25,7 @@ use zeroize::Zeroize;
 
 use super::clients::ClientChain;
 use crate::base::secret::SecretBuf;
+use crate::base::sys::allocator;
 use crate::base::sys::sockets::{self, Transport};
 use crate::telemetry::log::Escaped;
 
@@ -249,7 +250,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
             received
         });
         filled.await?;
-        Ok(input.len() - before)
+        let read = input.len() - before;
+        if read > PRELOGIN_READ / 2 {
+            self.give_back();
+        }
+        Ok(read)
+    }
+
+    /// Lets rustls give back the buffer of a long record, which may have held a token: too large to be wiped otherwise.
+    fn give_back(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            // It shrinks the buffer before each read, if nothing is left in it.
+            let _ = allocator::wiping_all(|| tls.read_tls(&mut Nothing));
+        }
     }
 
     /// Reads for the relay: one system call, of which `take` borrows each piece in place. Ready after some
@@ -427,6 +440,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<T> {
         }
         ready!(stream.poll_send(cx))?;
         Pin::new(&mut stream.socket).poll_shutdown(cx)
+    }
+}
+
+/// A source that has nothing yet.
+struct Nothing;
+
+impl Read for Nothing {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 

@@ -123,7 +123,7 @@ impl Client {
         let request = request(Method::POST, url)
             .header(AUTHORIZATION, credential)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"))
-            .body(Full::new(Bytes::copy_from_slice(form.as_slice())))
+            .body(Full::new(Bytes::from_owner(Form(form))))
             .map_err(http)?;
         self.exchange(url, request, most).await
     }
@@ -136,7 +136,10 @@ impl Client {
     ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let stream = self.connect(url).await?;
         let io = TokioIo::new(HttpStream { stream, unread: SecretBuf::new() });
-        let handshake = hyper::client::conn::http1::Builder::new().max_buf_size(LARGEST_HEAD).handshake(io).await;
+        // The body is written from where it is: behind the head it would be copied into a block that may be too large to
+        // be wiped.
+        let mut builder = hyper::client::conn::http1::Builder::new();
+        let handshake = builder.max_buf_size(LARGEST_HEAD).writev(true).handshake(io).await;
         let (mut sender, connection) = handshake.map_err(http)?;
         let exchange = async {
             let answer = sender.send_request(request).await.map_err(http)?;
@@ -237,6 +240,15 @@ async fn tunnel(mut socket: TcpStream, host: &str, port: u16) -> Result<TcpStrea
         return Ok(socket);
     }
     Err(FetchError::Proxy(String::from_utf8_lossy(line).into_owned()))
+}
+
+/// A form with a token, wiped when hyper has sent it.
+struct Form(SecretBuf);
+
+impl AsRef<[u8]> for Form {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_slice()
+    }
 }
 
 /// A stream as hyper reads and writes it.

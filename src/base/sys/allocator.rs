@@ -3,16 +3,35 @@
 //! Libraries copy what they send and read: rustls, hyper, an encoder of LDAP. No type can wipe these copies,
 //! whose addresses are unknown; but all of them are freed here. Blocks below `WIPED` bytes are filled with
 //! zeros when they are freed, when they move, and behind their end when they shrink. All that a login touches
-//! is smaller; larger blocks hold what relays carry. C code frees its memory elsewhere: aws-lc wipes its own
+//! is smaller, but for rustls' buffer of a long record ([`wiping_all`]); larger blocks hold what relays carry. C code frees its memory elsewhere: aws-lc wipes its own
 //! (OPENSSL_free).
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
 
 use tikv_jemalloc_sys::{MALLOCX_ALIGN, nallocx};
 use tikv_jemallocator::Jemalloc;
 
-/// Blocks of this size and above are not wiped.
+/// Blocks of this size and above are not wiped, outside of [`wiping_all`].
 const WIPED: usize = 16 * 1024;
+
+thread_local! {
+    // Without a destructor and without an allocation of its own: the allocator reads it.
+    static WIPES_ALL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Wipes whatever `run` frees on this thread, large blocks included: where one is known to have held a secret.
+pub(crate) fn wiping_all<T>(run: impl FnOnce() -> T) -> T {
+    let before = WIPES_ALL.replace(true);
+    let result = run();
+    WIPES_ALL.set(before);
+    result
+}
+
+#[inline]
+fn is_wiped(size: usize) -> bool {
+    size < WIPED || WIPES_ALL.get()
+}
 
 /// Jemalloc with wiping before each free.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,7 +77,7 @@ unsafe impl GlobalAlloc for WipingJemalloc {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the block has `layout.size()` bytes, which are the caller's until the next line.
         unsafe {
-            if layout.size() < WIPED {
+            if is_wiped(layout.size()) {
                 wipe(block, layout.size());
             }
             Jemalloc.dealloc(block, layout);
@@ -68,7 +87,7 @@ unsafe impl GlobalAlloc for WipingJemalloc {
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let size = layout.size();
-        if size >= WIPED {
+        if !is_wiped(size) {
             // SAFETY: as the caller promises.
             return unsafe { Jemalloc.realloc(block, layout, new_size) };
         }
@@ -123,6 +142,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn large_block_is_wiped_where_that_is_asked_for() {
+        // Its own pages are given back sooner or later: what is checked is the part that stays when it shrinks in place.
+        for (size, new_size) in [(16_384, 4_096), (32_768, 4_096), (32_768, 18_437)] {
+            // SAFETY: allocated and freed by the layouts of the sizes that were asked for.
+            unsafe {
+                let block = WipingJemalloc.alloc(layout(size, 1));
+                block.write_bytes(SECRET, size);
+                let kept = wiping_all(|| WipingJemalloc.realloc(block, layout(size, 1), new_size));
+                assert_eq!(left(kept, 0, new_size), new_size);
+                assert_eq!(left(block, 0, size), if kept == block { new_size } else { 0 }, "{size} to {new_size}");
+                wiping_all(|| WipingJemalloc.dealloc(kept, layout(new_size, 1)));
+                assert_eq!(left(kept, 0, new_size), 0);
+            }
+        }
+        assert!(!is_wiped(WIPED), "only there");
     }
 
     #[test]
