@@ -47,7 +47,7 @@ pub(super) fn judge(
     if found.time("nbf")?.is_some_and(|begins| begins > now.saturating_add(LEEWAY)) {
         return Err(TokenError::NotYetValid);
     }
-    kind(found)?;
+    kind(&claims)?;
     audience(issuer, found)?;
     if !scopes(issuer, found)? {
         return Err(TokenError::Scope);
@@ -90,18 +90,23 @@ impl<'a> Claims<'a> {
 }
 
 /// Refuses what is no access token of a user.
-fn kind(claims: Claims<'_>) -> Result<(), TokenError> {
+///
+/// # Errors
+/// What it is instead.
+pub(super) fn kind(claims: &Map<String, Value>) -> Result<(), TokenError> {
+    let claims = Claims(claims);
     // A token that is bound to a key proves nothing without that key (RFC 7800, RFC 8705, RFC 9449).
     if claims.0.contains_key("cnf") {
         return Err(TokenError::Bound);
     }
-    // Keycloak writes the kind of each token into `typ` (Bearer, ID, Refresh, Offline, Logout); introspection has
-    // `token_type` (RFC 7662 section 2.2). `at_hash` is the hash of the access token beside an ID token (OpenID Connect
-    // Core 1.0 section 3.1.3.6).
+    // Keycloak writes the kind of each token into `typ` (Bearer, ID, Refresh, Offline, Logout), Cognito into `token_use`;
+    // introspection has `token_type` (RFC 7662 section 2.2). `at_hash` and `c_hash` are the hashes of the access token and
+    // of the code beside an ID token (OpenID Connect Core 1.0 sections 3.1.3.6 and 3.3.2.11).
     let kinds = ["typ", "token_type"].into_iter().filter_map(|name| claims.0.get(name));
     let is_bearer = |kind: &Value| kind.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"));
     if !kinds.into_iter().all(|kind| is_bearer(kind) || kind.as_str().is_some_and(is_jwt))
-        || claims.0.contains_key("at_hash")
+        || ["at_hash", "c_hash"].iter().any(|name| claims.0.contains_key(*name))
+        || claims.0.get("token_use").is_some_and(|purpose| purpose != "access")
     {
         return Err(TokenError::NotAccessToken);
     }
@@ -115,9 +120,9 @@ fn is_jwt(kind: &str) -> bool {
 /// Whether the token is an application's own, without a user.
 fn is_app_only(claims: Claims<'_>) -> Result<bool, TokenError> {
     let is = |name: &str, value: &str| claims.0.get(name).and_then(Value::as_str) == Some(value);
-    // RFC 9068 section 2.2: without a user, `sub` names the client.
+    // RFC 9068 section 2.2: without a user, `sub` names the client. `appid` is Entra ID's name of it, `cid` Okta's.
     let subject = claims.text("sub")?;
-    let mut clients = ["azp", "appid", "client_id"].into_iter().filter_map(|name| claims.0.get(name)?.as_str());
+    let mut clients = ["azp", "appid", "client_id", "cid"].into_iter().filter_map(|name| claims.0.get(name)?.as_str());
     let names_client = subject.is_some_and(|subject| clients.any(|client| client == subject));
     // Entra ID: `idtyp`, and no scope without a user. Keycloak: the user of a client's service account. Auth0: `gty`.
     let is_entra_app = claims.0.contains_key("tid") && !claims.0.contains_key("scp");

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::sync::Cache;
@@ -44,6 +45,8 @@ const LARGEST_ANSWER: usize = 64 * 1024;
 /// What is remembered of answers, and the requests in progress: kept over a reload.
 pub(super) struct Answers {
     cache: Cache<AnswerDigest, Answer>,
+    /// Counts how often all answers were forgotten: one of an earlier count, and one in progress then, does not count.
+    forgotten: AtomicU64,
     in_flight: Semaphore,
     repeats: Repeats,
 }
@@ -51,6 +54,8 @@ pub(super) struct Answers {
 #[derive(Debug, Clone)]
 struct Answer {
     at: Instant,
+    /// [`Answers::forgotten`] when it was asked for.
+    since: u64,
     result: Result<VerifiedToken, TokenError>,
     /// Whether it was valid once.
     was_valid: bool,
@@ -69,7 +74,19 @@ impl Default for Answers {
             u32::try_from(claims + OVERHEAD).unwrap_or(u32::MAX)
         };
         let cache = Cache::builder().weigher(weigh).max_capacity(CAPACITY).time_to_live(REMEMBERED).build();
-        Self { cache, in_flight: Semaphore::new(IN_FLIGHT), repeats: Repeats::default() }
+        let forgotten = AtomicU64::new(0);
+        Self { cache, forgotten, in_flight: Semaphore::new(IN_FLIGHT), repeats: Repeats::default() }
+    }
+}
+
+impl Answers {
+    /// Forgets all answers. That a token was valid once is remembered: its owner makes no guesses.
+    pub(super) fn forget(&self) {
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn since(&self) -> u64 {
+        self.forgotten.load(Ordering::SeqCst)
     }
 }
 
@@ -91,7 +108,8 @@ pub(super) struct Introspector {
 impl Introspector {
     /// What is remembered of a token; `None`: its issuer is to be asked.
     pub(super) fn remembered(&self, token: &Secret) -> Option<Result<VerifiedToken, TokenError>> {
-        let Answer { at, result, .. } = self.answers.cache.get(&digest(token))?;
+        let answer = self.answers.cache.get(&digest(token)).filter(|answer| answer.since == self.answers.since());
+        let Answer { at, result, .. } = answer?;
         match result {
             Ok(verified) if is_past(verified.expires()) => Some(Err(TokenError::Expired)),
             Ok(verified) => (at.elapsed() < YES).then_some(Ok(verified)),
@@ -99,13 +117,15 @@ impl Introspector {
         }
     }
 
-    /// Asks the issuer.
+    /// Asks the issuer. `own` are the claims of a token that is a JWT: an answer need not repeat that it is no access
+    /// token.
     ///
     /// # Errors
     /// The token is refused, or there is no answer.
     pub(super) async fn ask(
         &self,
         token: &Secret,
+        own: Option<Map<String, Value>>,
         metrics: &Metrics,
         until: Instant,
     ) -> Result<VerifiedToken, TokenError> {
@@ -113,6 +133,7 @@ impl Introspector {
             metrics.introspections.of(IntrospectionResult::Busy).inc();
             return Err(TokenError::Busy);
         };
+        let since = self.answers.since();
         let claims = match self.request(token, until).await {
             Ok(claims) => claims,
             Err(error) => {
@@ -124,14 +145,17 @@ impl Introspector {
         let digest = digest(token);
         let was_valid = self.answers.cache.get(&digest).is_some_and(|answer| answer.was_valid);
         let (counted, result) = match claims {
-            Some(claims) => (IntrospectionResult::Active, self.judge(claims)),
+            Some(claims) => {
+                let kind = own.as_ref().map_or(Ok(()), claims::kind);
+                (IntrospectionResult::Active, kind.and_then(|()| self.judge(claims)))
+            }
             // It cannot be told from a guess, unless it was valid before.
             None if was_valid => (IntrospectionResult::Inactive, Err(TokenError::Expired)),
             None => (IntrospectionResult::Inactive, Err(TokenError::Inactive)),
         };
         metrics.introspections.of(counted).inc();
         let was_valid = was_valid || counted == IntrospectionResult::Active;
-        self.answers.cache.insert(digest, Answer { at: Instant::now(), result: result.clone(), was_valid });
+        self.answers.cache.insert(digest, Answer { at: Instant::now(), since, result: result.clone(), was_valid });
         result
     }
 

@@ -82,9 +82,7 @@ pub(super) fn read(token: &[u8]) -> Result<Form<'_>, TokenError> {
         return Err(TokenError::Malformed);
     }
     let parts: Vec<&[u8]> = token.split(|byte| *byte == b'.').collect();
-    let head = parts.first().and_then(|head| decode(head));
-    let head = head.filter(|head| head.trim_ascii_start().starts_with(b"{"));
-    match (head, parts.as_slice()) {
+    match (header(&parts), parts.as_slice()) {
         (Some(head), [_, payload, signature]) => {
             let end = token.len() - signature.len() - 1;
             let signed = token.get(..end).unwrap_or_default();
@@ -95,6 +93,12 @@ pub(super) fn read(token: &[u8]) -> Result<Form<'_>, TokenError> {
         (Some(_), _) => Err(TokenError::Malformed),
         (None, _) => Ok(Form::Opaque),
     }
+}
+
+/// The header, if the text is meant to be a JWT. One opaque token in 256 is random bytes that begin with a brace.
+fn header(parts: &[&[u8]]) -> Option<Zeroizing<Vec<u8>>> {
+    let [head, _, ..] = parts else { return None };
+    decode(head).filter(|head| head.trim_ascii_start().starts_with(b"{") && std::str::from_utf8(head).is_ok())
 }
 
 fn jwt<'a>(head: &[u8], signed: &'a [u8], payload: &[u8], signature: &[u8]) -> Result<Jwt<'a>, TokenError> {

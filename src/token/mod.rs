@@ -182,10 +182,11 @@ impl Tokens {
         let until = Instant::now() + PATIENCE;
         let form = jwt::read(token.expose())?;
         if let Some(introspector) = self.introspector(&form) {
-            return match introspector.remembered(token) {
-                Some(result) => result,
-                None => introspector.ask(token, &self.metrics, until).await,
-            };
+            if let Some(result) = introspector.remembered(token) {
+                return result;
+            }
+            let own = if let Form::Jwt(jwt) = form { Some(jwt.claims) } else { None };
+            return introspector.ask(token, own, &self.metrics, until).await;
         }
         let Form::Jwt(jwt) = form else { return Err(TokenError::UnknownIssuer) };
         let issuer = self.issuer_of(&jwt).ok_or(TokenError::UnknownIssuer)?;
@@ -218,16 +219,26 @@ impl Tokens {
             Keys::None => return Err(TokenError::UnknownIssuer),
         };
         let keys = remote.first_keys(until).await.ok_or(TokenError::Unavailable)?;
-        match keys.verify(jwt) {
-            Err(TokenError::UnknownKey) => {}
-            verified => return verified,
+        let mut verified = keys.verify(jwt);
+        // Once more behind a fetch that may have begun too early.
+        for _ in 0..2 {
+            if verified != Err(TokenError::UnknownKey) {
+                break;
+            }
+            let refreshed = remote.refresh(&self.metrics, until).await;
+            match refreshed {
+                Refreshed::Fetched | Refreshed::Joined => {
+                    verified = remote.state.keys().ok_or(TokenError::Unavailable)?.verify(jwt);
+                }
+                Refreshed::Recent => {}
+                // It may be a new key that could not be fetched: no verdict.
+                Refreshed::Failed => return Err(TokenError::Unavailable),
+            }
+            if refreshed != Refreshed::Joined {
+                break;
+            }
         }
-        match remote.refresh(&self.metrics, until).await {
-            Refreshed::Fetched => remote.state.keys().ok_or(TokenError::Unavailable)?.verify(jwt),
-            Refreshed::Recent => Err(TokenError::UnknownKey),
-            // It may be a new key that could not be fetched: no verdict.
-            Refreshed::Failed => Err(TokenError::Unavailable),
-        }
+        verified
     }
 
     /// The scopes that a client needs, separated by blanks, for a challenge; empty: none in particular.
@@ -258,6 +269,11 @@ impl Tokens {
     /// Asks every issuer for its keys, and about a token that was made up: for `check --connect`.
     pub(crate) async fn inspect(&self) -> Vec<InspectedIssuer> {
         join_all(self.issuers.iter().map(Issuer::inspect)).await
+    }
+
+    /// Forgets what issuers have answered about tokens: each is asked again.
+    pub(crate) fn forget_answers(&self) {
+        self.issuers.iter().filter_map(|issuer| issuer.introspector.as_ref()).for_each(|asked| asked.answers.forget());
     }
 
     /// Starts fetching the keys that are due.

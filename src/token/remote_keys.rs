@@ -26,7 +26,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE_WITHOUT: Duration = Duration::from_secs(5);
 /// The longest pause while there are keys.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How often at most keys are fetched because a token names one that is not known.
+/// How often at most keys are fetched because a token names one that is not known, whatever else was fetched: the
+/// first token after a rotation is verified at once, and names that are made up cost a request a minute.
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(60);
 /// The time of one fetch, discovery included.
 const FETCH_TIME: Duration = Duration::from_secs(5);
@@ -38,7 +39,9 @@ labels! {
     pub(super) enum Refreshed {
         /// The keys are new.
         Fetched => "fetched",
-        /// They were fetched less than a minute ago.
+        /// The same by a fetch that had begun before, perhaps before the issuer had the key.
+        Joined => "joined",
+        /// They were fetched for an unknown key less than a minute ago.
         Recent => "recent",
         /// The issuer does not answer.
         Failed => "failed",
@@ -61,11 +64,13 @@ struct Schedule {
     fetching: bool,
     failures: u32,
     begun: Option<Instant>,
+    /// When the last fetch for an unknown key has begun.
+    refreshed: Option<Instant>,
 }
 
 impl Default for KeyState {
     fn default() -> Self {
-        let schedule = Schedule { due: Instant::now(), fetching: false, failures: 0, begun: None };
+        let schedule = Schedule { due: Instant::now(), fetching: false, failures: 0, begun: None, refreshed: None };
         Self {
             keys: ArcSwapOption::empty(),
             schedule: Mutex::new(schedule),
@@ -191,23 +196,27 @@ impl RemoteKeys {
         self.state.keys()
     }
 
-    /// Fetches the keys because one is not known, unless that was tried within a minute.
+    /// Fetches the keys because one is not known, unless that was tried within a minute. A fetch that is running is
+    /// joined.
     pub(super) async fn refresh(self: &Arc<Self>, metrics: &Arc<Metrics>, until: Instant) -> Refreshed {
         let mut ended = self.state.ended.subscribe();
         let now = Instant::now();
-        let (fetching, is_due, failed) = {
-            let schedule = self.state.schedule();
-            let is_due = schedule.begun.is_none_or(|begun| now.saturating_duration_since(begun) >= UNKNOWN_INTERVAL);
-            (schedule.fetching, is_due, schedule.failures > 0)
+        let is_joined = {
+            let mut schedule = self.state.schedule();
+            let since = |last| now.saturating_duration_since(last);
+            if !schedule.fetching {
+                if schedule.refreshed.is_some_and(|last| since(last) < UNKNOWN_INTERVAL) {
+                    return if schedule.failures > 0 { Refreshed::Failed } else { Refreshed::Recent };
+                }
+                schedule.refreshed = Some(now);
+            }
+            schedule.fetching
         };
-        if !fetching && !is_due {
-            return if failed { Refreshed::Failed } else { Refreshed::Recent };
-        }
         self.begin(metrics, now);
         if timeout_at(until, ended.changed()).await.is_err() || self.state.has_failed() {
             return Refreshed::Failed;
         }
-        Refreshed::Fetched
+        if is_joined { Refreshed::Joined } else { Refreshed::Fetched }
     }
 
     /// Fetches the keys within the time for it.

@@ -134,20 +134,67 @@ async fn unknown_key_is_fetched_at_most_once_a_minute() {
     let tokens = at(&format!("{}{KEYS}", server.url));
     tokens.run_due();
     verify(&tokens, SIGNER.token(&claims())).await.unwrap();
+    // The first name that is not known is looked up, however new the keys are; those that are made up meanwhile are not.
+    for kid in ["x", "y", "z"] {
+        let forged = Signer::new("ES256", kid).token(&claims());
+        let error = verify(&tokens, forged).await.unwrap_err();
+        assert_eq!((error, error.is_guess()), (TokenError::UnknownKey, true));
+    }
+    assert_eq!(server.requests().len(), 2);
     let second = Signer::new("ES256", "two");
     server.reply(KEYS, keys(&[&SIGNER, &second]));
-    // The keys are too new: whoever invents names causes no request.
-    for kid in ["x", "y", "two"] {
-        let forged = Signer::new("ES256", kid).token(&claims());
-        assert_eq!(verify(&tokens, forged).await.unwrap_err(), TokenError::UnknownKey);
-    }
-    assert_eq!(server.requests().len(), 1);
+    assert_eq!(verify(&tokens, second.token(&claims())).await.unwrap_err(), TokenError::UnknownKey);
     later(61).await;
     // At once, by as many logins as there are: one request.
     let token = second.token(&claims());
     let (one, other) = tokio::join!(verify(&tokens, &token), verify(&tokens, &token));
     assert!(one.is_ok() && other.is_ok());
-    assert_eq!(server.requests().len(), 2);
+    assert_eq!(server.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn rotation_behind_a_regular_fetch_refuses_no_honest_token() {
+    let server = Server::start().await;
+    server.reply(KEYS, keys(&[&SIGNER]));
+    let tokens = at(&format!("{}{KEYS}", server.url));
+    tokens.run_due();
+    verify(&tokens, SIGNER.token(&claims())).await.unwrap();
+    let mut generations = Vec::new();
+    for kid in ["two", "three"] {
+        let next = Signer::new("ES256", kid);
+        server.reply(KEYS, keys(&[&next]));
+        verify(&tokens, next.token(&claims())).await.unwrap();
+        generations.push(next);
+        // Fetched again by the clock: that says nothing about the rotation that follows at once.
+        later(15 * 60 + 1).await;
+        let mut ended = remote(&tokens).state.ended();
+        tokens.run_due();
+        ended.changed().await.unwrap();
+    }
+    assert_eq!(verify(&tokens, generations[0].token(&claims())).await.unwrap_err(), TokenError::UnknownKey);
+}
+
+#[tokio::test]
+async fn token_joins_a_fetch_and_asks_once_more_if_that_began_before_the_rotation() {
+    let server = Server::start().await;
+    server.reply(KEYS, keys(&[&SIGNER]));
+    let tokens = at(&format!("{}{KEYS}", server.url));
+    tokens.run_due();
+    verify(&tokens, SIGNER.token(&claims())).await.unwrap();
+    later(15 * 60 + 1).await;
+    // Answered with the old keys although the new one signs already.
+    tokens.run_due();
+    let second = Signer::new("ES256", "two");
+    let (new, token) = (keys(&[&second]), second.token(&claims()));
+    let answered = async {
+        while server.requests().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        server.reply(KEYS, new);
+    };
+    let (verified, ()) = tokio::join!(verify(&tokens, token), answered);
+    verified.unwrap();
+    assert_eq!(server.requests().len(), 3);
 }
 
 #[tokio::test]

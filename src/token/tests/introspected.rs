@@ -165,6 +165,58 @@ async fn jwts_go_to_no_issuer_but_their_own() {
 }
 
 #[tokio::test]
+async fn opaque_token_may_be_any_random_bytes() {
+    let server = Server::start().await;
+    server.reply(PATH, answer(json!({})));
+    let tokens = at(&server, &[]);
+    let random = [0x7b, 0x22, 0xff, 1, 2, 3].repeat(5);
+    for token in [base64url(&random), base64url("{\"handle\":17}"), format!("{}.x.y", base64url(random))] {
+        verify(&tokens, token).await.unwrap();
+    }
+    assert_eq!(server.requests().len(), 3);
+    // A part of a JWT is none of another issuer's business.
+    let foreign = SIGNER.token(&with(json!({"iss": "https://third.example"})));
+    let (unsigned, _) = foreign.rsplit_once('.').unwrap();
+    assert_eq!(verify(&tokens, unsigned).await.unwrap_err(), TokenError::Malformed);
+    assert_eq!(server.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn jwt_that_its_issuer_calls_active_is_an_access_token_all_the_same() {
+    let server = Server::start().await;
+    server.reply(PATH, answer(json!({})));
+    let tokens = at(&server, &[]);
+    verify(&tokens, SIGNER.token(&claims())).await.unwrap();
+    for (members, error) in [
+        (json!({"typ": "ID"}), TokenError::NotAccessToken),
+        (json!({"at_hash": "x"}), TokenError::NotAccessToken),
+        (json!({"cnf": {"jkt": "x"}}), TokenError::Bound),
+        (json!({"idtyp": "app"}), TokenError::AppOnly),
+    ] {
+        assert_eq!(verify(&tokens, SIGNER.token(&with(members))).await.unwrap_err(), error);
+    }
+}
+
+#[tokio::test]
+async fn answers_are_forgotten_on_demand_but_not_that_a_token_was_valid() {
+    let server = Server::start().await;
+    server.reply(PATH, answer(json!({})));
+    let tokens = at(&server, &[]);
+    verify(&tokens, TOKEN).await.unwrap();
+    server.reply(PATH, answer(json!({"active": false})));
+    verify(&tokens, TOKEN).await.unwrap();
+    tokens.forget_answers();
+    assert!(tokens.needs_introspection(&Secret::copy_of(TOKEN.as_bytes())));
+    assert_eq!(verify(&tokens, TOKEN).await.unwrap_err(), TokenError::Expired);
+    // A no as well.
+    server.reply(PATH, answer(json!({})));
+    assert_eq!(verify(&tokens, TOKEN).await.unwrap_err(), TokenError::Expired);
+    tokens.forget_answers();
+    verify(&tokens, TOKEN).await.unwrap();
+    assert_eq!(server.requests().len(), 3);
+}
+
+#[tokio::test]
 async fn sixteen_questions_are_in_progress_at_most() {
     let server = Server::start().await;
     server.reply(PATH, Reply::Silent);
