@@ -1,10 +1,11 @@
 //! Administrative access to the cache: counts and times only, never passwords or values derived from them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cache;
+use super::found::FoundEntry;
 use crate::directory::{Entry, EntryKey, Realm};
 
 /// The cached data of one entry.
@@ -14,7 +15,7 @@ pub struct CacheRecord {
     pub key: EntryKey,
     /// Its DN, or the name that was bound if only wrong passwords are cached.
     pub dn: Arc<str>,
-    /// The typed names that lead to it, sorted.
+    /// The typed names and the claims of tokens that lead to it, sorted.
     pub names: Vec<String>,
     /// The entry, if there is a decision.
     pub entry: Option<Arc<Entry>>,
@@ -22,7 +23,9 @@ pub struct CacheRecord {
     pub right: usize,
     /// The number of wrong passwords.
     pub wrong: usize,
-    /// How long ago a bind last proved a password.
+    /// The number of searches by which tokens have led to it.
+    pub tokens: usize,
+    /// How long ago a bind last proved a password, or a search found the entry of a token.
     pub age: Option<Duration>,
     /// How long the decision is used without a lookup.
     pub left: Option<Duration>,
@@ -30,22 +33,42 @@ pub struct CacheRecord {
     pub stale_left: Option<Duration>,
 }
 
+/// By what an entry is known.
+#[derive(Default)]
+struct KnownBy {
+    names: BTreeSet<String>,
+    tokens: usize,
+    /// What a token has led to last.
+    found: Option<FoundEntry>,
+}
+
 impl Cache {
-    /// The cached data for this name, in any case, or DN: one entry, or none, or several if spellings of a name
+    /// The cached data for this name, in any case, claim of a token, or DN: one entry, or none, or several if spellings of a name
     /// led to different entries.
     #[must_use]
     pub fn remembered(&self, name: &str) -> Vec<CacheRecord> {
         // By DN, as they are shown; two realms may have the same one.
-        let mut names: BTreeMap<(Arc<str>, EntryKey), Vec<String>> = BTreeMap::new();
+        let mut known: BTreeMap<(Arc<str>, EntryKey), KnownBy> = BTreeMap::new();
         for (login, meaning) in &self.names {
             let entry = (Arc::clone(&meaning.dn), meaning.key);
-            names.entry(entry).or_default().push(login.as_str().to_owned());
+            known.entry(entry).or_default().names.insert(login.as_str().to_owned());
         }
-        let is_meant = |dn: &str, names: &[String]| {
-            dn.eq_ignore_ascii_case(name) || names.iter().any(|one| one.eq_ignore_ascii_case(name))
+        for (search, found) in self.all_found() {
+            let by = known.entry((Arc::clone(&found.entry.dn), found.entry.key())).or_default();
+            by.names.insert(found.claim.as_str().to_owned());
+            if !search.name.is_absent() {
+                by.names.insert(search.name.as_str().to_owned());
+            }
+            by.tokens += 1;
+            if by.found.as_ref().is_none_or(|newest| newest.at < found.at) {
+                by.found = Some(found);
+            }
+        }
+        let is_meant = |dn: &str, by: &KnownBy| {
+            dn.eq_ignore_ascii_case(name) || by.names.iter().any(|one| one.eq_ignore_ascii_case(name))
         };
-        let meant = names.into_iter().filter(|((dn, _), names)| is_meant(dn, names));
-        let found: Vec<CacheRecord> = meant.filter_map(|((dn, key), names)| self.of_entry(key, dn, names)).collect();
+        let meant = known.into_iter().filter(|((dn, _), by)| is_meant(dn, by));
+        let found: Vec<CacheRecord> = meant.filter_map(|((dn, key), by)| self.of_entry(key, dn, by)).collect();
         if !found.is_empty() {
             return found;
         }
@@ -53,24 +76,26 @@ impl Cache {
         let dn: Arc<str> = name.into();
         let with_id = self.users.iter().filter(|(key, user)| key.has_id() && user.identity.entry().dn == dn);
         let keys = with_id.map(|(key, _)| EntryKey::clone(&key)).chain([EntryKey::by_dn(Realm::DEFAULT, &dn)]);
-        keys.filter_map(|key| self.of_entry(key, Arc::clone(&dn), Vec::new())).collect()
+        keys.filter_map(|key| self.of_entry(key, Arc::clone(&dn), KnownBy::default())).collect()
     }
 
-    fn of_entry(&self, key: EntryKey, dn: Arc<str>, mut names: Vec<String>) -> Option<CacheRecord> {
+    fn of_entry(&self, key: EntryKey, dn: Arc<str>, by: KnownBy) -> Option<CacheRecord> {
         let user = self.users.get(&key);
         let wrong = self.wrong.get(&key).map_or(0, |refused| refused.count());
         // A name whose decision was forgotten is ignored.
-        if user.is_none() && wrong == 0 {
+        if user.is_none() && wrong == 0 && by.tokens == 0 {
             return None;
         }
-        names.sort_unstable();
-        let age = self.age(&key);
+        let by_password = user.as_ref().map(|user| user.identity.shared_entry());
+        let (by_token, found) = by.found.map(|found| (found.entry, found.at.elapsed())).unzip();
+        let age = self.age(&key).into_iter().chain(found).min();
         let left = |life: Duration| age.and_then(|age| life.checked_sub(age));
         Some(CacheRecord {
-            names,
-            entry: user.as_ref().map(|user| user.identity.shared_entry()),
+            names: by.names.into_iter().collect(),
+            entry: by_password.or(by_token),
             right: user.as_ref().map_or(0, |user| user.right.len()),
             wrong,
+            tokens: by.tokens,
             age,
             left: left(self.ttl),
             stale_left: left(self.stale),
@@ -83,11 +108,24 @@ impl Cache {
     pub fn drop_entry(&self, CacheRecord { key, dn, .. }: &CacheRecord) {
         self.forget_keys(key, dn);
         self.wrong.invalidate(key);
+        for (search, found) in &self.found {
+            if found.entry.key() == *key {
+                self.found.invalidate(&*search);
+            }
+        }
         for (login, name) in &self.names {
             if name.key == *key {
                 self.names.invalidate(&*login);
             }
         }
+    }
+
+    /// The number of entries with a decision, or to which tokens have led.
+    #[must_use]
+    pub fn all_entries(&self) -> usize {
+        let only_by_token = self.all_found().map(|(_, found)| found.entry.key());
+        let only_by_token: HashSet<EntryKey> = only_by_token.filter(|key| !self.users.contains_key(key)).collect();
+        usize::try_from(self.entries()).unwrap_or(usize::MAX).saturating_add(only_by_token.len())
     }
 
     /// Forgets everything, and invalidates answers in progress.

@@ -22,9 +22,11 @@ pub(crate) struct TokenSearch {
 /// The answer to it.
 #[derive(Debug, Clone)]
 pub(super) struct FoundEntry {
-    entry: Arc<Entry>,
+    pub(super) entry: Arc<Entry>,
+    /// The token's claim, by which an administrator may name the user.
+    pub(super) claim: Login,
     since: CacheStamp,
-    at: Instant,
+    pub(super) at: Instant,
 }
 
 impl Cache {
@@ -45,12 +47,17 @@ impl Cache {
         self.holds(&found.entry, found.since).then_some(found.entry)
     }
 
-    /// Stores what a search has found that began at this stamp.
-    pub(crate) fn keep_found(&self, search: TokenSearch, entry: Arc<Entry>, since: CacheStamp) {
+    /// Stores what a search for the entry of this claim has found that began at this stamp.
+    pub(crate) fn keep_found(&self, search: TokenSearch, claim: &Login, entry: Arc<Entry>, since: CacheStamp) {
         // Of no use otherwise, as what is stored is compared at each use.
         if self.holds(&entry, since) {
-            self.found.insert(search, FoundEntry { entry, since, at: Instant::now() });
+            self.found.insert(search, FoundEntry { entry, claim: claim.clone(), since, at: Instant::now() });
         }
+    }
+
+    /// Everything that tokens have led to and that still counts, with the names beside them.
+    pub(super) fn all_found(&self) -> impl Iterator<Item = (Arc<TokenSearch>, FoundEntry)> {
+        self.found.iter().filter(|(_, found)| self.holds(&found.entry, found.since))
     }
 
     /// Forgets it: the directory did not confirm it.

@@ -328,6 +328,40 @@ async fn administrator_finds_and_drops_an_entry_by_dn_or_name() {
     assert_eq!(cache.remembered(DN).len(), 1, "its name was evicted");
 }
 
+#[tokio::test(start_paused = true)]
+async fn administrator_finds_and_drops_what_tokens_have_led_to() {
+    let cache = cache();
+    let login = |name: &str| Login::parse(name.as_bytes()).unwrap();
+    let search = |name: Login| TokenSearch { filter: "(mail=a@example.com)".to_owned(), name };
+    let keep = |name: Login| {
+        let found = Arc::new(entry(0, Some(1), DN));
+        cache.keep_found(search(name), &login("a@example.com"), found, cache.stamp());
+    };
+    for name in ["A@example.com", "liddell", "UID=ALICE,ou=people,dc=example,dc=com"] {
+        keep(Login::absent());
+        keep(login("liddell"));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let found = cache.remembered(name);
+        let [record] = found.as_slice() else { panic!("{name}: {found:?}") };
+        assert_eq!((&*record.dn, record.tokens, record.right, cache.all_entries()), (DN, 2, 0, 1), "{name}");
+        assert_eq!(record.names, ["a@example.com", "liddell"]);
+        assert_eq!((record.age, record.entry.is_some()), (Some(Duration::from_secs(1)), true));
+        cache.drop_entry(record);
+        assert!(cache.remembered(name).is_empty() && cache.found(&search(Login::absent())).is_none());
+    }
+    // Of a user with a password too it is one entry.
+    keep(Login::absent());
+    learn_entry(&cache, "alice", &entry(0, Some(1), DN));
+    let found = cache.remembered("alice");
+    assert_eq!((found.len(), found[0].tokens, found[0].right, cache.all_entries()), (1, 1, 1, 1));
+    cache.drop_entry(&found[0]);
+    assert!(cache.remembered("a@example.com").is_empty());
+    // A change that was seen ends it as well.
+    keep(Login::absent());
+    cache.forget(&entry(0, Some(1), DN));
+    assert!(cache.remembered("a@example.com").is_empty());
+}
+
 /// A decision read while its entry is being dropped must not be used afterwards,
 /// wherever between the steps of [`Cache::forget`] its stamp was read.
 #[test]

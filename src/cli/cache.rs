@@ -12,7 +12,7 @@ use crate::telemetry::log::Escaped;
 
 const HELP: &str = "\
 After a drop the user's next login is verified by the directory and cached again; open sessions
-continue.
+continue. Each drop also makes the next use of any opaque token ask its issuer again.
 
 Examples:
   usher cache show alice
@@ -38,12 +38,12 @@ pub(super) struct Args {
 enum Command {
     /// Show what is cached for a user: the number of passwords, never a password
     Show {
-        /// The login name as typed (case-insensitive), or the DN
+        /// The login name as typed (case-insensitive), the claim of a token, or the DN
         login: String,
     },
     /// Drop what is cached for a user, including right and wrong passwords
     Drop {
-        /// The login name as typed (case-insensitive), or the DN
+        /// The login name as typed (case-insensitive), the claim of a token, or the DN
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         login: Option<String>,
         /// Drop all users
@@ -93,6 +93,9 @@ fn text(cached: &Cached) -> String {
         lines.push(format!("  backend    {backend} (mailHost: {})", list(&cached.mail_host)));
     }
     lines.push(format!("  passwords  {} right, {} wrong", cached.right, cached.wrong));
+    if cached.tokens > 0 {
+        lines.push(format!("  tokens     verified at each login; cached searches that lead here: {}", cached.tokens));
+    }
     lines.join("\n")
 }
 

@@ -71,6 +71,7 @@ mod throttle;
 mod timers;
 mod token_issuers;
 mod token_login;
+mod token_secrets;
 mod trace;
 mod trust;
 mod unauthenticate;

@@ -73,7 +73,7 @@ fn found(usher: &Usher, needles: &[(String, Vec<u8>)]) -> Vec<String> {
 }
 
 /// Waits until none is found.
-fn gone(usher: &Usher, what: &str, needles: &[(String, Vec<u8>)]) {
+pub(crate) fn gone(usher: &Usher, what: &str, needles: &[(String, Vec<u8>)]) {
     let deadline = Instant::now() + wait_limit(3 * WIPED_WITHIN);
     loop {
         let found = found(usher, needles);
@@ -155,7 +155,7 @@ fn nothing_stays(config: Config, ways: &[LoginMethod], people: &[&str]) {
 }
 
 /// Starts it so that its memory can be read.
-fn watched(config: Config) -> Usher {
+pub(crate) fn watched(config: Config) -> Usher {
     Usher::start(config.set("/process", json!({"debug": true})).set("/limits/failed_logins", 50))
 }
 

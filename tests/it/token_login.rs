@@ -16,10 +16,10 @@ use crate::kit::users::SERVICE_PASSWORD;
 use crate::kit::usher::command;
 use crate::kit::{Config, Imap, Sieve, Usher, dovecot, relay, shared, slapd};
 
-const ALICE: &str = "alice@example.com";
+pub(crate) const ALICE: &str = "alice@example.com";
 
 /// server3 is entered by its master user.
-fn config(issuer: &ScriptedIssuer) -> Config {
+pub(crate) fn config(issuer: &ScriptedIssuer) -> Config {
     let config = Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]);
     config.file("server3.password", SERVICE_PASSWORD);
     issuer
@@ -28,17 +28,17 @@ fn config(issuer: &ScriptedIssuer) -> Config {
         .set("/routing/backends/0/service", json!({"login": "usher", "password_file": "server3.password"}))
 }
 
-fn oauthbearer(user: &str, token: &str) -> String {
+pub(crate) fn oauthbearer(user: &str, token: &str) -> String {
     let name = if user.is_empty() { String::new() } else { format!("a={user}") };
     base64(format!("n,{name},\x01host=localhost\x01port=993\x01auth=Bearer {token}\x01\x01").as_bytes())
 }
 
-fn xoauth2(user: &str, token: &str) -> String {
+pub(crate) fn xoauth2(user: &str, token: &str) -> String {
     base64(format!("user={user}\x01auth=Bearer {token}\x01\x01").as_bytes())
 }
 
 /// Logs in by IMAP; the challenge, if one came, and the tagged reply.
-fn log_in(usher: &Usher, user: &str, token: &str) -> (Option<Value>, String) {
+pub(crate) fn log_in(usher: &Usher, user: &str, token: &str) -> (Option<Value>, String) {
     let mut client = Imap::tls(usher.imaps_port());
     client.send(format!("a AUTHENTICATE OAUTHBEARER {}\r\n", oauthbearer(user, token)));
     let line = client.line();
@@ -267,7 +267,7 @@ fn pem(jwk: &Value) -> String {
 }
 
 /// A Dovecot that verifies tokens itself, with the name of the mailbox in `email`.
-fn verifying(issuer: &ScriptedIssuer, signer: &Signer) -> Dovecot {
+pub(crate) fn verifying(issuer: &ScriptedIssuer, signer: &Signer) -> Dovecot {
     let folder = folder("oauth2");
     let keys = folder.join("mail-client/ES256");
     std::fs::create_dir_all(&keys).unwrap();

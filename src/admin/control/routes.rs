@@ -205,7 +205,7 @@ async fn cached(State(control): State<Control>, mut arguments: QueryArgs) -> Ans
 }
 
 fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
-    let CacheRecord { key: _, dn, names, entry, right, wrong, age, left, stale_left } = remembered;
+    let CacheRecord { key: _, dn, names, entry, right, wrong, tokens, age, left, stale_left } = remembered;
     let routing = &snapshot.config.routing;
     let target = entry.as_ref().and_then(|entry| routing::route(routing, entry).ok());
     Cached {
@@ -215,6 +215,7 @@ fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
         backend: target.map(|route| route.backend.to_owned()),
         right,
         wrong,
+        tokens,
         age_seconds: age.map(|age| age.as_secs()),
         left_seconds: left.map(|left| left.as_secs()),
         stale_left_seconds: stale_left.map(|left| left.as_secs()),
@@ -230,6 +231,8 @@ async fn drop_cached(
     arguments.end()?;
     let snapshot = control.snapshot();
     let cache = snapshot.authn.cache();
+    // Those of one user are not found by a name that the directory has meanwhile.
+    snapshot.tokens.forget_answers();
     let dropped = match (login, all) {
         (Some(login), false) => {
             let found = cache.remembered(&login);
@@ -240,7 +243,7 @@ async fn drop_cached(
             Dropped { entries: dns.len(), dns: dns.iter().map(ToString::to_string).collect() }
         }
         (None, true) => {
-            let entries = usize::try_from(cache.entries()).unwrap_or(usize::MAX);
+            let entries = cache.all_entries();
             cache.drop_all();
             audit("cache drop", caller, "all", Some(entries));
             Dropped { entries, dns: Vec::new() }

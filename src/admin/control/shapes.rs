@@ -66,7 +66,7 @@ pub(crate) struct Leaving {
 pub(crate) struct Cached {
     /// The entry's DN, or its placeholder where only wrong passwords are cached.
     pub dn: String,
-    /// The login names that were used.
+    /// The login names that were used, and the claims of tokens.
     pub names: Vec<String>,
     /// The entry's mailHost values; empty without a decision.
     pub mail_host: Vec<String>,
@@ -76,7 +76,10 @@ pub(crate) struct Cached {
     pub right: usize,
     /// The number of cached wrong passwords.
     pub wrong: usize,
-    /// Time since a bind last verified a password.
+    /// The number of cached searches for the entry of a token.
+    #[serde(default)]
+    pub tokens: usize,
+    /// Time since a bind last verified a password, or a search found the entry of a token.
     pub age_seconds: Option<u64>,
     /// Remaining time without a directory request (`cache.ttl`).
     pub left_seconds: Option<u64>,

@@ -111,7 +111,7 @@ impl Authenticator {
         // As with passwords: what is wrong with an entry may be mended unseen, and a hold is short.
         let is_followed = self.entries.record_login(&entry);
         if is_followed && entry.fault.is_none() && !entry.version.held {
-            self.cache.keep_found(search, entry, since);
+            self.cache.keep_found(search, token.claim(), entry, since);
         } else {
             self.cache.forget_found(&search);
         }
