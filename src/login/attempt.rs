@@ -266,7 +266,8 @@ impl LoginAttempt<'_> {
         let config = &self.core.config;
         let reply = refusal.reply(config.directory.reveal_account_state);
         let is_guess = matches!(refusal, Refusal::Token(error) if error.is_guess());
-        if is_guess || matches!(reply, Reply::AuthenticationFailed | Reply::Limit) || refusal.is_without_route() {
+        let is_failure = matches!(reply, Reply::AuthenticationFailed | Reply::AuthzidNotAllowed | Reply::Limit);
+        if is_guess || is_failure || refusal.is_without_route() {
             // Indistinguishable replies must take the same time (CWE-208); a limit, or a login without a route,
             // must not invite an immediate retry.
             sleep_until(self.began + next_refusal_tick(self.began.elapsed(), config.limits.refusal_delay)).await;

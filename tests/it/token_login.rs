@@ -175,6 +175,11 @@ fn garbage_delays_its_network_and_no_user() {
     let event = usher.nth_login(4, "alice");
     assert_eq!(event["limited_by"], "failed_logins_per_prefix");
     assert!(event["delay_ms"].as_f64().unwrap() > 0.0);
+    // A name that is not the token's is a guess at who exists, and takes as long as one.
+    for name in ["bob", "nobody"] {
+        assert!(log_in(&usher, name, &issuer.token(ALICE)).1.starts_with("NO [AUTHORIZATIONFAILED]"));
+        assert_eq!(usher.login(name)["limited_by"], "failed_logins_per_prefix");
+    }
     // An honest token is not delayed, and alice's password is her own matter.
     assert!(log_in(&usher, "honest", &issuer.token(ALICE)).1.starts_with("NO "), "another name");
     assert!(log_in(&usher, "", &issuer.token(ALICE)).1.starts_with("OK "));

@@ -36,10 +36,15 @@ impl LoginAttempt<'_> {
             None => authn.decide(credential, self.client, LookupMode::Cached).await,
         };
         // A token that comes from where its user may not log in may be a stolen one, and so may one that opens another
-        // mailbox.
+        // mailbox. A name that is not the user's is a guess at who exists.
         let is_guess = match &decision.result {
             Err(Refusal::Token(error)) => error.is_guess(),
-            Err(Refusal::NetworkNotAllowed | Refusal::UnusableNetworks | Refusal::ActingNotAllowed(_)) => true,
+            Err(
+                Refusal::NetworkNotAllowed
+                | Refusal::UnusableNetworks
+                | Refusal::ActingNotAllowed(_)
+                | Refusal::AuthzidNotAllowed,
+            ) => true,
             Ok(_) | Err(_) => false,
         };
         if !is_guess || bearer.token.is_empty() {
