@@ -1,20 +1,15 @@
 //! Logins with a token: real directory, real mail servers, a scripted issuer, common clients.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::kit::client::base64;
-use crate::kit::dovecot::Dovecot;
 use crate::kit::issuer::{Conduct, DISCOVERY, INTROSPECTION, ScriptedIssuer, in_seconds};
-use crate::kit::process::folder;
-use crate::kit::signer::Signer;
 use crate::kit::tools::curl_url;
 use crate::kit::users::SERVICE_PASSWORD;
 use crate::kit::usher::command;
-use crate::kit::{Config, Imap, Sieve, Usher, dovecot, relay, shared, slapd};
+use crate::kit::{Config, Imap, Sieve, Usher, dovecot, relay, slapd};
 
 pub(crate) const ALICE: &str = "alice@example.com";
 
@@ -258,113 +253,6 @@ fn listener_offers_the_mechanisms_that_are_listed() {
     let usher = Usher::start(config(&issuer).without("/tokens"));
     let client = Imap::tls(usher.imaps_port());
     assert!(!client.greeting.contains("OAUTH"), "{}", client.greeting);
-}
-
-/// The public key of ES256 in PEM.
-fn pem(jwk: &Value) -> String {
-    const HEAD: &[u8] = &[
-        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-        0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
-    ];
-    let part = |name: &str| URL_SAFE_NO_PAD.decode(jwk[name].as_str().unwrap()).unwrap();
-    let der = [HEAD, &part("x"), &part("y")].concat();
-    format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
-}
-
-/// A Dovecot that verifies tokens itself, with the name of the mailbox in `email`.
-pub(crate) fn verifying(issuer: &ScriptedIssuer, signer: &Signer) -> Dovecot {
-    let folder = folder("oauth2");
-    let keys = folder.join("mail-client/ES256");
-    std::fs::create_dir_all(&keys).unwrap();
-    std::fs::write(keys.join("dovecot"), pem(&signer.jwk())).unwrap();
-    let settings = format!(
-        "introspection_mode = local\nlocal_validation_key_dict = fs:posix:prefix={}/\nusername_attribute = email\n\
-         issuers = {}\n",
-        folder.display(),
-        issuer.issuer()
-    );
-    std::fs::write(folder.join("oauth2.conf"), settings).unwrap();
-    // Dovecot's auth process is no root.
-    for part in [folder.clone(), folder.join("mail-client"), keys] {
-        std::fs::set_permissions(part, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let more = format!(
-        "auth_debug = yes\nauth_mechanisms = plain login oauthbearer xoauth2\npassdb {{\n  driver = oauth2\n  mechanisms = oauthbearer xoauth2\n  \
-         args = {}/oauth2.conf\n}}\n",
-        folder.display()
-    );
-    Dovecot::start_with(&shared().certificates, &shared().server3, false, &more)
-}
-
-#[test]
-fn dovecot_gets_the_token_and_verifies_it_itself() {
-    let issuer = ScriptedIssuer::start();
-    let signer = Signer::new("ES256", "dovecot");
-    let server = verifying(&issuer, &signer);
-    // The issuer publishes the key that Dovecot has.
-    issuer.rotate(signer);
-    // Dovecot 2.3 takes no other type than JWT.
-    let sign = |claims: &Value| issuer.sign_as("JWT", "dovecot", claims);
-    let claims = |padding: usize| {
-        let mut claims = issuer.claims(ALICE);
-        claims["padding"] = json!("x".repeat(padding));
-        claims
-    };
-    for (protocol, port) in [("imap", server.imaps), ("pop3", server.pop3s)] {
-        let config = Config::with_directory(slapd()).backend("server3", port, &["server3"]);
-        let mut config = issuer
-            .configured(config)
-            .set("/directory/login_attribute", "uid")
-            .set("/routing/backends/0/token", "forward")
-            .set("/routing/backends/0/user_claim", "email");
-        if protocol == "pop3" {
-            config = config.speaking(protocol, &[port]).without("/routing/backends/0/imap");
-        }
-        let usher = Usher::start(config);
-        let send = |mechanism: &str, message: &str| {
-            let mut client = Imap::tls(usher.imaps_port());
-            let command = if protocol == "imap" { "a AUTHENTICATE" } else { "AUTH" };
-            client.send(format!("{command} {mechanism} {message}\r\n"));
-            let mut line = client.line();
-            while line.starts_with("* ") {
-                line = client.line();
-            }
-            line.replace("+OK", "OK").replace("a OK", "OK")
-        };
-        for padding in [0, 1_000, 4_000] {
-            let token = sign(&claims(padding));
-            for (mechanism, message) in
-                [("OAUTHBEARER", oauthbearer("", &token)), ("XOAUTH2", xoauth2("alice", &token))]
-            {
-                let reply = send(mechanism, &message);
-                assert!(reply.starts_with("OK"), "{protocol} {mechanism} {padding}: {reply}\n{}", server.logged());
-            }
-        }
-        let event = usher.login("alice");
-        assert_eq!(event["login_backend"], ALICE);
-        // Longer than Dovecot reads: said, and not tried.
-        let reply = send("OAUTHBEARER", &oauthbearer("", &sign(&claims(5_000))));
-        assert!(reply.contains("cannot be reached"), "{reply}");
-        usher.wait_log("login", |line| line["result"] == "token_too_long");
-    }
-}
-
-#[test]
-fn refusal_of_a_backend_that_gets_the_token_is_passed_on() {
-    let issuer = ScriptedIssuer::start();
-    let server = verifying(&issuer, &Signer::new("ES256", "dovecot"));
-    let config = Config::with_directory(slapd()).backend("server3", server.imaps, &["server3"]);
-    let config = issuer
-        .configured(config)
-        .set("/routing/backends/0/token", "forward")
-        .set("/routing/backends/0/user_claim", "email");
-    let usher = Usher::start(config);
-    // Dovecot has no key of this issuer.
-    let (challenge, reply) = log_in(&usher, ALICE, &issuer.token(ALICE));
-    assert_eq!(challenge.unwrap()["status"], "invalid_token");
-    assert!(reply.starts_with("NO [UNAVAILABLE]"), "{reply}");
-    let event = usher.login(ALICE);
-    assert_eq!(event["result"], "backend_rejected");
 }
 
 #[test]

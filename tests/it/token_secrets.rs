@@ -7,12 +7,14 @@ use std::os::unix::net::UnixStream;
 use serde_json::{Value, json};
 
 use crate::kit::client::base64;
+use crate::kit::dovecot_versions::Version;
 use crate::kit::issuer::{Conduct, INTROSPECTION, ScriptedIssuer, in_seconds};
 use crate::kit::signer::{Signer, base64url};
 use crate::kit::usher::command;
 use crate::kit::{Config, Imap, Usher, slapd};
 use crate::memory::{gone, watched};
-use crate::token_login::{ALICE, config, log_in, oauthbearer, verifying, xoauth2};
+use crate::token_backends::verifying;
+use crate::token_login::{ALICE, config, log_in, oauthbearer, xoauth2};
 
 /// The secret of introspection.
 const CLIENT_SECRET: &str = "Ck7vQ9zT2xLm5Rb8Yd3Wn6Hs1Pf4Jg0";
@@ -113,7 +115,7 @@ fn tokens_stay_in_no_memory_page() {
 fn forwarded_and_traced_tokens_stay_in_no_memory_page() {
     let issuer = ScriptedIssuer::start();
     let signer = Signer::new("ES256", "dovecot");
-    let server = verifying(&issuer, &signer);
+    let server = verifying(Version::V23, &issuer, &signer);
     issuer.rotate(signer);
     let config = Config::with_directory(slapd()).backend("server3", server.imaps, &["server3"]);
     let config = issuer

@@ -1,10 +1,10 @@
 //! Cyrus, which plays server4. Debian's package conflicts with Dovecot's, so `tests/run` unpacks
 //! it under `target/`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::certs::Pair;
-use super::process::{Running, Server, folder, free_port, require, run, wait_for_port};
+use super::process::{Running, Server, folder, free_port, require, run, unpacked, wait_for_port};
 use super::users::{SERVICE_PASSWORD, all_users};
 
 /// A Cyrus with its own folder and ports.
@@ -34,8 +34,7 @@ impl Cyrus {
     /// As [`Cyrus::start`]; whether its processes resume each other's TLS sessions, as they do if
     /// OpenSSL keeps them in Cyrus' own database instead of tickets.
     pub(crate) fn start_with(pair: &Pair, shares_sessions: bool) -> Self {
-        let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("cyrus");
-        require(&unpacked.join("complete"));
+        let unpacked = unpacked("cyrus");
         let folder = folder("cyrus");
         let path = |name: &str| folder.join(name).display().to_string();
         let root = rustix::process::getuid().is_root();

@@ -28,6 +28,19 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
+    /// On this port.
+    pub(crate) fn start(port: u16) -> Self {
+        let mail = folder("relay");
+        let listen = format!("127.0.0.1:{port}");
+        // Debian's Python: the package is not installed for another.
+        let command = ["/usr/bin/python3", "-m", "aiosmtpd", "-n", "-l", &listen, "-c", "aiosmtpd.handlers.Mailbox"];
+        let command = command.map(String::from).into_iter().chain([mail.join("mail").display().to_string()]).collect();
+        let log = mail.join("log");
+        let running = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" }.start().0;
+        wait_for_port(port, &log);
+        Self { _running: running, mail: mail.join("mail/new") }
+    }
+
     /// Whether a message that contains this text has arrived.
     pub(crate) fn has(&self, text: &str) -> bool {
         self.message(text).is_some()
@@ -229,15 +242,7 @@ plugin {{
 
     /// Starts its relay server, without which no submission login succeeds.
     pub(crate) fn relay(&self) -> Relay {
-        let mail = folder("relay");
-        let listen = format!("127.0.0.1:{}", self.relay);
-        // Debian's Python: the package is not installed for another.
-        let command = ["/usr/bin/python3", "-m", "aiosmtpd", "-n", "-l", &listen, "-c", "aiosmtpd.handlers.Mailbox"];
-        let command = command.map(String::from).into_iter().chain([mail.join("mail").display().to_string()]).collect();
-        let log = mail.join("log");
-        let running = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" }.start().0;
-        wait_for_port(self.relay, &log);
-        Relay { _running: running, mail: mail.join("mail/new") }
+        Relay::start(self.relay)
     }
 
     /// Starts it on the same ports, after [`Dovecot::stop`].

@@ -10,12 +10,14 @@ pub(crate) mod config;
 pub(crate) mod cyrus;
 pub(crate) mod dirsrv;
 pub(crate) mod dovecot;
+pub(crate) mod dovecot_versions;
 pub(crate) mod exposition;
 pub(crate) mod issuer;
 pub(crate) mod log_line;
 pub(crate) mod netns;
 pub(crate) mod nginx;
 pub(crate) mod process;
+pub(crate) mod provider;
 pub(crate) mod scripted;
 pub(crate) mod sieve;
 #[allow(dead_code, reason = "unit tests and benches use the rest")]

@@ -246,3 +246,10 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &[u8]) -> Output {
 pub(crate) fn require(program: &Path) {
     assert!(program.exists(), "{} is missing: run ./tests/run, which installs what the tests need", program.display());
 }
+
+/// What `tests/run` has unpacked under this name.
+pub(crate) fn unpacked(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name(name);
+    require(&folder.join("complete"));
+    folder
+}

@@ -84,13 +84,21 @@ pub(crate) struct Mbsync {
 impl Mbsync {
     /// A configuration for this port.
     pub(crate) fn new(port: u16, uid: &str) -> Self {
+        Self::with(port, uid, &format!("Pass \"{}\"", password_of(uid)))
+    }
+
+    /// As [`Mbsync::new`], with a token in place of a password.
+    pub(crate) fn with_token(port: u16, uid: &str, token: &str) -> Self {
+        Self::with(port, uid, &format!("AuthMechs XOAUTH2\nPass \"{token}\""))
+    }
+
+    fn with(port: u16, uid: &str, credential: &str) -> Self {
         let folder = folder("mbsync");
         let config = format!(
-            "IMAPAccount usher\nHost localhost\nPort {port}\nUser {uid}\nPass \"{password}\"\nSSLType IMAPS\n\
+            "IMAPAccount usher\nHost localhost\nPort {port}\nUser {uid}\n{credential}\nSSLType IMAPS\n\
              CertificateFile {ca}\nTimeout 40\n\nIMAPStore far\nAccount usher\n\n\
              MaildirStore near\nPath {folder}/\nInbox {folder}/INBOX\n\n\
              Channel all\nFar :far:\nNear :near:\nPatterns INBOX\nCreate Near\nSync All\nExpunge Both\nSyncState *\n",
-            password = password_of(uid),
             ca = shared().certificates.ca().display(),
             folder = folder.display(),
         );
