@@ -261,10 +261,15 @@ impl Explanation {
         let (found, trace) = directory.find_by(&filter).await;
         self.take_answer(trace);
         if let (Ok(entry), Some(name)) = (&found, name.filter(|name| *name != token.claim())) {
-            let named = directory.find(name, NameKind::Login).await.0;
-            if !named.is_ok_and(|named| named.key() == entry.key()) {
-                let words = "the name beside the token is not that of the entry which its claim leads to";
-                return self.judged(config, Verdict::refused(Refusal::AuthzidNotAllowed, words));
+            match directory.find(name, NameKind::Login).await.0 {
+                Ok(named) if named.key() == entry.key() => {}
+                Err(error @ DirectoryError::Unavailable(_)) => {
+                    return self.judged(config, Verdict::of(config, Err(error), name));
+                }
+                Ok(_) | Err(_) => {
+                    let words = "the name beside the token is not that of the entry which its claim leads to";
+                    return self.judged(config, Verdict::refused(Refusal::AuthzidNotAllowed, words));
+                }
             }
         }
         let state = found.as_ref().ok().and_then(|entry| entry.version.account_state(unix_now()));
