@@ -15,6 +15,7 @@ use crate::outcome::{ActingFault, Refusal};
 use crate::proto::Protocol;
 use crate::proto::ldap::dn;
 use crate::routing;
+use crate::tracking::TrackedEntries;
 
 /// Accounts of the configuration that are looked up, so that no other name of them is taken for a user's. The names
 /// themselves are all compared.
@@ -89,12 +90,31 @@ pub(crate) enum Standing {
     May(Authority),
 }
 
-/// The entry of a mailbox that a user wants to act for.
+/// The entry of a mailbox that a user wants to act for, as a server has just returned it.
 ///
 /// # Errors
 /// There is none, or the directory does not answer.
 pub(crate) async fn target(directory: &dyn Directory, name: &Login) -> Result<Entry, Refusal> {
-    directory.find(name, NameKind::Login).await.0.map_err(|error| match error {
+    directory.find(name, NameKind::Login).await.0.map_err(|error| refusal(&error))
+}
+
+/// The same in the version that is in force.
+///
+/// # Errors
+/// There is none, or the directory does not answer.
+pub(super) async fn newest_target(
+    directory: &dyn Directory,
+    entries: &TrackedEntries,
+    name: &Login,
+) -> Result<Arc<Entry>, Refusal> {
+    let (found, trace) = directory.find(name, NameKind::Login).await;
+    let found = found.and_then(|entry| entries.in_force(entry, trace.server.as_ref()));
+    found.map_err(|error| refusal(&error))
+}
+
+/// Why there is no mailbox to act for.
+const fn refusal(error: &DirectoryError) -> Refusal {
+    match error {
         DirectoryError::Unavailable(_) => Refusal::DirectoryUnavailable,
         DirectoryError::SeveralEntries { .. } | DirectoryError::UnusableEntry { .. } => {
             Refusal::ActingNotAllowed(ActingFault::AmbiguousTarget)
@@ -108,7 +128,7 @@ pub(crate) async fn target(directory: &dyn Directory, name: &Login) -> Result<En
         | DirectoryError::OtherUser { .. }
         | DirectoryError::Held { .. }
         | DirectoryError::PasswordNotAllowed { .. } => Refusal::ActingNotAllowed(ActingFault::UnknownTarget),
-    })
+    }
 }
 
 /// Judges whether a user may act for a mailbox.
@@ -263,19 +283,6 @@ async fn is_name_of(directory: &dyn Directory, name: &Login, entry: &Entry) -> R
         Ok(found) => Ok(found.key() == entry.key()),
         Err(DirectoryError::Unavailable(_)) => Err(Refusal::DirectoryUnavailable),
         Err(_) => Ok(false),
-    }
-}
-
-/// The entry in the version that is in force, as far as it is known: a server may lag behind. `None`: it is deleted.
-pub(super) fn in_force(entry: Entry, entries: &crate::tracking::TrackedEntries) -> Option<Arc<Entry>> {
-    match entries.reconcile(&entry) {
-        crate::tracking::Reconciled::AsReported => Some(Arc::new(entry)),
-        // Only the lookup knows whether it matches `allow_filter`.
-        crate::tracking::Reconciled::Replaced(newer) if newer.in_group == entry.in_group => Some(newer),
-        crate::tracking::Reconciled::Replaced(newer) => {
-            Some(Arc::new(Entry { in_group: entry.in_group, ..Entry::clone(&newer) }))
-        }
-        crate::tracking::Reconciled::Deleted => None,
     }
 }
 

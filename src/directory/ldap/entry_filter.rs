@@ -40,16 +40,16 @@ impl Ldap {
         verdict::matches(&found, trace)
     }
 
-    /// Sets whether an entry matches `allow_filter`.
+    /// Sets whether an entry matches `allow_filter`, at the server that has returned it.
     pub(super) async fn set_group(
         &self,
         entry: &mut Entry,
-        at: Option<&Arc<Server>>,
+        at: &Arc<Server>,
         time: &mut DecisionTime,
         trace: &mut Trace,
     ) -> Result<(), DirectoryError> {
         if let Some(filter) = &self.settings().allow.filter {
-            entry.in_group = self.entry_matches(&entry.dn, filter, at, time, trace).await?;
+            entry.in_group = self.entry_matches(&entry.dn, filter, Some(at), time, trace).await?;
         }
         Ok(())
     }

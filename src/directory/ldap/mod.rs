@@ -328,14 +328,14 @@ impl Ldap {
                 (query, found, server)
             }
         };
-        let mut entry = match floor {
+        let (mut entry, server) = match floor {
             Some(floor) => {
                 let check = FreshnessCheck { query: &query, floor };
-                self.caught_up(check, (found, server), time, trace).await?.0
+                self.caught_up(check, (found, server), time, trace).await?
             }
-            None => found,
+            None => (found, server),
         };
-        self.set_group(&mut entry, None, time, trace).await?;
+        self.set_group(&mut entry, &server, time, trace).await?;
         Ok(entry)
     }
 
@@ -371,7 +371,7 @@ impl Ldap {
         let mut entry = verdict::single_entry(found, trace)?;
         trace.dn = Some(Arc::clone(&entry.dn));
         // The same server: the caller compares what it has shown with what is known.
-        self.set_group(&mut entry, Some(&server), &mut time, trace).await?;
+        self.set_group(&mut entry, &server, &mut time, trace).await?;
         Ok(entry)
     }
 

@@ -75,9 +75,7 @@ impl LoginAttempt<'_> {
     /// It may not.
     async fn on_behalf(&self, proven: &Proven, actor: &Login, name: &Login) -> Result<Option<Identity>, Refusal> {
         let (config, authn, identity) = (&self.core.config, &self.core.authn, &proven.identity);
-        let found = acting::target(authn.directory(), name).await?;
-        let unknown = || Refusal::ActingNotAllowed(ActingFault::UnknownTarget);
-        let target = acting::in_force(found, authn.entries()).ok_or_else(unknown)?;
+        let target = acting::newest_target(authn.directory(), authn.entries(), name).await?;
         let (client, protocol) = (Some(self.client), Some(self.protocol));
         let user = Actor { entry: identity.entry(), client, protocol };
         match acting::judge(config, authn.directory(), user, (name, &target)).await? {

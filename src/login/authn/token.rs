@@ -7,13 +7,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{AuthDecision, Authenticator, DecidedBy, EntryCheck, FlightResult, LookupMode, newest, require_usable};
+use super::{AuthDecision, Authenticator, DecidedBy, EntryCheck, FlightResult, LookupMode, require_usable};
 use crate::base::clock::unix_now;
 use crate::base::credential::{BearerToken, Credential, Login};
 use crate::cache::{CacheStamp, TokenSearch};
-use crate::directory::{
-    Availability, DirectoryError, Entry, Floor as _, Freshness, Identity, NameKind, UnavailableCause,
-};
+use crate::directory::{Availability, DirectoryError, Entry, Identity, NameKind};
 use crate::outcome::{Refusal, TokenError};
 use crate::token::{Tokens, VerifiedToken};
 
@@ -120,19 +118,8 @@ impl Authenticator {
 
     async fn look_up_claim(&self, search: &TokenSearch, token: &VerifiedToken, since: CacheStamp) -> FlightResult {
         let (found, trace) = self.directory.find_by(&search.filter).await;
-        let identity = found.and_then(|entry| {
-            let server = trace.server.clone().unwrap_or_default();
-            let shown = self.entries.freshness(&entry, &server);
-            let identity = Identity::from_token(token, entry);
-            match shown {
-                Freshness::CaughtUp => Ok(identity),
-                // There is no bind that a server which lags could judge wrongly: the newest version decides.
-                Freshness::Behind(newest) => Ok(identity.with_entry(newest)),
-                Freshness::Hidden(_) => Err(DirectoryError::Unavailable(UnavailableCause::Hidden { server })),
-                Freshness::Deleted => Err(DirectoryError::NoEntry),
-            }
-        });
-        let identity = identity.and_then(|identity| newest(identity, &self.entries));
+        let found = found.and_then(|entry| self.entries.in_force(entry, trace.server.as_ref()));
+        let identity = found.map(|entry| Identity::from_token(token, entry));
         let networks = identity.as_ref().ok().and_then(|identity| identity.entry().networks.clone());
         let check = EntryCheck { networks, ..EntryCheck::default() };
         Arc::new((identity.and_then(require_usable).map(Arc::new), trace, since, check))

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{LAG, TrackedEntries, TrackedEntry, TrackedInner};
-use crate::directory::{Entry, EntryKey, Floor, Freshness, Realm};
+use super::{LAG, Reconciled, TrackedEntries, TrackedEntry, TrackedInner};
+use crate::directory::{DirectoryError, Entry, EntryKey, Floor, Freshness, Realm, UnavailableCause};
 
 /// How long only the watched server decides about a changed entry whose versions are not ordered.
 pub(super) const UNORDERED_PERIOD: Duration = Duration::from_secs(60);
@@ -206,6 +206,32 @@ impl Floor for TrackedEntries {
 
     fn followed(&self) -> Option<Arc<str>> {
         self.lock().source.server.clone()
+    }
+}
+
+impl TrackedEntries {
+    /// The version in force of an entry that this server has just returned, where no bind follows: there is nothing that
+    /// a server which lags could judge wrongly, so that the newest known version decides.
+    ///
+    /// # Errors
+    /// The entry is deleted, or the server hides what the entry has.
+    pub(crate) fn in_force(&self, shown: Entry, server: Option<&Arc<str>>) -> Result<Arc<Entry>, DirectoryError> {
+        let server = server.cloned().unwrap_or_default();
+        // Only a lookup knows whether an entry matches `allow_filter`.
+        let in_group = shown.in_group;
+        let known = match self.freshness(&shown, &server) {
+            Freshness::CaughtUp => Arc::new(shown),
+            Freshness::Behind(newest) => newest,
+            Freshness::Hidden(_) => return Err(DirectoryError::Unavailable(UnavailableCause::Hidden { server })),
+            Freshness::Deleted => return Err(DirectoryError::NoEntry),
+        };
+        let entry = match self.reconcile(&known) {
+            Reconciled::AsReported => known,
+            Reconciled::Replaced(entry) => entry,
+            Reconciled::Deleted => return Err(DirectoryError::NoEntry),
+        };
+        let is_known = entry.in_group == in_group;
+        Ok(if is_known { entry } else { Arc::new(Entry { in_group, ..Entry::clone(&entry) }) })
     }
 }
 

@@ -170,3 +170,17 @@ async fn rights_lost_between_decision_and_reply_count() {
         process.attempt(Ok(Credential::for_tests(name.as_str(), "right")), acting, &frontend).await.unwrap_err();
     assert_eq!(refused.refusal, Refusal::ActingNotAllowed(ActingFault::Disabled));
 }
+
+#[tokio::test(start_paused = true)]
+async fn mailbox_whose_mail_host_vanishes_without_an_edit_is_not_entered() {
+    let process = process();
+    let revision = |edit: u8| Some(format!("2026112614000{edit}.000001Z#000000#001#000000").into());
+    process.directory.modify("alice", |entry| entry.version.revision = revision(1));
+    assert!(process.typed("admin", "alice", "right").await.is_ok());
+    process.directory.modify("alice", |entry| entry.mail_hosts.clear());
+    let refused = process.typed("admin", "alice", "right").await.unwrap_err();
+    assert_eq!(refused.refusal, Refusal::DirectoryUnavailable, "a server hides it");
+    process.directory.modify("alice", |entry| entry.version.revision = revision(2));
+    let refused = process.typed("admin", "alice", "right").await.unwrap_err();
+    assert_eq!(refused.refusal, Refusal::NoMailHost, "an edit has taken it away");
+}
