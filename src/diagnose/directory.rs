@@ -11,6 +11,7 @@ use crate::directory::{
     ConnectionFault, Entry, LockoutPolicy, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause, UserCount,
 };
 use crate::login::explain::{Verdict, tls_advice};
+use crate::proto::ldap::attributes::CERTIFICATES;
 use crate::proto::ldap::result::{
     CONFIDENTIALITY_REQUIRED, NO_SUCH_OBJECT, SIZE_LIMIT, STRONGER_AUTH_REQUIRED, SUCCESS,
 };
@@ -40,6 +41,7 @@ pub(super) fn subject(config: &Config, examined: &ServerDiagnosis, sample: Optio
     let chosen = sample.map(Login::as_str).or(config.directory.canary.as_ref().map(|canary| canary.login.as_str()));
     findings.extend(examined.sample.as_ref().map(|one| search(config, one, chosen)));
     findings.extend(examined.with_mail_host.as_ref().map(|with| mail_host(config, with.as_ref())));
+    findings.extend(examined.with_certificate.as_ref().map(|with| listed_certificates(with.as_ref())));
     findings.extend(examined.canary.as_ref().map(canary));
     findings.extend(examined.sync.as_ref().map(|sync| synchronization(config, sync)));
     findings.extend(examined.users.as_ref().map(|users| size(config, users)));
@@ -306,6 +308,27 @@ fn mail_host(config: &Config, with: Result<&(Option<Entry>, ServerResult), &Unav
             }
         }
         Err(trouble) => Finding::problem("mail host", words(trouble), advice(trouble)),
+    }
+}
+
+/// Whether the certificates that entries list can be read: logins by certificate compare them.
+fn listed_certificates(with: Result<&(Option<Entry>, ServerResult), &UnavailableCause>) -> Finding {
+    let advice = "the service account must be allowed to search and read this attribute, or every login by certificate \
+                  is refused and no session by one lasts: see \"Client certificates\" in docs/directory.md";
+    match with {
+        Ok((Some(entry), _)) if !entry.certificates.is_empty() => {
+            Finding::ok("certificates", format!("{CERTIFICATES} is shown, such as that of {}", Shown(&entry.dn)))
+        }
+        Ok((Some(entry), _)) => {
+            let found = format!("{CERTIFICATES} of {} may be searched but not read", Shown(&entry.dn));
+            Finding::problem("certificates", found, advice)
+        }
+        Ok((None, result)) => {
+            let result = if result.code == SUCCESS { String::new() } else { format!(" ({result})") };
+            let found = format!("no user shows {CERTIFICATES}{result}: none can log in by certificate");
+            Finding::new("certificates", State::Warning, found).advised(advice)
+        }
+        Err(trouble) => Finding::new("certificates", State::Warning, words(trouble)).advised(self::advice(trouble)),
     }
 }
 

@@ -37,6 +37,8 @@ pub struct ServerDiagnosis {
     pub sample: Option<Result<SampleLookup, UnavailableCause>>,
     /// A user with a mail host, if there is any, and the result.
     pub with_mail_host: Option<Result<(Option<Entry>, ServerResult), UnavailableCause>>,
+    /// The same with a certificate, where users log in by one that their entry lists.
+    pub with_certificate: Option<Result<(Option<Entry>, ServerResult), UnavailableCause>>,
     /// Content synchronization: whether it is advertised, and the result of trying it.
     pub sync: Option<Result<(bool, Option<ServerResult>), UnavailableCause>>,
     /// How many users the server returns, and the result: if it is not success, it returns no more than these.

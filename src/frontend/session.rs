@@ -4,7 +4,9 @@
 //! backend, reply, relay. Every wait has a deadline, every exit is counted, and a refused login leaves the
 //! connection usable.
 
+mod established;
 mod external;
+mod handshake;
 mod listing;
 
 use std::net::SocketAddr;
@@ -24,26 +26,24 @@ use crate::base::credential::{Credential, CredentialKind, CredentialSecret, Logi
 use crate::base::secret::SecretBuf;
 use crate::base::sys::sockets;
 use crate::config::{Config, Listener, ListenerTls, OnUnavailable};
-use crate::limits::{ConnectionPermit, SessionPermit};
+use crate::limits::SessionPermit;
 use crate::login::acting::{self, Acting};
 use crate::login::attempt::{
     self, AttemptedLogin, Completion, Frontend, LoginAttempt, LoginRequest, RefusedLogin, RoutedLogin, Target,
 };
 use crate::login::authn::{DecidedBy, Proven};
-use crate::login::event::{self, ConnectionInfo, LoginEvent};
+use crate::login::event::{ConnectionInfo, LoginEvent};
 use crate::outcome::{Refusal, Reply};
 use crate::process::{Permit, Shared, Snapshot, Stage};
 use crate::proto::transcript::Leg;
-use crate::proto::watch::CommandWatch;
-use crate::proto::{self, Credentials, Front, FrontSettings, MechanismSet, Origin, Protocol, Quit, SaslOffer, Step};
+use crate::proto::{Credentials, Front, FrontSettings, MechanismSet, Origin, Protocol, Quit, SaslOffer, Step};
 use crate::sessions::registry::Session;
-use crate::sessions::relay::{Relay, RelaySide};
-use crate::telemetry::labels::{BackendResult, CloseReason, Direction, HandshakeResult, SessionEnd};
+use crate::telemetry::labels::{BackendResult, CloseReason};
 use crate::telemetry::metrics::Metrics;
-use crate::tls;
 use crate::tls::clients::ClientChain;
 use crate::tls::stream::Stream;
 use crate::trace::{Fact, NewSession, SessionTrace};
+use established::Established;
 use listing::{Listing, NotListed};
 
 /// How long a client may take to accept a closing line.
@@ -248,59 +248,6 @@ impl Conversation {
         self.trace.learn(|| claim.map(|client| Fact::Client(client.ip())));
     }
 
-    async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, CloseReason> {
-        let began = Instant::now();
-        let throttle = &self.shared.throttle;
-        let crowded = self.shared.per_network_limit(&self.snapshot.config.limits).is_some();
-        let _under_way = throttle.handshake(self.info.client, crowded).map_err(|_| CloseReason::Limit)?;
-        let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
-        let listener = self.snapshot.config.listener_now(&self.listener, self.over_ipv4).unwrap_or(&self.listener);
-        // Only a listener that a reload has removed has rules that are not in force.
-        let acceptor = self.snapshot.tls.acceptor(self.protocol, &listener.clients).ok_or(CloseReason::Handshake)?;
-        let takes_certificates = listener.client_login.is_some();
-        let ended = |result| self.shared.metrics.tls_handshakes.at(self.protocol.name, result).inc();
-        let info = self.info;
-        match timeout_at(deadline, acceptor.accept(tcp)).await {
-            Ok(Ok(stream)) => {
-                // A resumed session brings a certificate that was verified long ago. It is closed and not continued without
-                // one, so that a client with a new certificate comes back with a full handshake.
-                let is_wanted = takes_certificates || stream.resumed();
-                let verified = is_wanted.then(|| acceptor.verify(&stream.client_chain())).flatten();
-                if let Some(Err(fault)) = &verified {
-                    ended(HandshakeResult::Failed);
-                    let reason = fault.describe();
-                    self.trace
-                        .note(Leg::Client, || format!("session resumed with a certificate that is refused: {reason}"));
-                    debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS session resumed with a refused certificate");
-                    return Err(CloseReason::Handshake);
-                }
-                ended(if stream.resumed() { HandshakeResult::Resumed } else { HandshakeResult::Full });
-                self.handshake = Some(began.elapsed());
-                self.trace.note(Leg::Client, || stream.describe());
-                if let Some(Ok(certificate)) = verified {
-                    self.trace.note(Leg::Client, || certificate.to_string());
-                    if takes_certificates {
-                        self.certified = Some(stream.client_chain());
-                        self.front.certificate_verified();
-                    }
-                }
-                Ok(stream)
-            }
-            Ok(Err(error)) => {
-                ended(HandshakeResult::Failed);
-                let reason = tls::describe(&error);
-                self.trace.note(Leg::Client, || format!("TLS handshake failed: {reason}"));
-                debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS handshake failed");
-                Err(CloseReason::Handshake)
-            }
-            Err(_) => {
-                ended(HandshakeResult::Timeout);
-                self.trace.note(Leg::Client, || "TLS handshake not finished in time".to_owned());
-                Err(CloseReason::Handshake)
-            }
-        }
-    }
-
     /// Reads input; the wait counts towards the client's login timeout.
     async fn read(&mut self, stream: &mut Stream) -> Result<(), CloseReason> {
         let began = Instant::now();
@@ -395,26 +342,6 @@ impl Conversation {
             },
         };
         attempt::attempt(self.shared.login(), request, self).await
-    }
-
-    /// The login by the client's certificate: the name that it goes by, the credential, and the certificate for the log.
-    /// The rules are those in force now.
-    fn certificate(&self, authzid: Vec<u8>) -> (Vec<u8>, Result<Credential, Refusal>, Option<String>) {
-        let listener = self.snapshot.config.listener_now(&self.listener, self.over_ipv4);
-        let rules = listener.and_then(|listener| {
-            Some((listener.client_login?, self.snapshot.tls.acceptor(self.protocol, &listener.clients)?))
-        });
-        let Some(((login, acceptor), chain)) = rules.zip(self.certified.as_ref()) else {
-            return (authzid, Err(Refusal::CertificateUntrusted), None);
-        };
-        match acceptor.verify(chain) {
-            Some(Ok(certificate)) => {
-                let (typed, credential) = external::credential(&certificate, login, authzid);
-                (typed, credential, Some(certificate.to_string()))
-            }
-            Some(Err(fault)) => (authzid, Err(external::refusal(fault)), None),
-            None => (authzid, Err(Refusal::CertificateUntrusted), None),
-        }
     }
 
     /// The session of an attempt that backend and directory have accepted.
@@ -548,49 +475,6 @@ struct Admitted {
     listing: Listing,
     backend: Arc<str>,
     place: SessionPermit,
-}
-
-/// A session after its login: what the relay needs, and no more.
-struct Established {
-    info: ConnectionInfo,
-    backend_name: Arc<str>,
-    listing: Listing,
-    client: Stream,
-    backend: Stream,
-    watch: Option<CommandWatch>,
-    /// The OK, and what the backend has sent after its own.
-    to_client: Vec<u8>,
-    /// The length of the OK.
-    answer: usize,
-    to_backend: Vec<u8>,
-    idle: Duration,
-    closing_line: &'static proto::ClosingLine,
-    place: SessionPermit,
-}
-
-impl Established {
-    /// Relays until the end, with metrics; then releases its permits. The future holds only what the relay
-    /// needs.
-    fn relay(self, shared: &Arc<Shared>, taken: (Permit, ConnectionPermit)) -> impl Future<Output = ()> + use<> {
-        let began = Instant::now();
-        let Self { info, backend_name, listing, client, backend, to_client, answer, .. } = self;
-        let Self { watch, to_backend, idle, closing_line, place, .. } = self;
-        let Listing { listed, stop: mut asked_to_end } = listing;
-        let metrics = Arc::clone(&shared.metrics);
-        let sessions = metrics.sessions.with_label_values(&[info.protocol, &backend_name]);
-        let bytes = |direction| metrics.relayed_bytes.at(info.protocol, direction);
-        let client = RelaySide { stream: client, first: to_client, own: answer, sent: bytes(Direction::Out) };
-        let backend = RelaySide { stream: backend, first: to_backend, own: 0, sent: bytes(Direction::In) };
-        let mut relay = Relay::new(client, backend, idle).watching(watch);
-        async move {
-            sessions.inc();
-            let ended = AssertUnwindSafe(relay.run(closing_line, &mut asked_to_end)).catch_unwind().await;
-            sessions.dec();
-            let cause = ended.as_ref().map_or(SessionEnd::Panic, |ended| ended.cause.counted());
-            event::ended(&info, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
-            drop((listed, place, taken));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -118,7 +118,7 @@ impl Server {
         self.report_certificates(snapshot);
     }
 
-    /// Sets the metrics of its certificates, and logs those that have expired.
+    /// Sets the metrics of its certificates and revocation lists, and logs the certificates that have expired.
     pub(super) fn report_certificates(&self, snapshot: &Snapshot) {
         let metrics = &self.shared.metrics;
         metrics.certificate_last_reload_successful.set(1);
@@ -129,6 +129,10 @@ impl Server {
             if served.expired {
                 error!(chain, not_after = served.not_after, "certificate has expired and is still served: renew it");
             }
+        }
+        metrics.crl_next_update.reset();
+        for lists in snapshot.tls.revocation_lists() {
+            metrics.crl_next_update.with_label_values(&[&lists.path.display().to_string()]).set(lists.end as f64);
         }
     }
 }

@@ -216,7 +216,7 @@ impl fmt::Display for VerifiedCertificate {
 /// The attribute type `uid` (RFC 4519 section 2.39).
 const USER_ID: &str = "0.9.2342.19200300.100.1.1";
 
-/// A file of revocation lists that is no longer valid, or soon will not be.
+/// A file of revocation lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RevocationLists {
     /// The file.

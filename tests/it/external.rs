@@ -1,109 +1,40 @@
 //! Logins by client certificate (SASL EXTERNAL): who gets in, who does not, and how that is revoked.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
-    date_time_ymd,
-};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
 use serde_json::json;
 
+use crate::kit::authority::Authority;
 use crate::kit::certs::Pair;
 use crate::kit::client::{Tls, base64};
-use crate::kit::process::{folder, free_port, run, write_secret};
+use crate::kit::process::{free_port, run};
 use crate::kit::slapd::{Options, SYNCPROV, Slapd};
 use crate::kit::tools::python;
 use crate::kit::users::SERVICE_PASSWORD;
 use crate::kit::{Config, Imap, User, Usher, dovecot, password_of, relay, shared};
 
-/// An authority for clients, with its files.
-struct Authority {
-    folder: PathBuf,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2049, 1, 1));
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = folder("authority");
-        std::fs::write(folder.join("ca.pem"), issuer.pem()).unwrap();
-        Self { folder, issuer }
-    }
-
-    fn ca(&self) -> PathBuf {
-        self.folder.join("ca.pem")
-    }
-
-    /// A certificate with this number for a client, with addresses and a common name.
-    fn certificate(&self, serial: u64, name: &str, addresses: &[&str], expired: bool) -> Pair {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.subject_alt_names =
-            addresses.iter().map(|address| SanType::Rfc822Name((*address).try_into().unwrap())).collect();
-        params.serial_number = Some(SerialNumber::from(serial));
-        params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(if expired { 2021 } else { 2049 }, 1, 1);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let file = |end: &str| self.folder.join(format!("{serial}.{end}"));
-        let pair = Pair { chain: file("pem"), key: file("key"), pin: String::new() };
-        std::fs::write(&pair.chain, certificate.pem()).unwrap();
-        write_secret(&pair.key, key.serialize_pem());
-        pair
-    }
-
-    /// Writes the revocation list, valid until this year.
-    fn revoke(&self, revoked: &[u64], year: i32) -> PathBuf {
-        let revoked = revoked.iter().map(|serial| RevokedCertParams {
-            serial_number: SerialNumber::from(*serial),
-            revocation_time: date_time_ymd(2021, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        });
-        let params = CertificateRevocationListParams {
-            this_update: date_time_ymd(2020, 1, 1),
-            next_update: date_time_ymd(year, 1, 1),
-            crl_number: SerialNumber::from(1_u64),
-            issuing_distribution_point: None,
-            revoked_certs: revoked.collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        let path = self.folder.join("ca.crl");
-        std::fs::write(&path, params.signed_by(&self.issuer).unwrap().pem().unwrap()).unwrap();
-        path
-    }
-}
-
-/// The user's entry lists this certificate, or none.
-fn list(slapd: &Slapd, uid: &str, pair: Option<&Pair>) {
-    let value = pair.map_or_else(String::new, |pair| {
+/// The user's entry lists these certificates, or none.
+pub(crate) fn list<'a>(slapd: &Slapd, uid: &str, pairs: impl IntoIterator<Item = &'a Pair>) {
+    let value = |pair: &Pair| {
         let der = CertificateDer::from_pem_file(&pair.chain).unwrap();
         format!("userCertificate;binary:: {}\n", base64::engine::general_purpose::STANDARD.encode(&der))
-    });
+    };
+    let value: String = pairs.into_iter().map(value).collect();
     let dn = User::new(uid, None).dn();
     slapd.modify(&format!("dn: {dn}\nchangetype: modify\nreplace: userCertificate;binary\n{value}"));
 }
 
-fn directory() -> Slapd {
+pub(crate) fn directory() -> Slapd {
     Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, ..Options::default() })
 }
 
 /// alice's mailbox at Dovecot, entered by its master user; a listener with TLS from the first byte and one with STARTTLS.
-fn config(slapd: &Slapd, authority: &Authority) -> Config {
+pub(crate) fn config(slapd: &Slapd, authority: &Authority) -> Config {
     let config = Config::with_directory(slapd).backend("server3", dovecot().imaps, &["server3"]);
     let password = config.file("backend.password", SERVICE_PASSWORD);
     let mut config = config
@@ -117,22 +48,22 @@ fn config(slapd: &Slapd, authority: &Authority) -> Config {
     config
 }
 
-fn start(config: Config) -> Usher {
+pub(crate) fn start(config: Config) -> Usher {
     let usher = Usher::start(config);
     usher.wait_log("LDAP change notification active", |_| true);
     usher
 }
 
-fn showing(pair: &Pair) -> Tls {
+pub(crate) fn showing(pair: &Pair) -> Tls {
     Tls { client_certificate: Some(pair.clone()), ..Tls::default() }
 }
 
-fn connect(usher: &Usher, pair: &Pair) -> Imap {
+pub(crate) fn connect(usher: &Usher, pair: &Pair) -> Imap {
     Imap::try_tls(usher.imaps_port(), &showing(pair)).unwrap()
 }
 
 /// Whether the server takes the connection to its greeting.
-fn is_greeted(port: u16, config: Arc<ClientConfig>) -> bool {
+pub(crate) fn is_greeted(port: u16, config: Arc<ClientConfig>) -> bool {
     Imap::try_tls_with(port, config, "usher.example.com").is_ok()
 }
 

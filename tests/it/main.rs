@@ -26,6 +26,7 @@ mod dialogue;
 mod directory;
 mod dirsrv;
 mod external;
+mod external_rules;
 mod faults;
 mod field;
 mod flood;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::kit::authority::Authority;
 use crate::kit::exposition::Exposition;
 use crate::kit::issuer::ScriptedIssuer;
 use crate::kit::process::{Running, Server, folder, free_port, read_text, run, wait_for_port};
@@ -30,6 +31,9 @@ fn everything() -> Config {
         let endpoint = json!({"address": "127.0.0.1:9", "tls": "implicit", "server_name": "server3.example.com"});
         config.change(&format!("/routing/backends/0/{row}"), endpoint);
     }
+    let authority = Authority::new("people");
+    config.change("/tls/client_ca", authority.ca().display().to_string());
+    config.change("/tls/crl", authority.revoke(&[], 2049).display().to_string());
     ScriptedIssuer::start().configured(config)
 }
 

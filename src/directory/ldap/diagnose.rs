@@ -28,6 +28,7 @@ use crate::directory::ldap::server::Server;
 use crate::directory::{
     BoxFuture, Diagnosis, SampleLookup, ServerDiagnosis, ServerResult, Trace, UnavailableCause, UserCount,
 };
+use crate::proto::ldap::attributes::CERTIFICATES;
 use crate::proto::ldap::result::{SIZE_LIMIT, SUCCESS};
 use crate::proto::ldap::template;
 
@@ -66,6 +67,7 @@ impl Ldap {
             base: None,
             sample: None,
             with_mail_host: None,
+            with_certificate: None,
             sync: None,
             users: None,
             password_users: None,
@@ -139,12 +141,17 @@ impl Ldap {
         {
             examined.sample = Some(Ok(SampleLookup::of(filter, Some(login.as_str().to_owned()), found)));
         }
-        let with = format!("(&{users}({}=*))", settings.mail_host_attribute);
-        let found = ask(search(&base, with, attributes)).await;
-        examined.with_mail_host = Some(found.map(|found| {
-            let result = found.result();
-            (found.first, result)
-        }));
+        let having = async |attribute: &str| {
+            let found = ask(search(&base, format!("(&{users}({attribute}=*))"), attributes)).await;
+            found.map(|found| {
+                let result = found.result();
+                (found.first, result)
+            })
+        };
+        examined.with_mail_host = Some(having(&settings.mail_host_attribute).await);
+        if settings.reads_certificates {
+            examined.with_certificate = Some(having(CERTIFICATES).await);
+        }
         if settings.watch.mode != WatchMode::Off {
             let tried = try_sync(&connection, &base, &users).await;
             examined.sync = Some(tried.map_err(|error| error.unavailable(&server.url)));

@@ -4,13 +4,14 @@
 //! do: the one that the client sends, or the first that the certificate has. With `match: san_email` the CA vouches for
 //! the address, so that no other name may lead anywhere; what the client sends has to be a name of the same entry.
 
+use super::Conversation;
 use crate::base::credential::{CertificateProof, ClientCertificate, Credential, CredentialSecret, Login};
 use crate::config::{CertificateMatch, ClientLogin};
 use crate::outcome::Refusal;
 use crate::tls::clients::{ClientFault, VerifiedCertificate};
 
 /// The name to log, and the credential of a verified certificate or why there is none.
-pub(super) fn credential(
+fn credential(
     certificate: &VerifiedCertificate,
     login: ClientLogin,
     authzid: Vec<u8>,
@@ -46,8 +47,30 @@ pub(super) fn credential(
     (name, credential)
 }
 
+impl Conversation {
+    /// The login by the client's certificate: the name that it goes by, the credential, and the certificate for the log.
+    /// The rules are those in force now.
+    pub(super) fn certificate(&self, authzid: Vec<u8>) -> (Vec<u8>, Result<Credential, Refusal>, Option<String>) {
+        let listener = self.snapshot.config.listener_now(&self.listener, self.over_ipv4);
+        let rules = listener.and_then(|listener| {
+            Some((listener.client_login?, self.snapshot.tls.acceptor(self.protocol, &listener.clients)?))
+        });
+        let Some(((login, acceptor), chain)) = rules.zip(self.certified.as_ref()) else {
+            return (authzid, Err(Refusal::CertificateUntrusted), None);
+        };
+        match acceptor.verify(chain) {
+            Some(Ok(certificate)) => {
+                let (typed, credential) = credential(&certificate, login, authzid);
+                (typed, credential, Some(certificate.to_string()))
+            }
+            Some(Err(fault)) => (authzid, Err(refusal(fault)), None),
+            None => (authzid, Err(Refusal::CertificateUntrusted), None),
+        }
+    }
+}
+
 /// Why a certificate that was accepted in the handshake is no longer.
-pub(super) const fn refusal(fault: ClientFault) -> Refusal {
+const fn refusal(fault: ClientFault) -> Refusal {
     match fault {
         ClientFault::Expired => Refusal::CertificateExpired,
         ClientFault::Revoked => Refusal::CertificateRevoked,

@@ -17,8 +17,9 @@ use crate::login::attempt::{ATTEMPT_TIMEOUT, next_refusal_tick};
 use crate::login::authn::Authenticator;
 use crate::login::core::{Backends, LoginCore};
 use crate::outcome::AccountState;
-use crate::proto::{Back, BackSettings, ClientId, Welcome};
+use crate::proto::{self, Back, BackSettings, ClientId, Welcome};
 use crate::telemetry::metrics::Metrics;
+use crate::tls;
 use crate::token::Tokens;
 use crate::tracking::TrackedEntries;
 

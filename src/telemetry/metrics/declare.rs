@@ -275,6 +275,16 @@ impl Metrics {
                     &["chain"],
                 )),
             ),
+            crl_next_update: register(
+                &registry,
+                declared(GaugeVec::new(
+                    Opts::new(
+                        "usher_crl_next_update_timestamp_seconds",
+                        "When the first list of each file of revocation lists becomes invalid (nextUpdate), Unix time.",
+                    ),
+                    &["crl"],
+                )),
+            ),
             certificate_reloads: LabeledSeries::new(counters(
                 "usher_certificate_reloads_total",
                 "Times that certificates, keys (of tickets too), CAs or passwords of the config in force were found \

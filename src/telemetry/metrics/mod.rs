@@ -155,6 +155,8 @@ pub struct Metrics {
     pub(crate) throttle_entries: GaugeSeries<ThrottleRecord>,
     /// When each served certificate ends, in Unix seconds.
     pub(crate) certificate_expiry: GaugeVec,
+    /// When the first list of each file of revocation lists becomes invalid, in Unix seconds.
+    pub(crate) crl_next_update: GaugeVec,
     /// Changed files of the config in force, by what became of them.
     pub(crate) certificate_reloads: CounterSeries<ReloadResult>,
     /// 0 while files have changed in a way that was refused.

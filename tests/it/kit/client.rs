@@ -117,6 +117,12 @@ impl Imap {
         Self::silent_from(address, port).handshake(tls.config(), tls.server_name)
     }
 
+    /// Connects over TLS with these settings, from this loopback address.
+    pub(crate) fn tls_at(address: [u8; 4], port: u16, tls: &Tls) -> Self {
+        let connected = Self::silent_from(address, port).handshake(tls.config(), tls.server_name);
+        connected.expect("the handshake succeeds")
+    }
+
     /// Connects without TLS and reads the greeting.
     pub(crate) fn plain(port: u16) -> Self {
         let mut imap = Self::silent(port);
@@ -189,7 +195,11 @@ impl Imap {
 
     /// The TLS handshake on a plaintext connection.
     pub(crate) fn start_tls(&mut self) {
-        let tls = Tls::default();
+        self.start_tls_as(&Tls::default());
+    }
+
+    /// Starts TLS with these settings, after STARTTLS.
+    pub(crate) fn start_tls_as(&mut self, tls: &Tls) {
         self.start_tls_with(tls.config(), tls.server_name).expect("the handshake succeeds");
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels whose values come from the configuration.
-const OPEN: [&str; 6] = ["backend", "directory", "server", "chain", "issuer", "version"];
+const OPEN: [&str; 7] = ["backend", "directory", "server", "chain", "crl", "issuer", "version"];
 /// Labels added by Prometheus.
 const ADDED: [&str; 4] = ["job", "instance", "le", "alertname"];
 

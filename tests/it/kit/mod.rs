@@ -3,6 +3,7 @@
 //! Every wait has a deadline, every test has an overall one ([`DEADLINE`]), and everything a failing
 //! test had open prints its transcript or log when it is dropped.
 
+pub(crate) mod authority;
 pub(crate) mod browser;
 pub(crate) mod certs;
 pub(crate) mod client;
