@@ -325,7 +325,7 @@ impl Conversation {
             self.trace.learn(|| Some(Fact::Login(acting.target.as_str().into())));
         }
         let steps = self.trace.clone();
-        let request = LoginRequest {
+        let mut request = LoginRequest {
             info: &self.info,
             client_id: self.front.client_id(),
             protocol: self.protocol,
@@ -341,7 +341,7 @@ impl Conversation {
                 ..LoginEvent::default()
             },
         };
-        attempt::attempt(self.shared.login(), request, self).await
+        attempt::attempt(self.shared.login(), &mut request, self).await
     }
 
     /// The session of an attempt that backend and directory have accepted.

@@ -105,17 +105,18 @@ pub(crate) struct RefusedLogin {
 /// The refusal and its reply.
 pub(crate) async fn attempt<F: Frontend>(
     context: LoginContext<'_>,
-    request: LoginRequest<'_>,
+    request: &mut LoginRequest<'_>,
     frontend: &F,
 ) -> Result<F::Accepted, RefusedLogin> {
-    let LoginRequest { info, client_id, protocol, connection, credential, acting, mut event } = request;
+    // By reference: moved, it would be stored a second time in the session's future.
+    let LoginRequest { info, client_id, protocol, connection, credential, acting, event } = request;
     let began = Instant::now();
     loop {
         // The core in force now, not the one at accept: only the current one receives changes.
         let core = context.in_force.core();
         let attempt = LoginAttempt { context, core: &core, client: info.client, protocol, began };
         let outcome = {
-            let run = pin!(attempt.run(credential.as_ref(), acting.as_ref(), frontend, &mut event));
+            let run = pin!(attempt.run(credential.as_ref(), acting.as_ref(), frontend, event));
             attempt.bounded(run).await
         };
         let outcome = match outcome {
@@ -123,12 +124,13 @@ pub(crate) async fn attempt<F: Frontend>(
             Ok(None) => continue,
             Err(refusal) => Err(refusal),
         };
-        drop(connection);
-        event.emit(info, client_id, outcome.as_ref().err(), context.metrics);
+        *connection = None;
+        event.emit(info, *client_id, outcome.as_ref().err(), context.metrics);
         return match outcome {
             Ok(accepted) => Ok(accepted),
             Err(refusal) => {
-                let is_token = credential.is_ok_and(|credential| credential.secret().kind() == CredentialKind::Token);
+                let is_token =
+                    credential.as_ref().is_ok_and(|credential| credential.secret().kind() == CredentialKind::Token);
                 let reply = attempt.reply(&refusal).await;
                 let reply = if is_token { reply.for_token() } else { reply };
                 Err(RefusedLogin { refusal, reply })

@@ -208,8 +208,9 @@ async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sna
     };
     let frontend = Nginx { typed: login.clone() };
     event.typed = login;
-    let request = LoginRequest { info: &info, client_id: None, protocol, connection, credential, acting: None, event };
-    let outcome = attempt::attempt(shared.login(), request, &frontend).await;
+    let mut request =
+        LoginRequest { info: &info, client_id: None, protocol, connection, credential, acting: None, event };
+    let outcome = attempt::attempt(shared.login(), &mut request, &frontend).await;
     match outcome {
         Ok(granted) => {
             count(shared, AuthHttpResult::Ok);

@@ -104,9 +104,9 @@ impl Process {
         };
         let protocol = proto::by_name("imap").unwrap();
         let event = LoginEvent::default();
-        let request =
+        let mut request =
             LoginRequest { info: &info, client_id: None, protocol, connection: None, credential, acting, event };
-        attempt(self.context(), request, frontend).await
+        attempt(self.context(), &mut request, frontend).await
     }
 
     async fn alice(&self, password: &str, frontend: &Scripted) -> Result<usize, RefusedLogin> {
