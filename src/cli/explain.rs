@@ -25,6 +25,7 @@ use crate::directory::{self, Authority, Directory, DirectoryError, NameKind, NoF
 use crate::login::acting::{self, Actor, Standing};
 use crate::login::explain::Verdict;
 use crate::outcome::{ActingFault, Refusal};
+use crate::routing;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate;
 use crate::token::Tokens;
@@ -408,7 +409,16 @@ async fn acting_verdict(
             return Err((&name, Refusal::NetworkNotAllowed));
         }
         let user = Actor { entry: &user, client: from, protocol: None };
-        acting::judge(config, directory, user, (mailbox, &target)).await.map_err(|refusal| (mailbox, refusal))
+        let judged = acting::judge(config, directory, user, (mailbox, &target)).await;
+        let standing = judged.map_err(|refusal| (mailbox, refusal))?;
+        // A mailbox without a route has a verdict of its own.
+        let backend = routing::route(&config.routing, &target).ok().map(|route| route.backend);
+        let backend = config.routing.backends.iter().find(|settings| Some(settings.name.as_str()) == backend);
+        let is_without = backend.is_some_and(|settings| settings.acting_account().is_none());
+        if is_without && matches!(standing, Standing::May(_)) {
+            return Err((mailbox, Refusal::ActingNotAllowed(ActingFault::NoServiceLogin)));
+        }
+        Ok(standing)
     };
     match judged.await {
         Ok(Standing::Owner) => ("the mailbox is this user's own: an ordinary login".to_owned(), OK),

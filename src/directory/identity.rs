@@ -84,6 +84,8 @@ pub(crate) struct UserActing {
     pub entry: Arc<Entry>,
     /// By what right.
     pub authority: Authority,
+    /// The certificate that the entry has to list, if that has proven the user who acts.
+    pub certificate: Option<CertificateDigest>,
 }
 
 /// What has proven an identity, to be kept beside a decision about its entry.
@@ -134,7 +136,7 @@ impl Identity {
     /// acts itself for no other: what it acts for does not act.
     #[must_use]
     pub(crate) fn on_behalf(actor: &Self, name: Login, entry: Arc<Entry>, authority: Authority) -> Option<Self> {
-        let acting = UserActing { name, entry: actor.shared_entry(), authority };
+        let acting = UserActing { name, entry: actor.shared_entry(), authority, certificate: actor.certificate() };
         actor.acting().is_none().then(|| Self { entry, evidence: Evidence::Acting(Arc::new(acting)) })
     }
 

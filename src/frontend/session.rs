@@ -138,13 +138,11 @@ fn offered(snapshot: &Snapshot, listener: &Listener) -> MechanismSet {
     listener.narrowed(MechanismSet::PASSWORDS.or(tokens))
 }
 
+/// The credential, with the mailbox that its user wants to act for, or why it is not used.
+type Named = Result<(Credential, Option<Acting>), Refusal>;
+
 /// The credential of a name and a secret, or why there is none.
-fn credential(
-    config: &Config,
-    login: &[u8],
-    secret: CredentialSecret,
-    authzid: &[u8],
-) -> Result<(Credential, Option<Acting>), Refusal> {
+fn credential(config: &Config, login: &[u8], secret: CredentialSecret, authzid: &[u8]) -> Named {
     let (name, acting) = match secret.kind() {
         CredentialKind::Token => acting::names_beside_token(config, login)?,
         CredentialKind::Password | CredentialKind::Certificate => acting::names(config, login, authzid)?,
@@ -300,10 +298,7 @@ impl Conversation {
             CredentialSecret::Password(_) | CredentialSecret::ClientCertificate(_) => None,
         };
         let (login, named, certificate) = match secret {
-            CredentialSecret::ClientCertificate(_) => {
-                let (login, credential, certificate) = self.certificate(authzid);
-                (login, credential.map(|credential| (credential, None)), certificate)
-            }
+            CredentialSecret::ClientCertificate(_) => self.certificate(authzid),
             secret @ (CredentialSecret::Password(_) | CredentialSecret::Token(_)) => {
                 let named = credential(&self.snapshot.config, &login, secret, &authzid);
                 (login, named, None)

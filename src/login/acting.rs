@@ -1,6 +1,6 @@
 //! Acting for another user's mailbox: what the names of a login mean, and whether one user may act for another.
 //!
-//! The user who acts proves itself by its own bind or token (`authn`); the mailbox's entry is looked up by usher's own account at
+//! The user who acts proves itself by its own bind, token or certificate (`authn`); the mailbox's entry is looked up by usher's own account at
 //! each attempt, and nothing about it is cached. Both are judged before a backend is asked. A refusal is answered as a
 //! wrong password is, whoever the user is: neither an administrator nor a mailbox shows by it.
 
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::base::clock::unix_now;
-use crate::base::credential::Login;
+use crate::base::credential::{Credential, Login};
 use crate::config::{Administrators, Config};
 use crate::directory::{Authority, Directory, DirectoryError, Entry, NameKind};
 use crate::outcome::{ActingFault, Refusal};
@@ -28,6 +28,8 @@ pub(crate) struct Acting {
     pub target: Login,
     /// The name as typed, if it holds both: an entry with this very name is that user's own.
     pub whole: Option<Login>,
+    /// What proves the user who acts by a certificate, without the mailbox's name.
+    pub own: Option<Credential>,
 }
 
 /// What the names of a login mean: the name of the user whose secret it has, and for whom it acts, if for another one.
@@ -42,7 +44,7 @@ pub(crate) fn names(config: &Config, login: &[u8], authzid: &[u8]) -> Result<(Lo
         }
         let target = Login::parse(authzid).ok_or(Refusal::InvalidUsername)?;
         // White space at the ends is no part of a name.
-        let acting = (target != own).then_some(Acting { target, whole: None });
+        let acting = (target != own).then_some(Acting { target, whole: None, own: None });
         return Ok((own, acting));
     }
     let split = config.impersonation.separator.filter(|_| config.permits_acting() && authzid.is_empty());
@@ -51,7 +53,7 @@ pub(crate) fn names(config: &Config, login: &[u8], authzid: &[u8]) -> Result<(Lo
     let parts =
         parts.and_then(|(target, actor)| Some((Login::parse(target.as_bytes())?, Login::parse(actor.as_bytes())?)));
     match parts {
-        Some((target, actor)) => Ok((actor, Some(Acting { target, whole: Some(own) }))),
+        Some((target, actor)) => Ok((actor, Some(Acting { target, whole: Some(own), own: None }))),
         None => Ok((own, None)),
     }
 }
@@ -66,7 +68,7 @@ pub(crate) fn names_beside_token(config: &Config, name: &[u8]) -> Result<(Login,
         return Ok((Login::absent(), None));
     }
     let name = Login::parse(name).ok_or(Refusal::InvalidUsername)?;
-    let acting = config.permits_acting().then(|| Acting { target: name.clone(), whole: None });
+    let acting = config.permits_acting().then(|| Acting { target: name.clone(), whole: None, own: None });
     Ok((name, acting))
 }
 

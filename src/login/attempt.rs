@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::backend::{Backend, LoginProof};
 use crate::base::clock::wait_until;
 use crate::base::credential::{Credential, CredentialKind, CredentialSecret, Login};
-use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, SessionPermit};
+use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, PendingAttempt, SessionPermit};
 use crate::login::acting::Acting;
 use crate::login::authn::{AuthDecision, DecidedBy, Proven};
 use crate::login::core::{LoginContext, LoginCore};
@@ -223,7 +223,7 @@ impl LoginAttempt<'_> {
         let credential = credential.map_err(Clone::clone)?;
         let whole = acting.and_then(|acting| Some(credential.named(acting.whole.clone()?)));
         let mut login = AttemptedLogin { credential, acting };
-        // Beside a token only the token says which user acts, if another one does.
+        // Tokens and certificates say themselves which user acts, if another one does.
         let names = acting.filter(|_| credential.secret().kind() == CredentialKind::Password);
         event.acting = names.map(|acting| (credential.login().clone(), acting.target.clone()));
         let mut decision = match (self.authenticate(login, whole.as_ref(), event).await?, &whole) {
@@ -290,8 +290,14 @@ impl LoginAttempt<'_> {
         event: &mut LoginEvent,
     ) -> Result<Option<AuthDecision>, Refusal> {
         let AttemptedLogin { credential, acting } = login;
-        if let CredentialSecret::Token(bearer) = credential.secret() {
-            return Box::pin(self.authenticate_by_token(login, bearer, event)).await.map(Some);
+        match (credential.secret(), acting) {
+            (CredentialSecret::Token(bearer), _) => {
+                return Box::pin(self.authenticate_by_token(login, bearer, event)).await.map(Some);
+            }
+            (CredentialSecret::ClientCertificate(_), Some(acting)) => {
+                return Box::pin(self.authenticate_by_certificate(credential, acting, event)).await.map(Some);
+            }
+            (CredentialSecret::Password(_) | CredentialSecret::ClientCertificate(_), _) => {}
         }
         let (throttle, client) = (self.context.limits, self.client);
         let authn = &self.core.authn;
@@ -324,11 +330,7 @@ impl LoginAttempt<'_> {
             recalled => recalled,
         };
         // A cached wrong password is charged like one of an unknown name; a repetition of either is free.
-        let turn = throttle.attempt(client, credential).await;
-        let mut turn = turn.map_err(|limited| event.limited(limited))?;
-        (event.limited_by, event.delay) = (turn.by, turn.delay);
-        event.delayed();
-        wait_until(Instant::now() + turn.delay).await;
+        let mut turn = self.turn(credential, event).await?;
         if let Some(whole) = whole
             && Box::pin(self.is_name(whole.login())).await?
         {
@@ -346,36 +348,18 @@ impl LoginAttempt<'_> {
         if decision.withheld.is_some() {
             event.withhold();
         }
-        let outcome = match (&decision.result, decision.by) {
-            // It says nothing about the guesses of others, and is charged to no name that they could use.
-            (Ok(_), _) if !credential.is_guessable() => AttemptOutcome::Inconclusive,
-            (Ok(proven), _) => AttemptOutcome::Right(proven.identity.proven_entry().key()),
-            // The password is correct, but only as a wrong one would it show nothing.
-            (Err(Refusal::ActingNotAllowed(_)), _) => AttemptOutcome::Wrong,
-            // What is reported as a wrong password costs as much, or the delay of the next guess would reveal that
-            // the name exists, or that this guess was correct.
-            (
-                Err(
-                    Refusal::WrongPassword
-                    | Refusal::UnknownUser
-                    | Refusal::NoPassword
-                    | Refusal::NetworkNotAllowed
-                    | Refusal::UnusableNetworks
-                    | Refusal::WrongCertificate
-                    | Refusal::AuthzidNotAllowed
-                    | Refusal::PasswordNotAllowed
-                    | Refusal::SeveralEntries(Proof::Missing)
-                    | Refusal::UnusableEntry(Proof::Missing)
-                    | Refusal::Account { .. },
-                ),
-                DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
-            ) => AttemptOutcome::Wrong,
-            // Undecided, or a password that was accepted before the entry turned out to lead nowhere: the charge is
-            // refunded.
-            (Err(_), _) => AttemptOutcome::Inconclusive,
-        };
-        turn.settle(outcome);
+        turn.settle(outcome(&decision, credential));
         Ok(Some(decision))
+    }
+
+    /// Charges an attempt, and waits for the delay.
+    async fn turn(&self, credential: &Credential, event: &mut LoginEvent) -> Result<PendingAttempt<'_>, Refusal> {
+        let turn = self.context.limits.attempt(self.client, credential).await;
+        let turn = turn.map_err(|limited| event.limited(limited))?;
+        (event.limited_by, event.delay) = (turn.by, turn.delay);
+        event.delayed();
+        wait_until(Instant::now() + turn.delay).await;
+        Ok(turn)
     }
 
     /// Applies a decision: waits while the user is held, routes, takes a session slot.
@@ -472,6 +456,38 @@ impl LoginAttempt<'_> {
     /// A session slot of this user: of the one who acts, so that no user is kept out of a mailbox by others.
     fn place(&self, proven: &Proven) -> Result<SessionPermit, Limited> {
         self.context.limits.session(self.client, &proven.identity.proven_entry().key())
+    }
+}
+
+/// What a decision costs.
+fn outcome(decision: &AuthDecision, credential: &Credential) -> AttemptOutcome {
+    match (&decision.result, decision.by) {
+        // It says nothing about the guesses of others, and is charged to no name that they could use.
+        (Ok(_), _) if !credential.is_guessable() => AttemptOutcome::Inconclusive,
+        (Ok(proven), _) => AttemptOutcome::Right(proven.identity.proven_entry().key()),
+        // The password is correct, but only as a wrong one would it show nothing.
+        (Err(Refusal::ActingNotAllowed(_)), _) => AttemptOutcome::Wrong,
+        // What is reported as a wrong password costs as much, or the delay of the next guess would reveal that
+        // the name exists, or that this guess was correct.
+        (
+            Err(
+                Refusal::WrongPassword
+                | Refusal::UnknownUser
+                | Refusal::NoPassword
+                | Refusal::NetworkNotAllowed
+                | Refusal::UnusableNetworks
+                | Refusal::WrongCertificate
+                | Refusal::AuthzidNotAllowed
+                | Refusal::PasswordNotAllowed
+                | Refusal::SeveralEntries(Proof::Missing)
+                | Refusal::UnusableEntry(Proof::Missing)
+                | Refusal::Account { .. },
+            ),
+            DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
+        ) => AttemptOutcome::Wrong,
+        // Undecided, or a password that was accepted before the entry turned out to lead nowhere: the charge is
+        // refunded.
+        (Err(_), _) => AttemptOutcome::Inconclusive,
     }
 }
 

@@ -91,9 +91,9 @@ impl Proven {
 
     /// The user's name for administrators. A claim may be a number that nobody knows.
     #[must_use]
-    pub(super) fn shown_name(&self) -> Login {
+    pub(super) fn shown_name(&self, sent: &Login) -> Login {
         let named = self.identity.entry().logins.first().and_then(|name| Login::parse(name.as_bytes()));
-        named.or_else(|| Some(self.token.as_ref()?.claim().clone())).unwrap_or_else(Login::absent)
+        named.unwrap_or_else(|| self.name(sent).clone())
     }
 
     /// As of the same point, the identity of another user, which rests on this one.

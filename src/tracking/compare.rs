@@ -201,6 +201,10 @@ pub(super) fn compare_acting(session: &Session, acting: &UserActing, newest: New
         (!entry.permits(session.client), TerminationReason::Network),
         (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
         (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
+        (
+            acting.certificate.is_some_and(|certificate| !entry.lists(certificate)),
+            TerminationReason::CertificateRemoved,
+        ),
         (is_revoked, TerminationReason::GrantRevoked),
         (acting.entry.version.password_changed != entry.version.password_changed, TerminationReason::PasswordChanged),
     ];
@@ -274,7 +278,7 @@ mod tests {
         let entry = Entry { logins: vec!["helper".to_owned()], ..Entry::for_tests(value, &[]) };
         let acting = |authority| {
             let name = Login::parse(b"helper").unwrap();
-            Arc::new(UserActing { name, entry: Arc::new(entry.clone()), authority })
+            Arc::new(UserActing { name, entry: Arc::new(entry.clone()), authority, certificate: None })
         };
         let mut basis = SessionBasis { acting: Some(acting(grant)), ..SessionBasis::for_tests("uid=a") };
         let mut session: Session = serde_json::from_value(serde_json::json!({
@@ -315,6 +319,11 @@ mod tests {
         assert_eq!(of_user(&user, login), [], "it is named by its DN");
         let by_name = acting(Authority::Grant("helper".into()));
         assert_eq!(of_user(&by_name, login), [TerminationReason::GrantRevoked]);
+        let digest = CertificateDigest::of(b"one");
+        let by_certificate = UserActing { certificate: Some(digest), ..UserActing::clone(&user) };
+        assert_eq!(of_user(&by_certificate, |_| {}), [TerminationReason::CertificateRemoved]);
+        let listing: fn(&mut Entry) = |entry| entry.certificates = vec![CertificateDigest::of(b"one")];
+        assert_eq!(of_user(&by_certificate, listing), []);
         let gone = compare_acting(&session, &user, Newest::Deleted, NOW).reasons;
         assert_eq!(gone, [TerminationReason::Deleted]);
 

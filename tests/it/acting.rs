@@ -3,10 +3,19 @@
 
 use serde_json::{Value, json};
 
+use crate::auth_http;
+use crate::external;
+use crate::kit::authority::Authority;
+use crate::kit::client::base64;
+use crate::kit::issuer::ScriptedIssuer;
 use crate::kit::process::run;
 use crate::kit::slapd::{Options, SYNCPROV, Slapd};
+use crate::kit::tools::curl_url;
 use crate::kit::users::{METACHARACTERS, SERVICE_PASSWORD, SUFFIX};
-use crate::kit::{Config, Imap, User, Usher, cyrus, dovecot, password_of};
+use crate::kit::usher::command;
+use crate::kit::{Config, Imap, Sieve, User, Usher, cyrus, dovecot, password_of, relay};
+use crate::token_login::{log_in, oauthbearer, xoauth2};
+use crate::trace::{Tracer, has_no_secret};
 
 /// Copies a message from one mailbox into another, each reached by one of the forms.
 const COPY: &str = r#"
@@ -43,9 +52,38 @@ print("copied")
 
 /// A followed directory with an administrator, a helpdesk user and a mailbox that has none of its own.
 fn directory() -> Slapd {
-    let entries = [User::new("boss", None), User::new("chief", Some("server3")), User::new("helper", Some("server4"))];
-    let entries: String = entries.iter().map(User::ldif).collect();
-    Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, entries: &entries, ..Options::default() })
+    Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, entries: &entries(), ..Options::default() })
+}
+
+fn entries() -> String {
+    let boss = User { mails: &["boss@example.com"], ..User::new("boss", None) };
+    let helper = User { mails: &["helper@example.com"], ..User::new("helper", Some("server4")) };
+    [boss, User::new("chief", Some("server3")), helper].iter().map(User::ldif).collect()
+}
+
+/// The same with a password policy, by which an account can be disabled.
+fn directory_with_policy() -> Slapd {
+    let policy = format!("cn=policy,ou=services,{SUFFIX}");
+    let entry = format!(
+        "dn: {policy}\nobjectClass: device\nobjectClass: pwdPolicy\ncn: policy\npwdAttribute: userPassword\n\
+         pwdLockout: TRUE\n\n"
+    );
+    Slapd::with(Options {
+        modules: &["syncprov", "ppolicy"],
+        database: &format!("{SYNCPROV}overlay ppolicy\nppolicy_default \"{policy}\"\n"),
+        entries: &(entry + &entries()),
+        ..Options::default()
+    })
+}
+
+fn modify(slapd: &Slapd, uid: &str, attribute: &str, value: Option<&str>) {
+    let value = value.map(|value| format!("{attribute}: {value}\n")).unwrap_or_default();
+    slapd.modify(&format!("dn: {}\nchangetype: modify\nreplace: {attribute}\n{value}", dn(uid)));
+}
+
+/// A message of PLAIN.
+fn plain(authzid: &str, login: &str, password: &str) -> String {
+    base64(format!("{authzid}\0{login}\0{password}").as_bytes())
 }
 
 fn dn(uid: &str) -> String {
@@ -67,6 +105,11 @@ fn config(slapd: &Slapd) -> Config {
         .set("/routing/backends/0/impersonation_service", service.clone())
         .set("/routing/backends/1/impersonation_service", service)
         .set("/impersonation", json!({"admins": [dn("boss")], "admin_filter": "(uid=chief)", "networks": networks}))
+}
+
+/// The same with an account that logs in at server3 for users without a password.
+fn with_service(config: Config) -> Config {
+    config.set("/routing/backends/0/service", json!({"login": "usher", "password_file": "backend.password"}))
 }
 
 fn start(config: Config) -> Usher {
@@ -229,4 +272,260 @@ fn explain_says_who_may_act() {
     assert!(code != 0 && text.contains("not in impersonation.networks"), "{code} {text}");
     let (code, text) = explain(&["anna", "--acting", "helper"]);
     assert!(code != 0 && text.contains("helper may not act"), "{code} {text}");
+}
+
+/// Only server3, in one protocol, in which administrators may act.
+fn speaking(slapd: &Slapd, protocol: &str, ports: &[u16]) -> Config {
+    config(slapd)
+        .without("/routing/backends/0/imap")
+        .speaking(protocol, ports)
+        .set("/impersonation/protocols", json!(["imap", "pop3", "submission", "managesieve"]))
+}
+
+#[test]
+fn administrator_acts_by_pop3_and_submission_in_both_forms() {
+    let slapd = directory();
+    let _relay = relay();
+    for (protocol, scheme, port, wrong) in [
+        ("pop3", "pop3s", dovecot().pop3s, "-ERR [AUTH] "),
+        ("submission", "smtps", dovecot().submissions, "535 5.7.8 "),
+    ] {
+        let usher = start(speaking(&slapd, protocol, &[port]));
+        let url = format!("{scheme}://127.0.0.1:{}/", usher.imaps_port());
+        let named = format!("anna*boss:{}", password_of("boss"));
+        for form in [&["--sasl-authzid", "anna"][..], &["-u", &named]] {
+            let last: &[&str] = if protocol == "submission" { &["-X", "NOOP"] } else { &[] };
+            let said = curl_url(&url, "boss", &[form, last, &["--login-options", "AUTH=PLAIN"]].concat());
+            let typed = if form[0] == "-u" { "anna*boss" } else { "boss" };
+            let event = event(&usher, ("boss", "anna"), "login", typed);
+            let seen = ["result", "protocol", "login_backend", "acting_by"].map(|field| event[field].clone());
+            assert_eq!(seen, ["ok", protocol, "anna", "administrator"].map(Value::from), "{event} {said:?}");
+        }
+        // A refusal is word for word that of a wrong password.
+        let mut client = Imap::tls(usher.imaps_port());
+        if protocol == "submission" {
+            client.send("EHLO here\r\n");
+            while client.line().as_bytes().get(3) == Some(&b'-') {}
+        }
+        let mut said = |authzid: &str, login: &str, password: &str| {
+            client.send(format!("AUTH PLAIN {}\r\n", plain(authzid, login, password)));
+            client.line()
+        };
+        let expected = said("", "anna", "wrong");
+        assert!(expected.starts_with(wrong), "{expected}");
+        for (authzid, login) in [("anna", "helper"), ("nobody", "boss"), ("", "anna*helper"), ("", "nobody*boss")] {
+            let actor = login.rsplit('*').next().unwrap();
+            assert_eq!(said(authzid, login, &password_of(actor)), expected, "{authzid} {login}");
+        }
+    }
+}
+
+#[test]
+fn administrator_acts_by_managesieve_in_both_forms() {
+    let slapd = directory();
+    let endpoint = json!({"address": format!("127.0.0.1:{}", dovecot().sieve), "tls": "starttls", "server_name": "server3.example.com"});
+    let usher = start(speaking(&slapd, "managesieve", &[]).set("/routing/backends/0/managesieve", endpoint));
+    let said = |authzid: &str, login: &str, password: &str| {
+        let mut client = Sieve::tls(usher.imaps_port());
+        let answer = client.command(&format!("AUTHENTICATE \"PLAIN\" \"{}\"", plain(authzid, login, password)));
+        let answer = answer.last().unwrap().clone();
+        let listed = answer.starts_with("OK").then(|| client.command("LISTSCRIPTS"));
+        assert!(listed.is_none_or(|listed| listed.last().unwrap().starts_with("OK")));
+        answer
+    };
+    for (authzid, login) in [("anna", "boss"), ("", "anna*boss")] {
+        let answer = said(authzid, login, &password_of("boss"));
+        assert!(answer.starts_with("OK"), "{answer}");
+        event(&usher, ("boss", "anna"), "login", login);
+    }
+    let expected = said("", "anna", "wrong");
+    assert!(expected.starts_with("NO \"Name or password"), "{expected}");
+    for (authzid, login) in [("anna", "helper"), ("nobody", "boss"), ("", "anna*helper")] {
+        let actor = login.rsplit('*').next().unwrap();
+        assert_eq!(said(authzid, login, &password_of(actor)), expected, "{authzid} {login}");
+    }
+}
+
+#[test]
+fn nobody_acts_through_auth_http() {
+    let slapd = directory();
+    let usher = start(config(&slapd).set("/auth_http", json!({"address": "127.0.0.1:0", "allow": ["127.0.0.1"]})));
+    let port = auth_http::port(&usher);
+    let status = |user: &str, password: &str| {
+        let answer = auth_http::ask(port, &auth_http::question(user, password, "imap", 1, ""));
+        auth_http::header(&answer, "Auth-Status").unwrap_or_default().to_owned()
+    };
+    let boss = password_of("boss");
+    let wrong = status("anna", "wrong");
+    assert!(wrong.contains("wrong"), "{wrong}");
+    assert_eq!(status("anna*boss", &boss), wrong);
+    let event = usher.login("anna*boss");
+    assert_eq!((&event["result"], &event["acting"]), (&json!("unknown_user"), &Value::Null), "{event}");
+}
+
+#[test]
+fn token_acts_for_the_mailbox_that_is_named_beside_it() {
+    let slapd = directory();
+    modify(&slapd, "ben", "seeAlso", Some(&dn("helper")));
+    let issuer = ScriptedIssuer::start();
+    let usher = start(issuer.configured(with_service(config(&slapd))));
+    let (boss, helper) = (issuer.token("boss@example.com"), issuer.token("helper@example.com"));
+    let alice = issuer.token("alice@example.com");
+    for (message, mailbox) in [
+        (format!("OAUTHBEARER {}", oauthbearer("anna", &boss)), "anna"),
+        (format!("XOAUTH2 {}", xoauth2("ben", &boss)), "ben"),
+    ] {
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.command(&format!("AUTHENTICATE {message}")).ok();
+        imap.command("SELECT INBOX").ok();
+        let event = event(&usher, ("boss", mailbox), "result", "ok");
+        let seen = ["acting_by", "acting_dn", "dn", "login_backend", "claim", "by"].map(|field| event[field].clone());
+        let (claim, dns) = ("email=boss@example.com", [dn("boss"), dn(mailbox)]);
+        let expected = ["administrator", &dns[0], &dns[1], mailbox, claim, "impersonation"];
+        assert_eq!(seen, expected.map(Value::from), "{event}");
+        let table = usher.command(&["sessions"]).succeeded().stdout;
+        assert!(table.contains("  boss"), "{table}");
+    }
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.command(&format!("AUTHENTICATE XOAUTH2 {}", xoauth2("ben", &helper))).ok();
+    event(&usher, ("helper", "ben"), "acting_by", "grant");
+    // The own name is no other user's.
+    assert!(log_in(&usher, "a.liddell@example.com", &alice).1.starts_with("OK"));
+    assert_eq!(usher.login("a.liddell@example.com")["acting"], Value::Null);
+    // Whoever it is, and whether there is such a mailbox: the reply to a token of an unknown user.
+    let refusal = log_in(&usher, "", &issuer.token("nobody@example.com"));
+    assert!(refusal.1.starts_with("NO [AUTHENTICATIONFAILED]"), "{refusal:?}");
+    for (mailbox, token) in [("anna", &helper), ("anna", &alice), ("nobody", &boss), ("chief", &boss), ("boss", &alice)]
+    {
+        assert_eq!(log_in(&usher, mailbox, token), refusal, "{mailbox}");
+    }
+    event(&usher, ("helper", "anna"), "acting_refused", "not_permitted");
+    event(&usher, ("boss", "chief"), "acting_refused", "administrator");
+    // With a token the name is never split, and no token is refused for that.
+    assert_eq!(log_in(&usher, "anna*boss", &boss), refusal);
+
+    modify(&slapd, "ben", "seeAlso", None);
+    assert!(imap.line().starts_with("* BYE"));
+    usher.wait_log("end", |event| event["cause"] == "grant_revoked");
+    assert_eq!(log_in(&usher, "ben", &helper), refusal);
+}
+
+#[test]
+fn client_certificate_acts_for_the_mailbox_of_the_authzid() {
+    let (slapd, authority) = (directory(), Authority::new("people"));
+    let (boss, other) = (authority.certificate(1, "boss", &[], false), authority.certificate(2, "alice", &[], false));
+    external::list(&slapd, "boss", Some(&boss));
+    external::list(&slapd, "alice", Some(&other));
+    let mut config = with_service(config(&slapd)).set("/listeners/0/client_ca", authority.ca().display().to_string());
+    config.change("/listeners/0/client_login", json!({"match": "certificate"}));
+    let usher = start(config.clone());
+    let external = |usher: &Usher, pair, authzid: &str| {
+        let mut imap = external::connect(usher, pair);
+        let reply = imap.command(&format!("AUTHENTICATE EXTERNAL {}", base64(authzid.as_bytes()))).tagged;
+        (imap, reply)
+    };
+    let (mut imap, reply) = external(&usher, &boss, "anna");
+    assert!(reply.starts_with("OK"), "{reply}");
+    let event = event(&usher, ("boss", "anna"), "result", "ok");
+    assert_eq!((&event["login_backend"], &event["acting_dn"]), (&json!("anna"), &json!(dn("boss"))), "{event}");
+    for (pair, mailbox) in [(&other, "anna"), (&boss, "nobody"), (&boss, "chief"), (&other, "boss")] {
+        let (_, reply) = external(&usher, pair, mailbox);
+        assert_eq!(reply, "NO [AUTHENTICATIONFAILED] Name or password is wrong", "{mailbox}");
+    }
+    self::event(&usher, ("alice", "anna"), "acting_refused", "not_permitted");
+    external(&usher, &other, "a.liddell@example.com").1.starts_with("OK").then_some(()).unwrap();
+    // The session hangs on the certificate of the user who acts.
+    external::list(&slapd, "boss", None);
+    assert!(imap.line().starts_with("* BYE"));
+    usher.wait_log("end", |event| event["cause"] == "certificate_removed");
+    assert!(external(&usher, &boss, "anna").1.starts_with("NO [AUTHENTICATIONFAILED]"));
+
+    // The address of a certificate; and a listener that ignores what the client asks for.
+    let boss = authority.certificate(3, "", &["boss@example.com"], false);
+    config.change("/listeners/0/client_login", json!({"match": "san_email"}));
+    let usher = start(config.clone());
+    assert!(external(&usher, &boss, "anna").1.starts_with("OK"));
+    assert!(external(&usher, &boss, "nobody").1.starts_with("NO [AUTHENTICATIONFAILED]"));
+    config.change("/listeners/0/client_login", json!({"match": "san_email", "ignore_authzid": true}));
+    let usher = start(config);
+    let (_, reply) = external(&usher, &boss, "anna");
+    assert!(reply.starts_with("NO [CONTACTADMIN]"), "boss has no mailbox: {reply}");
+    assert_eq!(usher.wait_log("login", |_| true)["acting"], Value::Null);
+}
+
+#[test]
+fn disabling_either_user_ends_the_session() {
+    let slapd = directory_with_policy();
+    modify(&slapd, "ben", "seeAlso", Some(&dn("helper")));
+    let usher = start(config(&slapd));
+    let mut number = 0.0;
+    for (actor, mailbox, disabled) in [("boss", "anna", "boss"), ("helper", "ben", "ben"), ("helper", "ben", "helper")]
+    {
+        let mut imap = acts(&usher, actor, mailbox);
+        modify(&slapd, disabled, "pwdAccountLockedTime", Some("000001010000Z"));
+        assert!(imap.line().starts_with("* BYE"), "{disabled}");
+        imap.expect_clean_end();
+        number += 1.0;
+        usher.wait_metric("usher_sessions_ended_total", &[("cause", "disabled")], number);
+        let (_, reply) = acting(&usher, actor, mailbox);
+        assert!(reply.starts_with("NO [AUTHENTICATIONFAILED]"), "{disabled}: {reply}");
+        modify(&slapd, disabled, "pwdAccountLockedTime", None);
+        usher.wait_metric("usher_directory_changes_total", &[("kind", "enable")], number);
+    }
+    event(&usher, ("helper", "ben"), "acting_refused", "disabled");
+}
+
+#[test]
+fn trace_shows_a_user_who_acts_under_both_names_and_no_secret() {
+    let slapd = directory();
+    let usher = start(config(&slapd));
+    for name in ["boss", "anna"] {
+        let mut tracer = Tracer::start(&usher, &["--user", name]);
+        drop(acts(&usher, "boss", "anna"));
+        tracer.wait_text("no longer traced");
+        let shown = tracer.shown().join("\n");
+        assert!(
+            shown.contains(&format!("boss ({}) acts for anna, permitted by: administrator", dn("boss"))),
+            "{shown}"
+        );
+        assert!(shown.contains("the user who acts is proven"), "{shown}");
+        has_no_secret(&shown, &password_of("boss"));
+        has_no_secret(&shown, SERVICE_PASSWORD);
+    }
+    let mut tracer = Tracer::start(&usher, &["--user", "anna"]);
+    let (_, reply) = acting(&usher, "helper", "anna");
+    assert!(reply.starts_with("NO"), "{reply}");
+    let line = tracer.wait_text("may not act");
+    assert!(line["text"].as_str().unwrap().starts_with("helper may not act for anna: no administrator"), "{line}");
+}
+
+#[test]
+fn check_finds_what_keeps_users_from_acting() {
+    let slapd = directory();
+    let mut usher_config = config(&slapd)
+        .set("/impersonation/admins", json!([dn("boss"), dn("gone")]))
+        .without("/routing/backends/1/impersonation_service");
+    usher_config.write();
+    let said = command(&usher_config, &["check", "--connect"], b"").stdout;
+    for text in [
+        "1 entry of impersonation.admins found",
+        &format!("impersonation.admins: the directory has no entry {}", dn("gone")),
+        "no account for users that act for a mailbox at server4",
+    ] {
+        assert!(said.contains(text), "{text}: {said}");
+    }
+    // A lost read right would end the sessions of all users that act by a grant.
+    usher_config.change("/directory/canary", json!({"login": "alice", "mail_host": "server3"}));
+    usher_config.write();
+    let said = command(&usher_config, &["check", "--connect"], b"").stdout;
+    assert!(said.contains("shows no seeAlso"), "{said}");
+    modify(&slapd, "alice", "seeAlso", Some(&dn("alice")));
+    let said = command(&usher_config, &["check", "--connect"], b"").stdout;
+    assert!(said.contains("shown as configured") && !said.contains("shows no"), "{said}");
+    // `explain` looks at the mailbox's backend as well.
+    let explained = command(&usher_config, &["explain", "ben", "--acting", "boss"], b"");
+    assert!(
+        explained.code != 0 && explained.stdout.contains("neither impersonation_service nor service"),
+        "{explained:?}"
+    );
 }

@@ -35,7 +35,7 @@ fn config() -> Config {
     with_directory(slapd())
 }
 
-fn port(usher: &Usher) -> u16 {
+pub(crate) fn port(usher: &Usher) -> u16 {
     let line = usher.wait_log("auth_http listening", |_| true);
     line["address"].as_str().unwrap().parse::<std::net::SocketAddr>().unwrap().port()
 }
@@ -55,18 +55,18 @@ fn raw(from: [u8; 4], port: u16, bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// A request as nginx sends it.
-fn question(user: &str, password: &str, protocol: &str, attempt: u32, more: &str) -> String {
+pub(crate) fn question(user: &str, password: &str, protocol: &str, attempt: u32, more: &str) -> String {
     format!(
         "GET / HTTP/1.0\r\nHost: 127.0.0.1\r\nAuth-Method: plain\r\nAuth-User: {user}\r\nAuth-Pass: {password}\r\n\
          Auth-Protocol: {protocol}\r\nAuth-Login-Attempt: {attempt}\r\nClient-IP: 192.0.2.7\r\n{more}\r\n"
     )
 }
 
-fn ask(port: u16, question: &str) -> String {
+pub(crate) fn ask(port: u16, question: &str) -> String {
     raw([127, 0, 0, 1], port, question)
 }
 
-fn header<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
     answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 

@@ -17,7 +17,7 @@ use crate::kit::usher::{BINARY, Successor};
 use crate::kit::{Config, Imap, Sieve, Usher, dovecot, password_of, relay, wait_limit};
 
 /// A running `usher trace`, ended when it is dropped.
-struct Tracer {
+pub(crate) struct Tracer {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
@@ -25,7 +25,7 @@ struct Tracer {
 
 impl Tracer {
     /// Starts it and waits until the trace is active.
-    fn start(usher: &Usher, arguments: &[&str]) -> Self {
+    pub(crate) fn start(usher: &Usher, arguments: &[&str]) -> Self {
         let mut tracer = Self::spawn(usher, &[&["--json"], arguments].concat());
         tracer.wait("the beginning", |line| line.contains("\"started\""));
         tracer
@@ -65,13 +65,13 @@ impl Tracer {
     }
 
     /// Waits for a line of a session with this text.
-    fn wait_text(&mut self, text: &str) -> Value {
+    pub(crate) fn wait_text(&mut self, text: &str) -> Value {
         let line = self.wait(text, |line| line_of(line).is_some_and(|line| has(&line, text)));
         line_of(&line).unwrap()
     }
 
     /// The lines of sessions so far, each as `leg direction text`.
-    fn shown(&self) -> Vec<String> {
+    pub(crate) fn shown(&self) -> Vec<String> {
         let lines = self.seen.iter().filter_map(|line| line_of(line));
         let word = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
         lines.map(|line| ["leg", "direction", "text"].map(|key| word(&line, key)).join(" ")).collect()
@@ -115,7 +115,7 @@ fn is_audit(line: &Value, cmd: &str) -> bool {
 }
 
 /// No six bytes in a row of the password, or of its base64 at any alignment, are in the text.
-fn has_no_secret(text: &str, password: &str) {
+pub(crate) fn has_no_secret(text: &str, password: &str) {
     let encoded = (0..3).map(|before| {
         let whole = base64(&[&vec![0; before], password.as_bytes()].concat());
         whole[(before * 8_usize).div_ceil(6)..].to_owned()

@@ -2,55 +2,66 @@
 //!
 //! The name only leads to an entry. With `match: certificate` the entry has to list the certificate, so that any name will
 //! do: the one that the client sends, or the first that the certificate has. With `match: san_email` the CA vouches for
-//! the address, so that no other name may lead anywhere; what the client sends has to be a name of the same entry.
+//! the address, so that no other name may lead anywhere; what the client sends has to be a name of the same entry, or of
+//! a mailbox that its user acts for.
 
-use super::Conversation;
+use super::{Conversation, Named};
 use crate::base::credential::{CertificateProof, ClientCertificate, Credential, CredentialSecret, Login};
 use crate::config::{CertificateMatch, ClientLogin};
+use crate::login::acting::Acting;
 use crate::outcome::Refusal;
 use crate::tls::clients::{ClientFault, VerifiedCertificate};
 
-/// The name to log, and the credential of a verified certificate or why there is none.
+/// The name to log, and the credential of a verified certificate or why there is none, with the mailbox that its user may
+/// want to act for: where `permits_acting`, the name that the client sends may be another user's.
 fn credential(
     certificate: &VerifiedCertificate,
     login: ClientLogin,
     authzid: Vec<u8>,
-) -> (Vec<u8>, Result<Credential, Refusal>) {
+    permits_acting: bool,
+) -> (Vec<u8>, Named) {
     let asked = if login.ignore_authzid { Vec::new() } else { authzid };
-    let (proof, name, authzid) = match login.matching {
-        CertificateMatch::Certificate if !asked.is_empty() => (CertificateProof::Key, Some(asked), Vec::new()),
-        CertificateMatch::Certificate => {
-            let first = certificate.addresses.first().or_else(|| certificate.names.first());
-            (CertificateProof::Key, first.map(|name| name.clone().into_bytes()), Vec::new())
+    let (proof, own) = match (login.matching, certificate.addresses.as_slice()) {
+        (CertificateMatch::Certificate, addresses) => {
+            (CertificateProof::Key, addresses.first().or_else(|| certificate.names.first()))
         }
-        CertificateMatch::SanEmail => {
-            // Of several it would be unknown which one is meant.
-            let [address] = certificate.addresses.as_slice() else {
-                return (asked, Err(Refusal::NoCertificateName));
-            };
-            let address = address.clone().into_bytes();
-            let other = if asked == address { Vec::new() } else { asked };
-            (CertificateProof::Address, Some(address), other)
+        (CertificateMatch::SanEmail, [address]) => (CertificateProof::Address, Some(address)),
+        // Of several it would be unknown which one is meant.
+        (CertificateMatch::SanEmail, _) => return (asked, Err(Refusal::NoCertificateName)),
+    };
+    let own = own.map(|name| name.clone().into_bytes());
+    let (name, other) = match (proof, own.clone()) {
+        (CertificateProof::Key, _) if !asked.is_empty() => (Some(asked.clone()), None),
+        (CertificateProof::Address, Some(address)) if !asked.is_empty() && asked != address => {
+            (Some(address), Some(asked.clone()))
         }
+        (CertificateProof::Key | CertificateProof::Address, own) => (own, None),
     };
     let Some(name) = name else { return (Vec::new(), Err(Refusal::NoCertificateName)) };
     let parsed = || {
-        let login = Login::parse(&name).ok_or(Refusal::InvalidUsername)?;
-        let authzid = match authzid.as_slice() {
-            [] => None,
-            other => Some(Login::parse(other).ok_or(Refusal::InvalidUsername)?),
+        let parse = |name: &[u8]| Login::parse(name).ok_or(Refusal::InvalidUsername);
+        let new = |login, authzid| {
+            let certificate = ClientCertificate::new(certificate.digest, proof, authzid);
+            Credential::new(login, CredentialSecret::ClientCertificate(certificate))
         };
-        let certificate = ClientCertificate::new(certificate.digest, proof, authzid);
-        Ok(Credential::new(login, CredentialSecret::ClientCertificate(certificate)))
+        let credential = new(parse(&name)?, other.as_deref().map(parse).transpose()?);
+        let own = own.as_deref().filter(|own| permits_acting && !asked.is_empty() && *own != asked);
+        // A certificate whose own name is none acts for nobody.
+        let own = own.and_then(Login::parse).map(|own| new(own, None));
+        let acting = match own {
+            Some(own) => Some(Acting { target: parse(&asked)?, whole: None, own: Some(own) }),
+            None => None,
+        };
+        Ok((credential, acting))
     };
-    let credential = parsed();
-    (name, credential)
+    let named = parsed();
+    (name, named)
 }
 
 impl Conversation {
     /// The login by the client's certificate: the name that it goes by, the credential, and the certificate for the log.
     /// The rules are those in force now.
-    pub(super) fn certificate(&self, authzid: Vec<u8>) -> (Vec<u8>, Result<Credential, Refusal>, Option<String>) {
+    pub(super) fn certificate(&self, authzid: Vec<u8>) -> (Vec<u8>, Named, Option<String>) {
         let listener = self.snapshot.config.listener_now(&self.listener, self.over_ipv4);
         let rules = listener.and_then(|listener| {
             Some((listener.client_login?, self.snapshot.tls.acceptor(self.protocol, &listener.clients)?))
@@ -60,8 +71,9 @@ impl Conversation {
         };
         match acceptor.verify(chain) {
             Some(Ok(certificate)) => {
-                let (typed, credential) = credential(&certificate, login, authzid);
-                (typed, credential, Some(certificate.to_string()))
+                let permits_acting = self.snapshot.config.permits_acting();
+                let (typed, named) = credential(&certificate, login, authzid, permits_acting);
+                (typed, named, Some(certificate.to_string()))
             }
             Some(Err(fault)) => (authzid, Err(refusal(fault)), None),
             None => (authzid, Err(Refusal::CertificateUntrusted), None),
@@ -101,8 +113,9 @@ mod tests {
         authzid: &str,
     ) -> Result<(String, Option<String>), Refusal> {
         let login = ClientLogin { matching, ignore_authzid };
-        let (_, credential) = credential(certificate, login, authzid.into());
-        credential.map(|credential| {
+        let (_, named) = credential(certificate, login, authzid.into(), false);
+        named.map(|(credential, acting)| {
+            assert!(acting.is_none());
             let CredentialSecret::ClientCertificate(certificate) = credential.secret() else { panic!("a password") };
             let authzid = certificate.authzid().map(|name| name.as_str().to_owned());
             (credential.login().as_str().to_owned(), authzid)
@@ -139,5 +152,32 @@ mod tests {
         for none in [certificate(&[], &["alice"]), certificate(&["alice@example.com", "bob@example.com"], &[])] {
             assert_eq!(by(&none, false, "alice"), Err(Refusal::NoCertificateName));
         }
+    }
+
+    #[test]
+    fn other_name_is_a_mailbox_where_users_may_act() {
+        let acts = |certificate: &VerifiedCertificate, matching, ignore_authzid, authzid: &str| {
+            let login = ClientLogin { matching, ignore_authzid };
+            let (_, named) = credential(certificate, login, authzid.into(), true);
+            let (credential, acting) = named.unwrap();
+            let acting = acting.map(|acting| {
+                let own = acting.own.unwrap();
+                let CredentialSecret::ClientCertificate(proof) = own.secret() else { panic!("a password") };
+                assert!(proof.authzid().is_none());
+                (own.login().as_str().to_owned(), acting.target.as_str().to_owned())
+            });
+            (credential.login().as_str().to_owned(), acting)
+        };
+        let (key, address) = (CertificateMatch::Certificate, CertificateMatch::SanEmail);
+        let admin = certificate(&["admin@example.com"], &["admin"]);
+        let acting = Some(("admin@example.com".to_owned(), "bob".to_owned()));
+        assert_eq!(acts(&admin, key, false, "bob"), ("bob".to_owned(), acting.clone()), "bob's own, or another's");
+        assert_eq!(acts(&admin, address, false, "bob"), ("admin@example.com".to_owned(), acting));
+        for (matching, ignored, authzid) in
+            [(key, true, "bob"), (address, true, "bob"), (key, false, ""), (address, false, "admin@example.com")]
+        {
+            assert_eq!(acts(&admin, matching, ignored, authzid), ("admin@example.com".to_owned(), None));
+        }
+        assert_eq!(acts(&certificate(&[], &[]), key, false, "bob"), ("bob".to_owned(), None), "no name of its own");
     }
 }

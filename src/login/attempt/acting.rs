@@ -2,27 +2,28 @@
 
 use std::sync::Arc;
 
-use super::{AttemptedLogin, LoginAttempt};
+use super::{AttemptedLogin, LoginAttempt, outcome};
 use crate::base::credential::{Credential, CredentialKind, Login};
 use crate::directory::Identity;
 use crate::login::acting::{self, Acting, Actor, Standing};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
+use crate::login::event::LoginEvent;
 use crate::outcome::{ActingFault, Refusal};
 
 impl LoginAttempt<'_> {
     /// Decides again, whatever is cached.
     pub(super) async fn decide(&self, login: AttemptedLogin<'_>) -> AuthDecision {
         let AttemptedLogin { credential, acting } = login;
-        if let Some(acting) = acting.filter(|_| credential.secret().kind() == CredentialKind::Token) {
-            return Box::pin(self.decide_by_token(credential, acting, LookupMode::Directory)).await.0;
+        if let Some(acting) = acting.filter(|_| credential.secret().kind() != CredentialKind::Password) {
+            return Box::pin(self.decide_with_name(credential, acting, LookupMode::Directory)).await.0;
         }
         let decision = self.core.authn.decide(credential, self.client, LookupMode::Directory).await;
         self.act(acting, credential.login(), decision).await
     }
 
-    /// Decides about a token with a name beside it: an ordinary login if that is a name of the token's user, or that user
-    /// acts for the mailbox of this name. The name of the user is returned if it acts, or may not.
-    pub(super) async fn decide_by_token(
+    /// Decides about a token or a certificate with a name beside it: an ordinary login if that is a name of its user, or
+    /// that user acts for the mailbox of this name. The name of the user is returned if it acts, or may not.
+    pub(super) async fn decide_with_name(
         &self,
         credential: &Credential,
         acting: &Acting,
@@ -30,13 +31,47 @@ impl LoginAttempt<'_> {
     ) -> (AuthDecision, Option<Login>) {
         let authn = &self.core.authn;
         let decision = authn.decide(credential, self.client, ask).await;
-        if !matches!(decision.result, Err(Refusal::AuthzidNotAllowed)) {
+        let is_another = match credential.secret().kind() {
+            CredentialKind::Password => false,
+            CredentialKind::Token => matches!(decision.result, Err(Refusal::AuthzidNotAllowed)),
+            // With `match: certificate`, the name alone has led to the entry.
+            CredentialKind::Certificate => matches!(
+                decision.result,
+                Err(Refusal::AuthzidNotAllowed
+                    | Refusal::WrongCertificate
+                    | Refusal::UnknownUser
+                    | Refusal::SeveralEntries(_)
+                    | Refusal::UnusableEntry(_))
+            ),
+        };
+        if !is_another {
             return (decision, None);
         }
-        let decision = authn.decide(&credential.named(Login::absent()), self.client, ask).await;
+        let own = acting.own.clone().unwrap_or_else(|| credential.named(Login::absent()));
+        let decision = authn.decide(&own, self.client, ask).await;
         let Ok(proven) = &decision.result else { return (decision, None) };
-        let name = proven.shown_name();
+        let name = proven.shown_name(own.login());
         (self.act(Some(acting), &name, decision).await, Some(name))
+    }
+
+    /// The same for the first decision about a certificate, as far as it is not known: charged to the network and the
+    /// certificate.
+    pub(super) async fn authenticate_by_certificate(
+        &self,
+        credential: &Credential,
+        acting: &Acting,
+        event: &mut LoginEvent,
+    ) -> Result<AuthDecision, Refusal> {
+        if let Some(known) = self.core.authn.recall(credential, self.client).filter(|known| known.result.is_ok()) {
+            return Ok(known);
+        }
+        let mut turn = self.turn(credential, event).await?;
+        let _ = turn.begin_lookup();
+        let (decision, actor) = self.decide_with_name(credential, acting, LookupMode::Cached).await;
+        event.acting = actor.map(|actor| (actor, acting.target.clone()));
+        turn.log_if_over_limit(self.client);
+        turn.settle(outcome(&decision, credential));
+        Ok(decision)
     }
 
     /// Whether an entry has this name.

@@ -29,7 +29,7 @@ impl LoginAttempt<'_> {
         }
         let decision = match acting {
             Some(acting) => {
-                let (decision, actor) = self.decide_by_token(credential, acting, LookupMode::Cached).await;
+                let (decision, actor) = self.decide_with_name(credential, acting, LookupMode::Cached).await;
                 event.acting = actor.map(|actor| (actor, acting.target.clone()));
                 decision
             }
