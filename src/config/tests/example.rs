@@ -22,7 +22,8 @@ fn values(key: &str) -> Vec<&'static str> {
 #[test]
 fn example_has_every_key() {
     // An unknown key in each section of SOUND makes the error list the existing ones.
-    let mut text = format!("{SOUND}{TOKENS}");
+    let acting = "impersonation: {admins: ['o=a'], networks: 192.0.2.1}\n";
+    let mut text = format!("{SOUND}{TOKENS}{acting}");
     for (from, to) in [
         ("  - issuer: https://idp", "  - zzz: 1\n    issuer: https://idp"),
         ("introspection: {", "introspection: {zzz: 1, "),
@@ -49,13 +50,14 @@ fn example_has_every_key() {
         ("auth_http: {address: 127", "auth_http: {zzz: 1, address: 127"),
         ("{user", "{zzz: 1, user"),
         ("{format", "{zzz: 1, format"),
+        ("impersonation: {", "impersonation: {zzz: 1, "),
         ("log:", "zzz: 1\nlog:"),
     ] {
         assert!(text.contains(from), "{from}");
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 26, "{problems:#?}");
+    assert_eq!(problems.len(), 27, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -193,6 +195,23 @@ fn documented_issuers_are_accepted() {
 }
 
 #[test]
+fn commented_impersonation_and_grants_are_valid() {
+    let (before, rest) = EXAMPLE.split_once("# impersonation:\n").unwrap();
+    let (lines, behind) = rest.split_once("\n\n").unwrap();
+    let lines: String = lines.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap())).collect();
+    let mut text = format!("{before}impersonation:\n{lines}\n{behind}");
+    for key in ["grant_attribute", "canary", "impersonation_service"] {
+        let shown = text.replacen(&format!("# {key}: "), &format!("{key}: "), 1);
+        assert_ne!(shown, text, "{key}");
+        text = shown;
+    }
+    let config = parse_text(&text).unwrap();
+    assert!(config.impersonation.administrators.is_some() && config.directory.grant_attribute.is_some());
+    let [warning] = config.warnings.as_slice() else { panic!("{:?}", config.warnings) };
+    assert!(warning.message.contains("no effect for mailboxes at server4"), "{warning}");
+}
+
+#[test]
 fn commented_listener_with_client_login_is_valid() {
     let line = "- {protocol: imap, address: \"192.0.2.1:3993\"";
     let config = parse_text(&EXAMPLE.replacen(&format!("# {line}"), line, 1)).unwrap();
@@ -220,6 +239,9 @@ routing: {backends: [{name: server3, imap: {address: \"server3.example.com:993\"
             if piece.contains("servers:") { piece.to_owned() } else { piece.replacen("directory:\n", whole, 1) };
         let forwards = piece.contains("\ntokens:");
         let rest = if forwards { rest.replacen("server3, ", "server3, token: forward, ", 1) } else { rest.to_owned() };
+        // Users that act for a mailbox need an account there.
+        let service = "server3, service: {login: usher, password_file: p}, ";
+        let rest = if piece.contains("grant_attribute") { rest.replacen("server3, ", service, 1) } else { rest };
         let config = parse_text(&format!("{piece}{rest}"));
         assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()), "{piece}");
     }

@@ -184,3 +184,19 @@ async fn mailbox_whose_mail_host_vanishes_without_an_edit_is_not_entered() {
     let refused = process.typed("admin", "alice", "right").await.unwrap_err();
     assert_eq!(refused.refusal, Refusal::NoMailHost, "an edit has taken it away");
 }
+
+#[tokio::test(start_paused = true)]
+async fn guesses_count_against_the_user_who_acts_and_never_against_the_mailbox() {
+    let process = process();
+    let mut slowest = Duration::ZERO;
+    for number in 0..12 {
+        let began = Instant::now();
+        process.typed("alice*admin", "", &format!("guess{number}")).await.unwrap_err();
+        slowest = slowest.max(began.elapsed());
+    }
+    assert!(slowest > REFUSAL_DELAY, "the user who acts is delayed");
+    let began = Instant::now();
+    process.alice("sesame", &Scripted::accepting()).await.unwrap();
+    let first_delay = Duration::from_millis(300);
+    assert!(began.elapsed() < first_delay, "not the mailbox's own user: {:?}", began.elapsed());
+}
