@@ -5,11 +5,14 @@
 //! shell ends the server. Their folders go the same way.
 
 use std::io::{BufRead, BufReader, Read};
+use std::ops::Range;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -167,18 +170,46 @@ fn open_to_all(folder: &Path) {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
+/// How many ports a process reserves at a time.
+const BLOCK: u16 = 20;
+
 /// An unused port on loopback, outside the range that the kernel gives to clients, so
 /// that a stopped server finds it free when restarted.
+///
+/// A server listens some time after its port was chosen: without a reservation, another test process could choose it
+/// too, and a test would talk to the other one's server. Blocks of ports are reserved by the name of a socket, which
+/// lives as long as this process.
 pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = u16::try_from(std::process::id() % 500).unwrap() * 20;
-    for _ in 0..10_000 {
-        let port = 20_000 + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+    static RESERVED: Mutex<(Vec<u16>, usize)> = Mutex::new((Vec::new(), 0));
+    let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..20_000 {
+        let (ports, next) = &mut *reserved;
+        if *next == ports.len() {
+            ports.extend(reserve_block());
+            // All blocks are reserved: a port of this process may be free again.
+            *next %= ports.len().max(1);
+        }
+        let Some(port) = ports.get(*next).copied() else { break };
+        *next += 1;
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
     panic!("no free port on loopback");
+}
+
+fn reserve_block() -> Range<u16> {
+    let start = u16::try_from(std::process::id() % 500).unwrap();
+    for block in (0..500).map(|block| (start + block) % 500) {
+        let name = format!("usher-test-ports-{block}");
+        let name = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+        if let Ok(listener) = UnixListener::bind_addr(&name) {
+            std::mem::forget(listener);
+            let first = 20_000 + block * BLOCK;
+            return first..first + BLOCK;
+        }
+    }
+    0..0
 }
 
 /// Waits until the port accepts connections.
