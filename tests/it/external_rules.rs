@@ -22,14 +22,26 @@ fn set(slapd: &Slapd, uid: &str, attribute: &str, value: Option<&str>) {
     slapd.modify(&format!("dn: {dn}\nchangetype: modify\nreplace: {attribute}\n{value}"));
 }
 
+/// How many logins the log has.
+fn logins(usher: &Usher) -> usize {
+    usher.logged().iter().filter(|line| line["message"] == "login").count()
+}
+
+/// A session by this certificate, once the log has it.
+fn session(usher: &Usher, pair: &Pair) -> Imap {
+    let (before, mut imap) = (logins(usher), connect(usher, pair));
+    imap.command("AUTHENTICATE EXTERNAL =").ok();
+    usher.wait_nth_log(before + 1, "login", |_| true);
+    imap
+}
+
 /// One attempt as `authzid`: the tagged reply and the event.
 fn attempt(usher: &Usher, pair: &Pair, authzid: &str) -> (String, Value) {
     attempt_from(usher, [127, 0, 0, 1], pair, authzid)
 }
 
 fn attempt_from(usher: &Usher, from: [u8; 4], pair: &Pair, authzid: &str) -> (String, Value) {
-    let is_login = |line: &&Value| line["message"] == "login";
-    let before = usher.logged().iter().filter(is_login).count();
+    let before = logins(usher);
     let initial = if authzid.is_empty() { "=".to_owned() } else { base64(authzid.as_bytes()) };
     let mut imap = Imap::tls_at(from, usher.imaps_port(), &showing(pair));
     let reply = imap.command(&format!("AUTHENTICATE EXTERNAL {initial}")).tagged;
@@ -58,8 +70,7 @@ fn certificate_passes_all_that_a_password_passes() {
             .set("/directory/hold_timeout", "1s")
             .set("/directory/allow_filter", "(title=mail)"),
     );
-    let mut open = connect(&usher, &pair);
-    open.command("AUTHENTICATE EXTERNAL =").ok();
+    session(&usher, &pair);
     // Not cached, and cached.
     let (reply, event) = attempt(&usher, &pair, "");
     assert!(reply.starts_with("OK") && event["by"] == "cache", "{reply}: {event}");
@@ -76,8 +87,7 @@ fn certificate_passes_all_that_a_password_passes() {
     set(&slapd, "alice", "carLicense", None);
     usher.wait_metric("usher_directory_changes_total", &[("kind", "release")], 1.0);
 
-    let mut open = connect(&usher, &pair);
-    open.command("AUTHENTICATE EXTERNAL =").ok();
+    let mut open = session(&usher, &pair);
     set(&slapd, "alice", "pwdAccountLockedTime", Some("000001010000Z"));
     let rest = String::from_utf8_lossy(&open.rest()).into_owned();
     assert!(rest.starts_with("* BYE"), "{rest}");
@@ -133,11 +143,7 @@ fn certificates_of_one_user_and_of_two() {
         refused(&usher, &one, pattern, WRONG, "unknown_user");
     }
     // One of several values is deleted: its session ends alone.
-    let [mut first, mut second] = [&one, &other].map(|pair| {
-        let mut imap = connect(&usher, pair);
-        imap.command("AUTHENTICATE EXTERNAL =").ok();
-        imap
-    });
+    let [mut first, mut second] = [&one, &other].map(|pair| session(&usher, pair));
     list(&slapd, "alice", [&other]);
     usher.wait_log("end", |line| line["cause"] == "certificate_removed");
     first.rest();

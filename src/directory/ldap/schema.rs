@@ -333,4 +333,23 @@ mod tests {
         version.expires = Some(-1);
         assert!(version.account_state(0).is_some());
     }
+
+    #[test]
+    fn certificates_are_read_with_and_without_the_option_binary() {
+        let roles = vec![("userCertificate".to_owned(), AttributeRole::Certificate)];
+        let wanted = Attributes { roles, named_by_dn: false };
+        let listed = |description: &str, values: &[&[u8]]| {
+            let values = values.iter().map(|value| value.to_vec()).collect();
+            shown("uid=a", &[(description.as_bytes().to_vec(), values)], &wanted).entry
+        };
+        for description in ["userCertificate;binary", "userCertificate", "USERCERTIFICATE;BINARY"] {
+            let entry = listed(description, &[b"one", b"", b"other"]);
+            assert_eq!(entry.certificates.len(), 2, "{description}");
+            assert!(entry.lists(CertificateDigest::of(b"one")) && !entry.lists(CertificateDigest::of(b"")));
+        }
+        assert!(listed("userCertificates", &[b"one"]).certificates.is_empty());
+        let many: Vec<Vec<u8>> = (0..100).map(|number: u8| vec![number + 1]).collect();
+        let many: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
+        assert_eq!(listed("userCertificate;binary", &many).certificates.len(), MAX_VALUES);
+    }
 }
