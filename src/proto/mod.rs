@@ -207,6 +207,7 @@ pub struct SaslOffer<'a> {
     pub hints: Option<&'a Arc<TokenHints>>,
 }
 
+#[cfg(any(test, feature = "internals"))]
 impl SaslOffer<'_> {
     /// Passwords alone.
     pub const PASSWORDS: Self = Self { mechanisms: MechanismSet::PASSWORDS, hints: None };

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::kit::issuer::ScriptedIssuer;
 use crate::kit::{Config, Imap, Usher, dovecot, password_of};
 
 /// usher with tasks that panic this often.
@@ -24,7 +25,7 @@ fn tasks(usher: &Usher) -> BTreeSet<String> {
 }
 
 /// Tasks that this test makes panic; the others do not run with this configuration.
-const PANICKED: [&str; 14] = [
+const PANICKED: [&str; 15] = [
     "listener",
     "auth_http",
     "side_port",
@@ -39,13 +40,16 @@ const PANICKED: [&str; 14] = [
     "directory_probe",
     "backend_probe",
     "resolver",
+    "token_keys",
 ];
 /// A task that runs once there are unused connections.
 const STARTED_BY_LOGIN: [&str; 1] = ["directory_sweep"];
 
 #[test]
 fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
-    let mut config = Config::shared()
+    let issuer = ScriptedIssuer::start();
+    let mut config = issuer
+        .configured(Config::shared())
         .set("/directory/watch", "auto")
         .set("/auth_http", serde_json::json!({"address": "127.0.0.1:0", "allow": ["127.0.0.1"]}));
     for backend in 0..2 {
@@ -58,7 +62,7 @@ fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
     for task in PANICKED {
         usher.wait_metric("usher_task_restarts_total", &[("task", task)], 1.0);
         let reported = |line: &serde_json::Value| line["task"] == task && line["level"] == "ERROR";
-        let is_once = ["directory_probe", "backend_probe", "resolver"].contains(&task);
+        let is_once = ["directory_probe", "backend_probe", "resolver", "token_keys"].contains(&task);
         let words = if is_once { "it runs again when it is due" } else { "restarting" };
         usher.wait_log(&format!("task panicked; {words}"), reported);
     }
