@@ -153,7 +153,7 @@ impl fmt::Debug for CertificateDigest {
 /// What a client certificate proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertificateProof {
-    /// Who has the key; the entry has to list the certificate.
+    /// The holder of the key; the entry has to list the certificate.
     Key,
     /// The user's address, for which its authority vouches.
     Address,

@@ -22,7 +22,7 @@ use crate::config::{self, Config, TokenLogin};
 use crate::config_files;
 use crate::diagnose::table::{Shown, ShownJson};
 use crate::directory::{self, Authority, Directory, DirectoryError, NameKind, NoFloor, Trace};
-use crate::login::acting::{self, Actor, Standing};
+use crate::login::acting::{self, Actor, MailboxRight};
 use crate::login::explain::Verdict;
 use crate::outcome::{ActingFault, Refusal};
 use crate::routing;
@@ -380,7 +380,7 @@ impl Explanation {
     }
 }
 
-/// A password or token; what cannot be read is none.
+/// A password or token; what cannot be read counts as absent.
 fn secret_from_stdin() -> Secret {
     let mut bytes = Vec::new();
     let _ = std::io::stdin().read_to_end(&mut bytes);
@@ -415,20 +415,20 @@ async fn acting_verdict(
         let backend = routing::route(&config.routing, &target).ok().map(|route| route.backend);
         let backend = config.routing.backends.iter().find(|settings| Some(settings.name.as_str()) == backend);
         let is_without = backend.is_some_and(|settings| settings.acting_account().is_none());
-        if is_without && matches!(standing, Standing::May(_)) {
+        if is_without && matches!(standing, MailboxRight::May(_)) {
             return Err((mailbox, Refusal::ActingNotAllowed(ActingFault::NoServiceLogin)));
         }
         Ok(standing)
     };
     match judged.await {
-        Ok(Standing::Owner) => ("the mailbox is this user's own: an ordinary login".to_owned(), OK),
-        Ok(Standing::May(Authority::Administrator)) => {
+        Ok(MailboxRight::Owner) => ("the mailbox is this user's own: an ordinary login".to_owned(), OK),
+        Ok(MailboxRight::May(Authority::Administrator)) => {
             let limits = config.impersonation.administrators.as_ref();
             let protocols =
                 limits.map(|limits| limits.protocols.iter().map(|protocol| protocol.name).collect::<Vec<_>>());
             (format!("{actor} may act as an administrator, in {}", protocols.unwrap_or_default().join(", ")), OK)
         }
-        Ok(Standing::May(Authority::Grant(value))) => {
+        Ok(MailboxRight::May(Authority::Grant(value))) => {
             (format!("{actor} may act: the mailbox's entry names {value}"), OK)
         }
         Err((of, Refusal::ActingNotAllowed(ActingFault::UnknownTarget))) => {

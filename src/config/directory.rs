@@ -30,7 +30,7 @@ pub(super) struct Facts {
     pub(super) timeout: Option<Duration>,
     /// Whether the directory gives the name at the backend.
     pub(super) login_attribute: bool,
-    /// Whether the directory says who may act for a mailbox.
+    /// Whether the directory names the users that may act for a mailbox.
     pub(super) grant_attribute: bool,
     /// Whether usher itself may read entries.
     pub(super) may_read: bool,

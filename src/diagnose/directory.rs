@@ -442,7 +442,7 @@ fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding
     Finding::ok("size limit", format!("{least}{number} users are shown{way}"))
 }
 
-/// Who may log in with a password.
+/// The users that may log in with a password.
 fn password_users(
     config: &Config,
     matching: Result<&UserCount, &UnavailableCause>,

@@ -51,7 +51,7 @@ enum Evidence {
     ListedCertificate(CertificateDigest),
     /// The client has the key of a certificate with the user's address, from an authority that vouches for it.
     CertifiedAddress,
-    /// Another user, who is proven, acts for this one.
+    /// Another, authenticated user acts for this one.
     Acting(Arc<UserActing>),
 }
 

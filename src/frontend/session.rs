@@ -141,7 +141,7 @@ fn offered(snapshot: &Snapshot, listener: &Listener) -> MechanismSet {
 /// The credential, with the mailbox that its user wants to act for, or why it is not used.
 type Named = Result<(Credential, Option<Acting>), Refusal>;
 
-/// The credential of a name and a secret, or why there is none.
+/// The credential of a name and a secret, or why it is unusable.
 fn credential(config: &Config, login: &[u8], secret: CredentialSecret, authzid: &[u8]) -> Named {
     let (name, acting) = match secret.kind() {
         CredentialKind::Token => acting::names_beside_token(config, login)?,
@@ -412,7 +412,7 @@ impl Frontend for Conversation {
         match backend.log_in(self.protocol, (login, proof), &self.origin, &transcript, &mut event.phases).await {
             Ok(logged_in) => {
                 attempt.count_backend(backend, BackendResult::Ok);
-                // A claim may be a number that nobody knows.
+                // A claim may be a number that says nothing to an administrator.
                 let name = if proven.token.is_some() { login } else { attempted.name() };
                 let session = self.session(name, &proven, &backend.name);
                 match listing::list(attempt.context, attempt.core, &proven, session, login.as_str().into()) {

@@ -85,7 +85,7 @@ pub(crate) struct Actor<'a> {
 
 /// What a user is to a mailbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum MailboxRight {
     /// The mailbox is its own, under another name.
     Owner,
     /// It may act for the mailbox.
@@ -95,7 +95,7 @@ pub(crate) enum Standing {
 /// The entry of a mailbox that a user wants to act for, as a server has just returned it.
 ///
 /// # Errors
-/// There is none, or the directory does not answer.
+/// No entry, or the directory does not answer.
 pub(crate) async fn target(directory: &dyn Directory, name: &Login) -> Result<Entry, Refusal> {
     directory.find(name, NameKind::Login).await.0.map_err(|error| refusal(&error))
 }
@@ -103,7 +103,7 @@ pub(crate) async fn target(directory: &dyn Directory, name: &Login) -> Result<En
 /// The same in the version that is in force.
 ///
 /// # Errors
-/// There is none, or the directory does not answer.
+/// No entry, or the directory does not answer.
 pub(super) async fn newest_target(
     directory: &dyn Directory,
     entries: &TrackedEntries,
@@ -142,9 +142,9 @@ pub(crate) async fn judge(
     directory: &dyn Directory,
     actor: Actor<'_>,
     (name, target): (&Login, &Entry),
-) -> Result<Standing, Refusal> {
+) -> Result<MailboxRight, Refusal> {
     if target.key() == actor.entry.key() || dn::is_same(&target.dn, &actor.entry.dn) {
-        return Ok(Standing::Owner);
+        return Ok(MailboxRight::Owner);
     }
     let administrators = config.impersonation.administrators.as_ref();
     let refused = |fault| Err(Refusal::ActingNotAllowed(fault));
@@ -172,7 +172,7 @@ pub(crate) async fn judge(
     if is_closed && !(with_disabled && authority == Authority::Administrator) {
         return refused(ActingFault::Disabled);
     }
-    Ok(Standing::May(authority))
+    Ok(MailboxRight::May(authority))
 }
 
 /// Whether a user may act as an administrator.

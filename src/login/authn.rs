@@ -42,7 +42,7 @@ labels! {
         /// A bind within `cache.stale`, while no directory server is in use, or while wrong guesses have locked the
         /// account and the user is at a known prefix.
         Stale => "stale",
-        /// A bind of another user, now or cached, who may act for the mailbox.
+        /// A bind, now or cached, of another user that may act for the mailbox.
         Impersonation => "impersonation",
         /// No lookup: such a name or password is never sent.
         Usher => "usher",
@@ -89,7 +89,7 @@ impl Proven {
         self.token.as_ref().map_or(sent, |token| token.claim())
     }
 
-    /// The user's name for administrators. A claim may be a number that nobody knows.
+    /// The user's name for administrators. A claim may be a number that says nothing to an administrator.
     #[must_use]
     pub(super) fn shown_name(&self, sent: &Login) -> Login {
         let named = self.identity.entry().logins.first().and_then(|name| Login::parse(name.as_bytes()));

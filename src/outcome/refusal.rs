@@ -142,7 +142,7 @@ refusals! {
     /// The client asked to act as another user (SASL authzid), or its token is another user's.
     AuthzidNotAllowed = "authzid_not_allowed", Client, Other, AuthzidNotAllowed;
     /// The password is right, and this user may not act for this mailbox. What the client hears is a wrong password:
-    /// another reply would show who is an administrator, and which passwords are right.
+    /// another reply would show which users are administrators, and which passwords are right.
     ActingNotAllowed(ActingFault) = "acting_not_allowed", Client, Other, AuthenticationFailed;
     /// The password is right, and this user may not use this protocol, or not use mail at all.
     NotAllowed = "not_allowed", Client, NoRoute, NotPermitted;

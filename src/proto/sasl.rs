@@ -234,7 +234,7 @@ pub(crate) enum SaslError {
     /// A response is not canonical base64.
     #[error("the response is not base64")]
     NotBase64,
-    /// A message is none of its mechanism.
+    /// A message does not belong to its mechanism.
     #[error("the response is not a message of the mechanism")]
     Malformed,
 }

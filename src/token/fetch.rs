@@ -89,7 +89,7 @@ impl Client {
     /// Fetches a document of at most `most` bytes.
     ///
     /// # Errors
-    /// There is none.
+    /// No answer.
     pub(super) async fn get(&self, url: &HttpUrl, most: usize) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let request = request(Method::GET, url).body(Full::default()).map_err(http)?;
         self.exchange(url, request, most).await

@@ -149,7 +149,7 @@ impl Introspector {
                 let kind = own.as_ref().map_or(Ok(()), claims::kind);
                 (IntrospectionResult::Active, kind.and_then(|()| self.judge(claims)))
             }
-            // It cannot be told from a guess, unless it was valid before.
+            // It cannot be distinguished from a guess, unless it was valid before.
             None if was_valid => (IntrospectionResult::Inactive, Err(TokenError::Expired)),
             None => (IntrospectionResult::Inactive, Err(TokenError::Inactive)),
         };

@@ -93,7 +93,7 @@ impl KeySet {
     /// Reads a set.
     ///
     /// # Errors
-    /// It is none, or has no usable key.
+    /// It is no key set, or has no usable key.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, KeySetError> {
         let set = strict::object(text).ok_or(KeySetError::NotJson)?;
         let Some(Value::Array(found)) = set.get("keys") else { return Err(KeySetError::NotASet) };

@@ -200,7 +200,7 @@ impl Tokens {
         self.issuers.iter().find(|issuer| issuer.settings.issuer == named)
     }
 
-    /// Who is asked about a token: the issuer that has introspection, about opaque tokens and about its own JWTs where
+    /// The introspector for a token: the issuer that has introspection, about opaque tokens and about its own JWTs where
     /// it has no keys.
     fn introspector(&self, form: &Form<'_>) -> Option<&Introspector> {
         match form {

@@ -170,7 +170,7 @@ fn every_refusal_is_that_of_a_wrong_password() {
     let mut imap = Imap::tls(usher.imaps_port());
     for (actor, mailbox, fault) in [
         ("helper", "anna", "not_permitted"),
-        ("boss", "nobody", "unknown_target"),
+        ("boss", "missing", "unknown_target"),
         ("boss", "twin@example.com", "ambiguous_target"),
         ("boss", "chief", "administrator"),
         ("chief", "boss", "administrator"),
@@ -313,7 +313,7 @@ fn administrator_acts_by_pop3_and_submission_in_both_forms() {
         };
         let expected = said("", "anna", "wrong");
         assert!(expected.starts_with(wrong), "{expected}");
-        for (authzid, login) in [("anna", "helper"), ("nobody", "boss"), ("", "anna*helper"), ("", "nobody*boss")] {
+        for (authzid, login) in [("anna", "helper"), ("missing", "boss"), ("", "anna*helper"), ("", "missing*boss")] {
             let actor = login.rsplit('*').next().unwrap();
             assert_eq!(said(authzid, login, &password_of(actor)), expected, "{authzid} {login}");
         }
@@ -340,7 +340,7 @@ fn administrator_acts_by_managesieve_in_both_forms() {
     }
     let expected = said("", "anna", "wrong");
     assert!(expected.starts_with("NO \"Name or password"), "{expected}");
-    for (authzid, login) in [("anna", "helper"), ("nobody", "boss"), ("", "anna*helper")] {
+    for (authzid, login) in [("anna", "helper"), ("missing", "boss"), ("", "anna*helper")] {
         let actor = login.rsplit('*').next().unwrap();
         assert_eq!(said(authzid, login, &password_of(actor)), expected, "{authzid} {login}");
     }
@@ -393,9 +393,10 @@ fn token_acts_for_the_mailbox_that_is_named_beside_it() {
     assert!(log_in(&usher, "a.liddell@example.com", &alice).1.starts_with("OK"));
     assert_eq!(usher.login("a.liddell@example.com")["acting"], Value::Null);
     // Whoever it is, and whether there is such a mailbox: the reply to a token of an unknown user.
-    let refusal = log_in(&usher, "", &issuer.token("nobody@example.com"));
+    let refusal = log_in(&usher, "", &issuer.token("missing@example.com"));
     assert!(refusal.1.starts_with("NO [AUTHENTICATIONFAILED]"), "{refusal:?}");
-    for (mailbox, token) in [("anna", &helper), ("anna", &alice), ("nobody", &boss), ("chief", &boss), ("boss", &alice)]
+    for (mailbox, token) in
+        [("anna", &helper), ("anna", &alice), ("missing", &boss), ("chief", &boss), ("boss", &alice)]
     {
         assert_eq!(log_in(&usher, mailbox, token), refusal, "{mailbox}");
     }
@@ -428,7 +429,7 @@ fn client_certificate_acts_for_the_mailbox_of_the_authzid() {
     assert!(reply.starts_with("OK"), "{reply}");
     let event = event(&usher, ("boss", "anna"), "result", "ok");
     assert_eq!((&event["login_backend"], &event["acting_dn"]), (&json!("anna"), &json!(dn("boss"))), "{event}");
-    for (pair, mailbox) in [(&other, "anna"), (&boss, "nobody"), (&boss, "chief"), (&other, "boss")] {
+    for (pair, mailbox) in [(&other, "anna"), (&boss, "missing"), (&boss, "chief"), (&other, "boss")] {
         let (_, reply) = external(&usher, pair, mailbox);
         assert_eq!(reply, "NO [AUTHENTICATIONFAILED] Name or password is wrong", "{mailbox}");
     }
@@ -445,7 +446,7 @@ fn client_certificate_acts_for_the_mailbox_of_the_authzid() {
     config.change("/listeners/0/client_login", json!({"match": "san_email"}));
     let usher = start(config.clone());
     assert!(external(&usher, &boss, "anna").1.starts_with("OK"));
-    assert!(external(&usher, &boss, "nobody").1.starts_with("NO [AUTHENTICATIONFAILED]"));
+    assert!(external(&usher, &boss, "missing").1.starts_with("NO [AUTHENTICATIONFAILED]"));
     config.change("/listeners/0/client_login", json!({"match": "san_email", "ignore_authzid": true}));
     let usher = start(config);
     let (_, reply) = external(&usher, &boss, "anna");

@@ -1,4 +1,4 @@
-//! Logins by client certificate (SASL EXTERNAL): who gets in, who does not, and how that is revoked.
+//! Logins by client certificate (SASL EXTERNAL): which are accepted, which are refused, and how one is revoked.
 
 use std::sync::Arc;
 
@@ -99,12 +99,12 @@ fn listed_certificate_logs_in_until_it_is_deleted() {
     }
     // Another user's name, known or not, is a wrong certificate; the connection stays usable.
     let mut refused = connect(&usher, &pair);
-    for authzid in ["bob", "nobody"] {
+    for authzid in ["bob", "missing"] {
         let command = format!("AUTHENTICATE EXTERNAL {}", base64(authzid.as_bytes()));
         refused.command(&command).is("NO [AUTHENTICATIONFAILED] Name or password is wrong");
     }
     assert_eq!(usher.login("bob")["result"], "wrong_certificate");
-    assert_eq!(usher.login("nobody")["result"], "unknown_user");
+    assert_eq!(usher.login("missing")["result"], "unknown_user");
     refused.command("AUTHENTICATE EXTERNAL AA==").is("BAD");
     refused.command("AUTHENTICATE EXTERNAL =").ok();
 
@@ -306,7 +306,7 @@ fn address_counts_where_its_authority_is_the_listeners_own() {
     for authzid in ["", "a.liddell@example.com", "alice"] {
         login(&client, own, authzid).ok();
     }
-    for foreign in ["bob", "nobody"] {
+    for foreign in ["bob", "missing"] {
         login(&client, own, foreign).is("NO [AUTHORIZATIONFAILED]");
     }
     assert_eq!(usher.login("a.liddell@example.com")["login_backend"], "alice");

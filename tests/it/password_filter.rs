@@ -1,4 +1,4 @@
-//! `directory.password_filter`: who may log in with a password, whichever way the password comes in; and entries with
+//! `directory.password_filter`: which users may log in with a password, whichever way the password comes in; and entries with
 //! several passwords.
 
 use std::io::{Read as _, Write as _};
@@ -103,7 +103,7 @@ fn user_that_does_not_match_gets_the_reply_to_a_wrong_password_without_a_bind() 
     for way in 0..3 {
         let reply = imap(&usher, "alice", &right, way);
         assert!(reply.starts_with(WRONG), "{way}: {reply}");
-        assert_eq!([reply.clone(), reply], [imap(&usher, "alice", "x", way), imap(&usher, "nobody", "x", way)]);
+        assert_eq!([reply.clone(), reply], [imap(&usher, "alice", "x", way), imap(&usher, "missing", "x", way)]);
     }
     let event = usher.login("alice");
     assert_eq!((event["dn"].as_str(), event["level"].as_str()), (Some(ALICE), Some("INFO")), "{event}");
@@ -117,7 +117,7 @@ fn user_that_does_not_match_gets_the_reply_to_a_wrong_password_without_a_bind() 
     };
     let reply = pop3("alice", &right);
     assert!(reply.0.starts_with("-ERR [AUTH]") && reply.0 == reply.1, "{reply:?}");
-    assert_eq!((reply.clone(), reply), (pop3("alice", "x"), pop3("nobody", "x")));
+    assert_eq!((reply.clone(), reply), (pop3("alice", "x"), pop3("missing", "x")));
 
     let config_of = config(&slapd).speaking("submission", &[dovecot().submissions]);
     let usher = Usher::start(config_of.without("/routing/backends/0/imap"));
@@ -131,14 +131,14 @@ fn user_that_does_not_match_gets_the_reply_to_a_wrong_password_without_a_bind() 
     };
     let reply = smtp("alice", &right);
     assert!(reply.0.starts_with("535 5.7.8 ") && reply.0 == reply.1, "{reply:?}");
-    assert_eq!((reply.clone(), reply), (smtp("alice", "x"), smtp("nobody", "x")));
+    assert_eq!((reply.clone(), reply), (smtp("alice", "x"), smtp("missing", "x")));
 
     let config_of = config(&slapd).speaking("managesieve", &[dovecot().sieve]).without("/routing/backends/0/imap");
     let usher = Usher::start(config_of.set("/routing/backends/0/managesieve/tls", "starttls"));
     let sieve = |user: &str, password: &str| Sieve::tls(usher.imaps_port()).authenticate(user, password);
     let reply = sieve("alice", &right);
     assert!(reply.starts_with("NO"), "{reply}");
-    assert_eq!((reply.clone(), reply), (sieve("alice", "x"), sieve("nobody", "x")));
+    assert_eq!((reply.clone(), reply), (sieve("alice", "x"), sieve("missing", "x")));
 
     let config_of = config(&slapd)
         .set("/auth_http", json!({"address": "127.0.0.1:0", "allow": ["127.0.0.1"]}))
@@ -159,7 +159,7 @@ fn user_that_does_not_match_gets_the_reply_to_a_wrong_password_without_a_bind() 
     };
     let reply = nginx("alice", &right);
     assert!(!reply.contains("Auth-Status: OK"), "{reply}");
-    assert_eq!((reply.clone(), reply), (nginx("alice", "x"), nginx("nobody", "x")));
+    assert_eq!((reply.clone(), reply), (nginx("alice", "x"), nginx("missing", "x")));
     assert!(usher.metric("usher_logins_total", &[("result", "password_not_allowed")]) >= 1.0);
     assert_eq!(slapd.binds(ALICE), 0, "{}", slapd.logged());
     allow(&slapd, "alice", true);
@@ -271,9 +271,9 @@ fn template_of_a_dn_needs_the_service_account_and_binds_no_user_that_does_not_ma
     assert_eq!(slapd.binds(ALICE), 0);
     // Neither is a name bound that has no entry, and its reply is the same.
     let wrong = attempt(&usher, "x").0;
-    assert_eq!(Imap::tls(usher.imaps_port()).login("nobody", "x").tagged, wrong);
-    assert_eq!(usher.login("nobody")["result"], "unknown_user");
-    assert_eq!(slapd.binds("uid=nobody,ou=people,dc=example,dc=com"), 0);
+    assert_eq!(Imap::tls(usher.imaps_port()).login("missing", "x").tagged, wrong);
+    assert_eq!(usher.login("missing")["result"], "unknown_user");
+    assert_eq!(slapd.binds("uid=missing,ou=people,dc=example,dc=com"), 0);
     allow(&slapd, "alice", true);
     accepted(&usher);
     assert_eq!(attempt(&usher, "x").1["result"], "wrong_password");

@@ -55,7 +55,7 @@ fn send(usher: &Usher, protocol: usize, mechanism: &str, message: &str) -> (Opti
     let read = |challenge: &str| serde_json::from_slice(&STANDARD.decode(challenge.trim_end()).unwrap()).unwrap();
     if PROTOCOLS[protocol] == "managesieve" {
         let mut client = Sieve::tls(port);
-        // The answer to a challenge is there before it: a reply without one leaves it as a command that is none.
+        // The answer to a challenge is there before it: a reply without one leaves it as an invalid command.
         client.send(format!("AUTHENTICATE \"{mechanism}\" {{{}+}}\r\n{message}\r\n\"AQ==\"\r\n", message.len()));
         let mut lines = client.answer();
         let reply = lines.pop().unwrap();
@@ -105,7 +105,7 @@ fn dovecot_gets_the_token_and_verifies_it_itself() {
         for (index, protocol) in PROTOCOLS.iter().enumerate() {
             for padding in [0, 1_000, 4_000] {
                 let token = sign(&claims(padding));
-                // A client that names nobody, and one that names the entry: Dovecot hears `user_claim` in `a=`.
+                // A client without a name, and one that names the entry: Dovecot hears `user_claim` in `a=`.
                 for (mechanism, message) in
                     [("OAUTHBEARER", oauthbearer("", &token)), ("XOAUTH2", xoauth2("alice", &token))]
                 {

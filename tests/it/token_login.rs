@@ -81,8 +81,8 @@ fn user_with_a_token_reaches_the_own_mailbox_by_imap() {
     assert_eq!((&event["login_backend"], &event["claim"]), (&json!("alice"), &json!("email=alice@example.com")));
     assert_eq!(event["issuer"], issuer.issuer());
     assert!(!usher.log_text().contains(&token[token.len() - 40..]), "no token is logged");
-    // Nobody else's name, whether there is such a user or not.
-    for other in ["bob", "nobody", "bob@example.com"] {
+    // No other user's name, whether there is such a user or not.
+    for other in ["bob", "missing", "bob@example.com"] {
         let (challenge, reply) = log_in(&usher, other, &token);
         assert_eq!(challenge.unwrap()["status"], "invalid_token");
         assert_eq!(reply, "NO [AUTHORIZATIONFAILED] Authorization as another user is not allowed");
@@ -118,7 +118,7 @@ fn refused_token_is_answered_by_its_error_and_an_outage_by_none() {
     assert_eq!((&event["result"], &event["token_error"]), (&json!("token_refused"), &json!("token_expired")));
     let narrow = claims(&|claims| claims["scope"] = json!("openid"));
     assert_eq!(log_in(&usher, "", &narrow).0.unwrap()["status"], "insufficient_scope");
-    let unknown = claims(&|claims| claims["email"] = json!("nobody@example.com"));
+    let unknown = claims(&|claims| claims["email"] = json!("missing@example.com"));
     let (challenge, reply) = log_in(&usher, "", &unknown);
     assert_eq!(challenge.unwrap()["status"], "invalid_token");
     assert_eq!(reply, "NO [AUTHENTICATIONFAILED] The token is not accepted, get a new one");
@@ -171,7 +171,7 @@ fn garbage_delays_its_network_and_no_user() {
     assert_eq!(event["limited_by"], "failed_logins_per_prefix");
     assert!(event["delay_ms"].as_f64().unwrap() > 0.0);
     // A name that is not the token's is a guess at who exists, and takes as long as one.
-    for name in ["bob", "nobody"] {
+    for name in ["bob", "missing"] {
         assert!(log_in(&usher, name, &issuer.token(ALICE)).1.starts_with("NO [AUTHORIZATIONFAILED]"));
         assert_eq!(usher.login(name)["limited_by"], "failed_logins_per_prefix");
     }
@@ -287,7 +287,7 @@ fn explain_says_what_a_token_leads_to() {
     claims["exp"] = json!(in_seconds(-300));
     let expired = explained(&issuer.sign(&claims)).stdout;
     assert!(expired.contains("token_expired"), "{expired}");
-    let token = issuer.token("nobody@example.com");
+    let token = issuer.token("missing@example.com");
     let unknown = explained(&token).stdout;
     assert!(unknown.contains("unknown_user") && !unknown.contains(&token), "{unknown}");
 }

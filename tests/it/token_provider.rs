@@ -59,7 +59,7 @@ fn tokens_of_a_real_provider_log_in_and_its_other_tokens_do_not() {
         let event = usher.login(case);
         assert_eq!((&event["result"], &event["token_error"]), (&json!("token_refused"), &json!(reason)), "{case}");
     }
-    // A good token names one user: not the one that is written beside it, nor anybody by a claim of no entry.
+    // A good token names one user: not the one that is written beside it, nor any user by a claim of no entry.
     let (_, reply) = log_in(&usher, "bob", &text(&whole["access_token"]));
     assert_eq!(reply, "NO [AUTHORIZATIONFAILED] Authorization as another user is not allowed");
     let stranger = provider.token("7e5bd3d4-0000-4000-8000-000000000000", "mail");

@@ -166,7 +166,7 @@ fn tokens_are_shown_nowhere() {
         client.send(format!("a AUTHENTICATE OAUTHBEARER {}\r\n", oauthbearer("", token)));
         client.line();
         assert_eq!(visit(&usher, "XOAUTH2", &xoauth2("", token)), token == &good || token == &opaque);
-        // A command with a token that is malformed, or is none of a client's business.
+        // A command with a token that is malformed, or does not belong to a command.
         let _ = visit(&usher, "OAUTHBEARER", &base64(format!("n,,\x01auth=Basic {token}\x01\x01").as_bytes()));
         let _ = visit(&usher, "OAUTHBEARER", token);
         let mut other = Imap::tls(usher.imaps_port());
@@ -229,7 +229,7 @@ fn cache_drop_forgets_what_tokens_have_led_to_and_what_their_issuer_has_said() {
     // Revoked at the issuer: the next login hears of it, whoever was dropped, and it is no guess.
     issuer.introspects("opaque", json!({"active": false}));
     assert!(log_in(&usher, "", "opaque").1.starts_with("OK "), "remembered");
-    usher.command(&["cache", "drop", "nobody"]);
+    usher.command(&["cache", "drop", "missing"]);
     assert_eq!(log_in(&usher, "", "opaque").0.unwrap()["status"], "invalid_token");
     usher.wait_log("login", |line| line["token_error"] == "token_expired");
 }

@@ -1,4 +1,4 @@
-//! Who may say by a token who a user is.
+//! The issuers of tokens, and which users each may name.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use crate::login::acting::Acting;
 use crate::outcome::Refusal;
 use crate::tls::clients::{ClientFault, VerifiedCertificate};
 
-/// The name to log, and the credential of a verified certificate or why there is none, with the mailbox that its user may
+/// The name to log, and the credential of a verified certificate or why it is unusable, with the mailbox that its user may
 /// want to act for: where `permits_acting`, the name that the client sends may be another user's.
 fn credential(
     certificate: &VerifiedCertificate,
@@ -46,7 +46,7 @@ fn credential(
         };
         let credential = new(parse(&name)?, other.as_deref().map(parse).transpose()?);
         let own = own.as_deref().filter(|own| permits_acting && !asked.is_empty() && *own != asked);
-        // A certificate whose own name is none acts for nobody.
+        // A certificate without a usable name of its own acts for no mailbox.
         let own = own.and_then(Login::parse).map(|own| new(own, None));
         let acting = match own {
             Some(own) => Some(Acting { target: parse(&asked)?, whole: None, own: Some(own) }),

@@ -211,7 +211,7 @@ async fn defect_after_the_dialogue_is_reported_and_the_connection_continues() {
     let mut client = door.client().await;
     client.says("panic\n").await;
     client.hears("refused ServerBug\n").await;
-    client.says("nobody\n").await;
+    client.says("missing\n").await;
     client.hears("refused AuthenticationFailed\n").await;
 }
 
@@ -221,7 +221,7 @@ async fn defect_in_the_dialogue_ends_only_its_connection() {
     let (mut victim, mut neighbour) = (door.client().await, door.client().await);
     victim.says("defect\n").await;
     victim.hears_the_end().await;
-    neighbour.says("nobody\n").await;
+    neighbour.says("missing\n").await;
     neighbour.hears("refused AuthenticationFailed\n").await;
     assert_eq!(door.parted(CloseReason::Panic), 1);
     assert_eq!(door.shared.metrics.connections.get(), 1, "its slot is free again");
@@ -261,7 +261,7 @@ async fn silent_directory_is_an_outage_within_ten_seconds() {
     client.says("silence\n").await;
     client.hears("refused TimedOut\n").await;
     assert!(began.elapsed() <= ATTEMPT_TIMEOUT + Duration::from_secs(1));
-    client.says("nobody\n").await;
+    client.says("missing\n").await;
     client.hears("refused AuthenticationFailed\n").await;
 }
 
@@ -281,10 +281,10 @@ async fn guessing_connection_ends_after_the_configured_failures() {
     let door = Door::open("failed_logins: 2, refusal_delay: 50ms").await;
     let mut client = door.client().await;
     let began = Instant::now();
-    client.says("nobody\n").await;
+    client.says("missing\n").await;
     client.hears("refused AuthenticationFailed\n").await;
     assert!(began.elapsed() >= Duration::from_millis(50), "the reply for an unknown name must be delayed");
-    client.says("nobody\n").await;
+    client.says("missing\n").await;
     client.hears("refused AuthenticationFailed\n").await;
     client.hears("bye Limit\n").await;
     client.hears_the_end().await;
@@ -329,7 +329,7 @@ async fn outage_of_the_directory_is_a_temporary_failure_for_every_user() {
     let door = Door::open("refusal_delay: 0s").await;
     door.directory.set_outage(true);
     let mut client = door.client().await;
-    for login in ["alice\n", "nobody\n"] {
+    for login in ["alice\n", "missing\n"] {
         client.says(login).await;
         let mut line = String::new();
         timeout(Duration::from_secs(10), client.reader.read_line(&mut line)).await.unwrap().unwrap();
@@ -342,7 +342,7 @@ async fn drain_sends_bye_to_unauthenticated_clients() {
     let door = Door::open("refusal_delay: 0s").await;
     let mut client = door.client().await;
     door.shared.stage.send_replace(Stage::Leaving);
-    client.says("nobody\n").await;
+    client.says("missing\n").await;
     client.hears("refused AuthenticationFailed\n").await;
     door.shared.stage.send_replace(Stage::Draining);
     client.hears("bye ShuttingDown\n").await;

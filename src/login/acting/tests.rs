@@ -1,4 +1,4 @@
-//! What names mean, and who may act for whom.
+//! What names mean, and which users may act for which mailbox.
 
 use std::path::Path;
 
@@ -101,7 +101,7 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    async fn ask(&self, actor: &str, mailbox: &str) -> Result<Standing, Refusal> {
+    async fn ask(&self, actor: &str, mailbox: &str) -> Result<MailboxRight, Refusal> {
         let (name, mailbox) = (login(actor), login(mailbox));
         let user = target(self.memory, &name).await?;
         let found = target(self.memory, &mailbox).await?;
@@ -119,7 +119,7 @@ fn refused<T>(fault: ActingFault) -> Result<T, Refusal> {
 async fn administrators_act_for_users_only() {
     let (config, memory) = (config("", ADMIN), directory());
     let question = Question { config: &config, memory: &memory, client: "192.0.2.7", protocol: "imap" };
-    let may = Ok(Standing::May(Authority::Administrator));
+    let may = Ok(MailboxRight::May(Authority::Administrator));
     assert_eq!(question.ask("admin", "alice").await, may, "by DN, in another spelling");
     assert_eq!(question.ask("group", "alice").await, may, "by filter");
     assert_eq!(question.ask("bob", "alice").await, refused(ActingFault::NotPermitted));
@@ -128,8 +128,8 @@ async fn administrators_act_for_users_only() {
     for account in ["canary", "probe", "master"] {
         assert_eq!(question.ask("admin", account).await, refused(ActingFault::SystemAccount), "{account}");
     }
-    assert_eq!(question.ask("admin", "nobody").await, refused(ActingFault::UnknownTarget));
-    assert_eq!(question.ask("admin", "admin").await, Ok(Standing::Owner));
+    assert_eq!(question.ask("admin", "missing").await, refused(ActingFault::UnknownTarget));
+    assert_eq!(question.ask("admin", "admin").await, Ok(MailboxRight::Owner));
     // Other names of the same entries.
     memory.add("watchdog", "sesame", Entry { logins: vec!["Probe".to_owned()], ..entry("watchdog") });
     memory.set_match("(o=mail)", "uid=watchdog,dc=x");
@@ -139,7 +139,7 @@ async fn administrators_act_for_users_only() {
         assert_eq!(question.ask("admin", account).await, refused(ActingFault::SystemAccount), "{account}");
     }
     assert_eq!(question.ask("group", "root").await, refused(ActingFault::Administrator));
-    assert_eq!(question.ask("admin", "root").await, Ok(Standing::Owner));
+    assert_eq!(question.ask("admin", "root").await, Ok(MailboxRight::Owner));
     // An alias that is another user's name leads to no mailbox.
     memory.add("alice", "other", entry("bob"));
     assert_eq!(question.ask("admin", "alice").await, refused(ActingFault::AmbiguousTarget));
@@ -155,7 +155,7 @@ async fn administrators_act_under_their_conditions_only() {
     assert_eq!(at("192.0.2.7", "imap").ask("admin", "alice").await, refused(ActingFault::Disabled));
     let disabled = super::tests::config("", &ADMIN.replace("target_filter", "include_disabled: true, target_filter"));
     let question = Question { config: &disabled, memory: &memory, client: "192.0.2.7", protocol: "imap" };
-    assert_eq!(question.ask("admin", "alice").await, Ok(Standing::May(Authority::Administrator)));
+    assert_eq!(question.ask("admin", "alice").await, Ok(MailboxRight::May(Authority::Administrator)));
     // Rights that are lost are lost for the next attempt.
     memory.clear_matches();
     assert_eq!(at("192.0.2.7", "imap").ask("admin", "bob").await, refused(ActingFault::TargetFilter));
@@ -176,16 +176,20 @@ async fn mailbox_names_who_may_act_for_it() {
     };
     assert_eq!(question.ask("bob", "shared").await, refused(ActingFault::NotPermitted));
     for value in ["bob", "UID=bob, dc=x"] {
-        grants(&["", "nobody", value]);
-        assert_eq!(question.ask("bob", "shared").await, Ok(Standing::May(Authority::Grant(value.into()))), "{value}");
+        grants(&["", "missing", value]);
+        assert_eq!(
+            question.ask("bob", "shared").await,
+            Ok(MailboxRight::May(Authority::Grant(value.into()))),
+            "{value}"
+        );
         assert_eq!(question.ask("alice", "shared").await, refused(ActingFault::NotPermitted));
         assert_eq!(question.ask("shared", "bob").await, refused(ActingFault::NotPermitted), "one way only");
     }
     // A name means whom a login by it would mean: not an alias of two, nor part of another name.
     memory.add("robert", "sesame", entry("bob"));
-    assert_eq!(question.ask("robert", "shared").await, Ok(Standing::May(Authority::Grant("UID=bob, dc=x".into()))));
+    assert_eq!(question.ask("robert", "shared").await, Ok(MailboxRight::May(Authority::Grant("UID=bob, dc=x".into()))));
     grants(&["bob"]);
-    assert_eq!(question.ask("robert", "shared").await, Ok(Standing::May(Authority::Grant("bob".into()))));
+    assert_eq!(question.ask("robert", "shared").await, Ok(MailboxRight::May(Authority::Grant("bob".into()))));
     memory.add("bob", "sesame", entry("alice"));
     assert_eq!(question.ask("robert", "shared").await, refused(ActingFault::NotPermitted), "ambiguous by now");
     for not_bob in ["bo", "*", "uid=bob", "uid=bob,dc=y", "bob,dc=x", "(uid=bob)", "BOBBY"] {
@@ -212,6 +216,6 @@ async fn user_without_the_protocol_acts_in_it_by_no_grant() {
     memory.modify("shared", |entry| entry.grants = vec!["bob".to_owned()]);
     memory.modify("bob", |entry| entry.allowed = vec!["imap".to_owned()]);
     let at = |protocol| Question { config: &config, memory: &memory, client: "192.0.2.7", protocol };
-    assert_eq!(at("imap").ask("bob", "shared").await, Ok(Standing::May(Authority::Grant("bob".into()))));
+    assert_eq!(at("imap").ask("bob", "shared").await, Ok(MailboxRight::May(Authority::Grant("bob".into()))));
     assert_eq!(at("pop3").ask("bob", "shared").await, refused(ActingFault::NotPermitted));
 }

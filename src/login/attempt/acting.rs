@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{AttemptedLogin, LoginAttempt, outcome};
 use crate::base::credential::{Credential, CredentialKind, Login};
 use crate::directory::Identity;
-use crate::login::acting::{self, Acting, Actor, Standing};
+use crate::login::acting::{self, Acting, Actor, MailboxRight};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::login::event::LoginEvent;
 use crate::outcome::{ActingFault, Refusal};
@@ -114,8 +114,8 @@ impl LoginAttempt<'_> {
         let (client, protocol) = (Some(self.client), Some(self.protocol));
         let user = Actor { entry: identity.entry(), client, protocol };
         match acting::judge(config, authn.directory(), user, (name, &target)).await? {
-            Standing::Owner => Ok(None),
-            Standing::May(authority) => {
+            MailboxRight::Owner => Ok(None),
+            MailboxRight::May(authority) => {
                 // A change of the entry from now on is found at the session's listing.
                 let _ = authn.entries().record_login(&target);
                 Identity::on_behalf(identity, actor.clone(), target, authority).map(Some).ok_or(Refusal::Internal)

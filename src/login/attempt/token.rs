@@ -11,7 +11,7 @@ use crate::login::event::LoginEvent;
 use crate::outcome::Refusal;
 
 impl LoginAttempt<'_> {
-    /// The same with a token. The name beside it proves nothing, so that no user is charged: a token that is none of a
+    /// The same with a token. The name beside it proves nothing, so that no user is charged: a token that belongs to no
     /// known issuer's counts against the client's prefix, and delays no client with a good one.
     pub(super) async fn authenticate_by_token(
         &self,

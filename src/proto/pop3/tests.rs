@@ -107,10 +107,10 @@ fn user_and_pass_log_in() {
         r#"
         C: PASS secret
         S: -ERR Send USER first
-        C: USER nobody at all
+        C: USER missing at all
         S: +OK Send the password
         C: PASS  two blanks, and one \x20
-        => attempt "nobody at all" " two blanks, and one \x20" ""
+        => attempt "missing at all" " two blanks, and one \x20" ""
         <= wrong
         S: -ERR [AUTH] Name or password is wrong
         C: PASS again

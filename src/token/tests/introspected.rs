@@ -174,7 +174,7 @@ async fn opaque_token_may_be_any_random_bytes() {
         verify(&tokens, token).await.unwrap();
     }
     assert_eq!(server.requests().len(), 3);
-    // A part of a JWT is none of another issuer's business.
+    // A part of a JWT is not sent to another issuer.
     let foreign = SIGNER.token(&with(json!({"iss": "https://third.example"})));
     let (unsigned, _) = foreign.rsplit_once('.').unwrap();
     assert_eq!(verify(&tokens, unsigned).await.unwrap_err(), TokenError::Malformed);

@@ -46,7 +46,7 @@ async fn administrator_acts_by_both_forms_and_the_cached_password_is_judged_for_
     }
     assert_eq!((process.directory.binds(), process.events("ok")), (1, 2), "one bind, by the administrator");
     // The password of the administrator is in the cache, the mailbox is judged anew.
-    let refused = process.typed("admin", "nobody", "right").await.unwrap_err();
+    let refused = process.typed("admin", "missing", "right").await.unwrap_err();
     assert_eq!(refused.refusal, Refusal::ActingNotAllowed(ActingFault::UnknownTarget));
     process.directory.modify("alice", |entry| entry.version.disabled = true);
     let refused = process.typed("admin", "alice", "right").await.unwrap_err();
@@ -58,17 +58,17 @@ async fn administrator_acts_by_both_forms_and_the_cached_password_is_judged_for_
 
 #[tokio::test(start_paused = true)]
 async fn refusals_are_those_of_a_wrong_password_for_everybody() {
-    // Whose password is right or wrong, who is an administrator, which mailbox there is.
+    // Right and wrong passwords, administrators and other users, existing and missing mailboxes.
     for (login, authzid, password) in [
         ("admin", "alice", "wrong"),
-        ("admin", "nobody", "wrong"),
-        ("admin", "nobody", "right"),
+        ("admin", "missing", "wrong"),
+        ("admin", "missing", "right"),
         ("mallory", "alice", "wrong"),
         ("mallory", "alice", "secret"),
-        ("mallory", "nobody", "secret"),
-        ("nobody", "alice", "secret"),
+        ("mallory", "missing", "secret"),
+        ("missing", "alice", "secret"),
         ("alice*mallory", "", "secret"),
-        ("nobody*admin", "", "right"),
+        ("missing*admin", "", "right"),
     ] {
         for cached in [false, true] {
             let process = process();
