@@ -6,6 +6,7 @@
 //! rendered at a limited rate (`rendering`), and only for requests by a name of this machine (`hosts`). Commands
 //! are on the control socket ([`control`]), which only its owner can open.
 
+pub(crate) mod asked;
 pub(crate) mod control;
 mod hosts;
 pub(crate) mod overview;

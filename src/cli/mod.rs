@@ -13,6 +13,7 @@ mod import_users;
 mod kick;
 mod manual;
 mod progress;
+mod ready;
 mod reload;
 mod run;
 mod running;
@@ -94,6 +95,8 @@ enum Command {
     Upgrade(reload::Args),
     /// Shut the running usher down as SIGTERM does, or only make /ready reply 503
     Drain(drain::Args),
+    /// Check whether the running usher takes logins: what /ready replies, as exit code
+    Ready(ready::Args),
     /// Write a shell's completions to standard output
     Completions(manual::CompletionsArgs),
     /// Write the manual: usher(8), or a page for each command
@@ -147,6 +150,7 @@ pub fn main(settled: fn()) -> ExitCode {
             Command::Reload(arguments) => either(reload::reload(&config, &arguments).await),
             Command::Upgrade(arguments) => either(reload::upgrade(&config, &arguments).await),
             Command::Drain(arguments) => either(drain::drain(&config, &arguments).await),
+            Command::Ready(ready::Args {}) => either(ready::ready(&config).await),
             Command::Completions(arguments) => manual::completions(&arguments),
             Command::Man(arguments) => manual::man(&arguments),
             #[cfg(feature = "demo")]

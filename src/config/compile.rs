@@ -13,12 +13,13 @@ use super::model::{
 use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
-use super::{directory, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens};
+use super::{TextDigest, directory, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens};
 use crate::proto::{MechanismSet, Protocol};
 
 /// Compiles the whole file, as far as it is sound.
 pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draft) {
     let mut addresses = Addresses::default();
+    let config_reload = process::config_reload(root);
     let hostname = root.get("hostname").map(|node| node.parsed(names::own_name));
     let tls = root.section("tls", tls::read).flatten();
     let listeners = listeners::read(root, tls.as_ref(), &mut addresses);
@@ -89,6 +90,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
         directory: directory.clone(),
         tokens: tokens.clone(),
         routing: routing.clone(),
+        admin: admin.clone(),
         control: control.clone(),
         auth_http: auth_http.clone(),
         place: Arc::clone(&place),
@@ -96,6 +98,8 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let config = || {
         Some(Config {
             file,
+            digest: TextDigest::default(),
+            config_reload: config_reload?,
             hostname: hostname.flatten(),
             listeners: listeners?,
             capabilities: capabilities?,

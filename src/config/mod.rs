@@ -7,6 +7,7 @@
 //! Nothing else in usher touches YAML.
 
 mod compile;
+mod digest;
 mod directory;
 mod impersonation;
 mod limits;
@@ -38,13 +39,14 @@ use std::sync::Arc;
 use crate::proto::ldap::dn;
 use crate::proto::ldap::template::{self, Template, UserName};
 
+pub(crate) use digest::TextDigest;
 pub(crate) use model::{
     Address, Administrators, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache,
-    CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, Connections, Control,
-    Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Forward, Group, Health, HttpUrl,
-    Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
-    Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion,
-    TokenIssuer, TokenLogin, Watch, WatchMode,
+    CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, ConfigReload, Connections,
+    Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Forward, Group, Health,
+    HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat,
+    LogLevel, Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls,
+    TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};
@@ -236,7 +238,9 @@ pub fn parse(file: &Path, text: &str) -> Result<Config, Mistakes> {
     let Report { place, problems, warnings, .. } = report;
     let problems = in_order(problems);
     match config.flatten() {
-        Some(config) if problems.is_empty() => Ok(Config { warnings: in_order(warnings), place, ..config }),
+        Some(config) if problems.is_empty() => {
+            Ok(Config { digest: TextDigest::of(text), warnings: in_order(warnings), place, ..config })
+        }
         Some(_) | None => Err(Mistakes { problems, draft: draft.map(Box::new) }),
     }
 }

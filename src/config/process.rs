@@ -1,8 +1,8 @@
-//! The sections of the process and its own ports: `admin`, `control`, `auth_http`, `process`, `log`.
+//! The sections of the process and its own ports: `admin`, `control`, `auth_http`, `process`, `log`; `config_reload`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::model::{Admin, AuthHttp, Control, Log, LogFormat, LogLevel, Process};
+use super::model::{Admin, AuthHttp, ConfigReload, Control, Log, LogFormat, LogLevel, Process};
 use super::names;
 use super::raw::{Node, Section};
 use super::section::{Addresses, networks};
@@ -10,6 +10,12 @@ use crate::base::net;
 
 /// Where the side port is unless the config says otherwise.
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9930);
+
+/// Reads `config_reload`.
+pub(super) fn config_reload(root: &Section<'_>) -> Option<ConfigReload> {
+    let words = [("manual", ConfigReload::Manual), ("auto", ConfigReload::Auto)];
+    root.get("config_reload").map_or(Some(ConfigReload::Manual), |node| node.word(&words))
+}
 
 /// Reads `admin`.
 pub(super) fn admin(admin: &Section<'_>, addresses: &mut Addresses) -> Option<Admin> {

@@ -102,6 +102,7 @@ admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}
 process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
+config_reload: auto
 hostname: mail.example.com
 trusted: [198.51.100.9, "2001:db8:9::/64"]
 auth_http: {address: "127.0.0.1:9940", allow: 127.0.0.1, key_file: nginx.key}

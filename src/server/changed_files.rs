@@ -1,4 +1,5 @@
-//! Files that change under a config that does not: a renewed certificate is used without a command.
+//! Files that change under a config that does not: a renewed certificate is used without a command. The config file
+//! itself: `changed_config`.
 //!
 //! What all files hold is compared by content, since tools that renew certificates move links,
 //! write in place or replace folders. What is new is read as at a start; only if all of it is sound
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use tracing::{error, info, warn};
 
 use super::Server;
+use super::changed_config::ConfigCheck;
 use super::file_reader::{PendingRead, ReadError};
 use crate::base::clock::date;
 use crate::config::Problem;
@@ -32,11 +34,11 @@ pub(super) enum FileCheck {
 
 /// A check of the files in progress.
 #[derive(Debug)]
-pub(super) struct PendingFileCheck(PendingRead<FileCheck>);
+pub(super) struct PendingFileCheck(PendingRead<(ConfigCheck, FileCheck)>);
 
 impl PendingFileCheck {
     /// Waits for the result; never returns without a check.
-    pub(super) async fn done(file_check: &mut Option<Self>) -> Result<FileCheck, ReadError> {
+    pub(super) async fn done(file_check: &mut Option<Self>) -> Result<(ConfigCheck, FileCheck), ReadError> {
         match file_check {
             Some(Self(reading)) => reading.done().await,
             None => std::future::pending().await,
@@ -49,12 +51,19 @@ impl Server {
     pub(super) fn check_files(&mut self) {
         let (current, refused) = (self.shared.snapshot.load_full(), self.refused);
         // Keys are checked against certificates: milliseconds that no session should wait.
-        self.file_check = Some(PendingFileCheck(self.reader.begin(move || check(&current, refused))));
+        self.file_check =
+            Some(PendingFileCheck(self.reader.begin(move || (ConfigCheck::of(&current), check(&current, refused)))));
     }
 
     /// Applies the result of a check, if the files are new and valid.
-    pub(super) fn apply_file_check(&mut self, result: Result<FileCheck, ReadError>) {
+    pub(super) async fn apply_file_check(&mut self, result: Result<(ConfigCheck, FileCheck), ReadError>) {
         self.file_check = None;
+        let result = match result {
+            // With another configuration its files were read, too.
+            Ok((config, _)) if self.apply_config_check(config).await => return,
+            Ok((_, files)) => Ok(files),
+            Err(error) => Err(error),
+        };
         // A reload discards a check: this one is still about the snapshot in force.
         let current = self.shared.snapshot.load_full();
         let metrics = &self.shared.metrics;

@@ -46,6 +46,11 @@ const SIGN: &[u8] = b"u";
 /// From the start of the new process until it serves.
 const START: Duration = Duration::from_secs(45);
 
+/// Why there is no upgrade in a container, of which this process is the first: everything in it ends with it.
+const FIRST_PROCESS: &str = "usher is PID 1, and its container ends with it: start a container with the new image \
+                             instead (in Kubernetes: set the image of the Deployment, or `kubectl rollout restart \
+                             deployment/usher`)";
+
 /// Between the names that go with the sockets; none has one.
 const SEPARATOR: char = '\n';
 /// Names are an address with its port, or 64 letters at the most.
@@ -139,6 +144,10 @@ impl Server {
     /// Starts the new process and waits until it serves; this one then has to leave. If the new one
     /// fails, or a signal says stop, nothing has changed.
     pub(super) async fn upgrade(&mut self, stop: &mut StopSignals) -> (OrderResult, Next) {
+        if std::process::id() == 1 {
+            warn!("upgrade refused: {FIRST_PROCESS}");
+            return (Err(vec![FIRST_PROCESS.to_owned()]), Next::Serve);
+        }
         info!(program = %self.program.display(), "upgrading");
         let kept = match self.control.as_ref().map(SocketFile::move_aside).transpose() {
             Ok(kept) => kept,

@@ -2,6 +2,7 @@
 //! other modules.
 
 mod bind;
+mod changed_config;
 mod changed_files;
 mod changes;
 mod drain;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bind::{ListenerKey, Listening};
+use changed_config::ChangedConfig;
 use changed_files::PendingFileCheck;
 pub(crate) use error::StartError;
 use file_reader::FileReader;
@@ -94,6 +96,7 @@ pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)
         orders,
         supervisor,
         refused: None,
+        changed_config: ChangedConfig::default(),
         reader: FileReader::default(),
         file_check: None,
     };
@@ -154,6 +157,8 @@ struct Server {
     supervisor: Supervisor,
     /// Changed files that were refused already: their mistakes are logged once.
     refused: Option<Fingerprint>,
+    /// A config file that is not in force.
+    changed_config: ChangedConfig,
     /// Reads them.
     reader: FileReader,
     /// A check of them in progress.
@@ -169,6 +174,8 @@ impl Server {
         mut requests: mpsc::Receiver<Request>,
     ) -> ServerExit {
         loop {
+            let interval = self.shared.snapshot.load().config.tls.reload_interval;
+            let next_check = self.changed_config.next_check(interval);
             tokio::select! {
                 () = stop.recv() => break,
                 () = self.supervisor.lost() => {
@@ -200,10 +207,12 @@ impl Server {
                         }
                     }
                 }
-                () = sleep(self.shared.snapshot.load().config.tls.reload_interval), if self.file_check.is_none() => {
+                () = sleep(next_check), if self.file_check.is_none() => {
                     self.check_files();
                 }
-                result = PendingFileCheck::done(&mut self.file_check), if self.file_check.is_some() => self.apply_file_check(result),
+                result = PendingFileCheck::done(&mut self.file_check), if self.file_check.is_some() => {
+                    self.apply_file_check(result).await;
+                }
             }
         }
         // From here on requests for a reload are refused at once.

@@ -8,29 +8,30 @@ use sd_notify::NotifyState;
 use tracing::{error, info, warn};
 
 use super::bind::{ListenerKey, Listening, collisions, listener_key, open_new};
+use super::changed_config::ChangedConfig;
 use super::prepare::prepare;
 use super::sockets::{ipv4_wildcard, is_ipv6_wildcard, takes_ipv4};
 use super::{Server, StartError};
 use crate::admin::control::OrderResult;
 use crate::base::clock::{date, unix_now};
+use crate::config::TextDigest;
 use crate::process::Snapshot;
 use crate::trace::TraceEnd;
 
 impl Server {
     /// Takes over the config file as it is now, or leaves everything as it was and says why.
     pub(super) async fn reload(&mut self) -> OrderResult {
-        let _ = sd_notify::notify(&[NotifyState::Reloading, monotonic_now()]);
-        let outcome = self.replace_snapshot().await;
+        let outcome = self.reload_as(None).await;
         match &outcome {
             Ok(()) => info!(config = %self.file.display(), "reloaded"),
             Err(problems) => {
                 self.shared.metrics.config_last_reload_successful.set(0);
+                let _ = self.changed_config.refuse(problems);
                 for problem in problems {
                     error!(problem, "reload failed; the previous configuration stays active");
                 }
             }
         }
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
         outcome.map(|()| {
             let snapshot = self.shared.snapshot.load();
             let ends = snapshot.tls.certificates().iter().map(|served| served.not_after).min();
@@ -39,7 +40,16 @@ impl Server {
         })
     }
 
-    async fn replace_snapshot(&mut self) -> Result<(), Vec<String>> {
+    /// Takes over the config file if it is sound and, with `expected`, has this text. Without problems in an error
+    /// it has another one.
+    pub(super) async fn reload_as(&mut self, expected: Option<TextDigest>) -> Result<(), Vec<String>> {
+        let _ = sd_notify::notify(&[NotifyState::Reloading, monotonic_now()]);
+        let outcome = self.replace_snapshot(expected).await;
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        outcome
+    }
+
+    async fn replace_snapshot(&mut self, expected: Option<TextDigest>) -> Result<(), Vec<String>> {
         let (file, metrics) = (self.file.clone(), Arc::clone(&self.shared.metrics));
         let previous = self.shared.snapshot.load_full();
         let old = Arc::clone(&previous);
@@ -52,6 +62,9 @@ impl Server {
             Ok(Err(problems)) => return Err(problems.iter().map(ToString::to_string).collect()),
             Err(unread) => return Err(vec![unread.to_string()]),
         };
+        if expected.is_some_and(|expected| snapshot.config.digest != expected) {
+            return Err(Vec::new());
+        }
         // What cannot change in a running process is refused with an error, not ignored.
         let fixed = [
             ("admin.address", previous.config.admin.address != snapshot.config.admin.address),
@@ -74,6 +87,7 @@ impl Server {
         let stays = snapshot.config.auth_http.as_ref().map(|settings| settings.address) == present;
         self.apply_snapshot(&snapshot);
         self.refused = None;
+        self.changed_config = ChangedConfig::default();
         self.shared.log.set_level(snapshot.config.log.level);
         let wanted: Vec<ListenerKey> = snapshot.config.listeners.iter().map(listener_key).collect();
         let snapshot = Arc::new(snapshot);

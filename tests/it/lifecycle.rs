@@ -107,7 +107,7 @@ fn sessions_are_closed_one_by_one_until_the_deadline() {
 }
 
 /// A duration of the configuration or of a unit file, in seconds.
-fn seconds(text: &str) -> u64 {
+pub(crate) fn seconds(text: &str) -> u64 {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let scale = match unit {
         "" | "s" => 1,
@@ -431,11 +431,11 @@ fn named_socket_is_used_at_any_address_by_the_successor_too() {
 #[test]
 fn logins_behind_haproxy_succeed_while_one_instance_drains() {
     let peer = Scripted::accepting();
-    let ((one, first), (two, second)) = (with_ports(&peer), with_ports(&peer));
+    let ((one, first), (two, second), (three, third)) = (with_ports(&peer), with_ports(&peer), with_ports(&peer));
     let drain = json!({"delay": "3s", "deadline": "2s"});
     let with_header =
         |config: Config| config.set("/listeners/0/proxy_header", "required").set("/listeners/0/trusted", "127.0.0.1");
-    let ushers = [Usher::start(with_header(one).set("/drain", drain)), Usher::start(with_header(two))];
+    let ushers = [with_header(one).set("/drain", drain), with_header(two), with_header(three)].map(Usher::start);
     for usher in &ushers {
         usher.wait_log("directory reachable", |_| true);
     }
@@ -448,8 +448,9 @@ fn logins_behind_haproxy_succeed_while_one_instance_drains() {
         ("bind :993", format!("bind 127.0.0.1:{port}")),
         ("balance source\n    hash-type consistent", "balance roundrobin".to_owned()),
         ("check port 9930", "check".to_owned()),
-        ("usher1 192.0.2.11:993", format!("usher1 127.0.0.1:{first} port {}", side(&ushers[0]))),
-        ("usher2 192.0.2.12:993", format!("usher2 127.0.0.1:{second} port {}", side(&ushers[1]))),
+        ("usher1 192.0.2.11", format!("usher1 127.0.0.1:{first} port {}", side(&ushers[0]))),
+        ("usher2 192.0.2.12", format!("usher2 127.0.0.1:{second} port {}", side(&ushers[1]))),
+        ("usher3 192.0.2.13", format!("usher3 127.0.0.1:{third} port {}", side(&ushers[2]))),
         ("maxconn 60000", "maxconn 1000".to_owned()),
     ] {
         assert!(text.contains(from), "{from}");
@@ -471,7 +472,7 @@ fn logins_behind_haproxy_succeed_while_one_instance_drains() {
         imap.login("alice", &password_of("alice")).ok();
         imap
     };
-    let mut sessions = vec![log_in(), log_in()];
+    let mut sessions = vec![log_in(), log_in(), log_in()];
     // A late first check may keep one of them down for a second.
     while ushers.iter().any(|usher| usher.metric("usher_sessions", &[]) < 1.0) {
         sessions.push(log_in());

@@ -17,6 +17,8 @@ mod capabilities;
 mod certificates;
 mod cli;
 mod config_files;
+mod config_reload;
+mod container;
 mod control;
 mod control_folder;
 #[cfg(feature = "demo")]

@@ -11,7 +11,7 @@ use crate::kit::scripted::{GREETING, Scripted};
 use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
 
 /// A backend that sends its name.
-fn named(name: &'static str) -> Scripted {
+pub(crate) fn named(name: &'static str) -> Scripted {
     Scripted::tls(move |peer| {
         peer.send(GREETING);
         if let Some(tag) = peer.take_login() {
@@ -21,7 +21,7 @@ fn named(name: &'static str) -> Scripted {
     })
 }
 
-fn login(usher: &Usher) -> (Imap, String) {
+pub(crate) fn login(usher: &Usher) -> (Imap, String) {
     let mut imap = Imap::tls(usher.imaps_port());
     let reply = imap.login("alice", &password_of("alice")).ok();
     (imap, reply.tagged)

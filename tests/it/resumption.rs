@@ -74,12 +74,12 @@ fn connections_to_a_backend_use_the_sources_in_turn() {
 }
 
 /// A line of a file of ticket keys.
-fn key(byte: u8) -> String {
+pub(crate) fn key(byte: u8) -> String {
     base64(&[byte; 48]) + "\n"
 }
 
 /// Connects once and returns the kind of handshake.
-fn visit(usher: &Usher, client: &Arc<rustls::ClientConfig>) -> HandshakeKind {
+pub(crate) fn visit(usher: &Usher, client: &Arc<rustls::ClientConfig>) -> HandshakeKind {
     let mut imap = Imap::try_tls_with(usher.imaps_port(), Arc::clone(client), Tls::default().server_name).unwrap();
     imap.command("NOOP").ok(); // tickets of TLS 1.3 come with the first bytes
     imap.connection().handshake_kind().unwrap()

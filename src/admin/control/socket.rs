@@ -1,7 +1,7 @@
 //! The socket's file: made for its owner alone, and found again beside that of a process before.
 //!
-//! Its folder must be one where no other user can create or rename files (`sys/paths`). There the socket is
-//! made in a new folder with mode 0700, gets its group and mode, and is renamed into place: no step goes by
+//! Its folder must be one where no other user can create or rename files (`sys/paths`); one that does not exist is
+//! made, which the volume of a container needs, whose root belongs to all. There the socket is made in a new folder with mode 0700, gets its group and mode, and is renamed into place: no step goes by
 //! a name that another user could have put there.
 
 use std::ffi::{OsStr, OsString};
@@ -11,7 +11,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, chmodat, chownat, mkdirat, open, openat, renameat, statat, unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, chmodat, chownat, fchmod, mkdirat, open, openat, renameat, statat,
+    unlinkat,
 };
 use rustix::process::geteuid;
 use tokio::net::UnixListener;
@@ -81,12 +82,22 @@ pub(crate) fn bind(settings: &config::Control, successor: bool) -> io::Result<(U
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file"));
     };
-    check_folder(folder, Some(geteuid().as_raw())).map_err(io::Error::other)?;
+    let check = || check_folder(folder, Some(geteuid().as_raw())).map_err(io::Error::other);
+    check()?;
+    let is_new = fs::create_dir(folder).is_ok();
+    if is_new {
+        // Now it is known whose it is.
+        check()?;
+    }
     if !successor && std::os::unix::net::UnixStream::connect(path).is_ok() {
         let words = format!("another process is listening on {}", path.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, words));
     }
     let folder_fd = open(folder, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    if is_new {
+        // Whatever the umask: the socket's own mode says who may use it.
+        fchmod(&folder_fd, Mode::from_raw_mode(0o755))?;
+    }
     match statat(&folder_fd, name, AtFlags::SYMLINK_NOFOLLOW) {
         // A path that was meant for something else: replacing it would destroy a file.
         Ok(there) if FileType::from_raw_mode(there.st_mode) != FileType::Socket => {

@@ -69,13 +69,16 @@ struct PathStep {
     folder: PathBuf,
     metadata: Metadata,
     next: Option<u32>,
+    /// How many folders on the way do not exist below it.
+    missing: usize,
 }
 
 /// Checks a folder and every folder on the way to it. `user` is the user usher runs as; where it is not known,
 /// the owner of the folder itself. A folder that does not exist yet is as safe as the one it will be made in.
 ///
-/// A folder with the sticky bit, such as /tmp, is safe to pass through: others can neither rename nor remove
-/// what belongs to root or to `user` there. It is not safe as the folder itself, where others can make names.
+/// A folder with the sticky bit, such as /tmp or the root of a tmpfs, is safe to pass through: others can neither
+/// rename nor remove what belongs to root or to `user` there, or what usher will make there. It is not safe as the
+/// folder itself, where others can make names.
 ///
 /// # Errors
 /// The first folder that is not safe.
@@ -83,12 +86,12 @@ pub(crate) fn check_folder(folder: &Path, user: Option<u32>) -> Result<(), Unsaf
     let way = path_steps(folder)?;
     let user = user.or_else(|| way.last().map(|last| last.metadata.uid()));
     let is_trusted = |uid: u32| uid == 0 || Some(uid) == user;
-    for PathStep { folder, metadata, next } in way {
+    for PathStep { folder, metadata, next, missing } in way {
         let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
         if !is_trusted(uid) {
             return Err(UnsafeFolder::Foreign { folder, uid });
         }
-        let is_kept = mode & STICKY != 0 && next.is_some_and(is_trusted);
+        let is_kept = mode & STICKY != 0 && next.map_or(missing == 1, is_trusted);
         if mode & WRITABLE_BY_OTHERS != 0 && !is_kept {
             return Err(UnsafeFolder::Writable { folder, mode });
         }
@@ -106,7 +109,7 @@ fn path_steps(folder: &Path) -> Result<Vec<PathStep>, UnsafeFolder> {
     let mut left: VecDeque<OsString> = names(&absolute).collect();
     let root = || fs::symlink_metadata("/").map_err(unreadable(Path::new("/")));
     let (mut at, mut metadata) = (PathBuf::from("/"), root()?);
-    let (mut way, mut links) = (Vec::new(), 0);
+    let (mut way, mut links, mut missing) = (Vec::new(), 0, 0);
     while let Some(name) = left.pop_front() {
         if name == ".." {
             at.pop();
@@ -116,10 +119,13 @@ fn path_steps(folder: &Path) -> Result<Vec<PathStep>, UnsafeFolder> {
         let path = at.join(&name);
         let found = match fs::symlink_metadata(&path) {
             Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                missing = left.len() + 1;
+                break;
+            }
             Err(error) => return Err(unreadable(&path)(error)),
         };
-        way.push(PathStep { folder: at.clone(), metadata: metadata.clone(), next: Some(found.uid()) });
+        way.push(PathStep { folder: at.clone(), metadata: metadata.clone(), next: Some(found.uid()), missing: 0 });
         if found.is_symlink() {
             links += 1;
             if links > LINKS {
@@ -138,7 +144,7 @@ fn path_steps(folder: &Path) -> Result<Vec<PathStep>, UnsafeFolder> {
             return Err(unreadable(&path)(io::ErrorKind::NotADirectory.into()));
         }
     }
-    way.push(PathStep { folder: at, metadata, next: None });
+    way.push(PathStep { folder: at, metadata, next: None, missing });
     Ok(way)
 }
 
@@ -201,7 +207,14 @@ mod tests {
         set_mode(&upper, 0o1777);
         check(&lower).unwrap();
         assert!(check(&lower.join("not/there/yet")).is_ok());
-        assert!(matches!(check(&upper.join("absent")), Err(UnsafeFolder::Writable { .. })), "any user could create it");
+        check(&upper.join("absent")).unwrap();
+        let deeper = check(&upper.join("absent/deeper"));
+        assert!(matches!(deeper, Err(UnsafeFolder::Writable { .. })), "usher makes one folder, any user another");
+        set_mode(&upper, 0o777);
+        assert!(
+            matches!(check(&upper.join("absent")), Err(UnsafeFolder::Writable { .. })),
+            "any user could replace it"
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Place, Problem};
+use super::{Place, Problem, TextDigest};
 use crate::proto::Protocol;
 pub(crate) use directory::{
     Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, OnChange,
@@ -29,7 +29,7 @@ pub(crate) use impersonation::{Administrators, Impersonation};
 use ipnet::IpNet;
 pub(crate) use limits::{Cache, Drain, Limits, OnUnavailable};
 pub(crate) use listeners::{CertificateMatch, ClientLogin, Listener, ListenerTls};
-pub(crate) use process::{Admin, AuthHttp, Control, Log, LogFormat, LogLevel, Process};
+pub(crate) use process::{Admin, AuthHttp, ConfigReload, Control, Log, LogFormat, LogLevel, Process};
 pub(crate) use routing::{
     Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Probe, Routing, TokenLogin,
 };
@@ -42,6 +42,10 @@ pub(crate) use tokens::{HttpUrl, Introspection, KeySource, TokenIssuer};
 pub struct Config {
     /// The file it came from, absolute.
     pub file: PathBuf,
+    /// The hash of its text.
+    pub digest: TextDigest,
+    /// What becomes of a changed file.
+    pub config_reload: ConfigReload,
     /// usher's own name in its dialogues; `None`: as its certificate says.
     pub hostname: Option<String>,
     /// Where clients connect.
@@ -110,6 +114,8 @@ pub struct Draft {
     pub tokens: Option<Vec<TokenIssuer>>,
     /// Backends and who goes where.
     pub routing: Option<Routing>,
+    /// The side port.
+    pub admin: Option<Admin>,
     /// The control socket.
     pub control: Option<Control>,
     /// The listener for nginx's auth requests.

@@ -5,6 +5,15 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+/// What becomes of a config file that has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigReload {
+    /// It waits for a reload.
+    Manual,
+    /// It is taken over, with the checks of a reload.
+    Auto,
+}
+
 /// The side port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {

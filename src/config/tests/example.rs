@@ -83,10 +83,12 @@ fn commented_values_are_the_defaults() {
             "directory" => format!("{:?}", config.directory),
             "routing" => format!("{:?}", config.routing),
             "throttle" => format!("{:?}", config.throttle),
+            "file" => format!("{:?}", config.config_reload),
             _ => format!("{:?}", config.limits),
         };
         assert_eq!(part(&config), part(&default), "{key}");
     };
+    same("config_reload", "file");
     same("groups", "tls");
     same("reload_interval", "tls");
     same("plaintext", "directory");
@@ -121,6 +123,7 @@ fn commented_values_are_the_defaults() {
 fn commented_keys_are_valid() {
     // Each separately, as an operator would remove its `#`.
     for (key, more) in [
+        ("config_reload:", None),
         ("hostname:", None),
         ("user_dn: \"{login}@", Some(("  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
         ("networks_attribute:", Some(("# canary: {", "canary: {"))),

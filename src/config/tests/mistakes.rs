@@ -596,6 +596,7 @@ fn other_mistakes_are_reported() {
     let long = "x".repeat(100);
     mistake("control.sock", &format!("{long} # HERE\n "), "control.path", "longer than 107 bytes");
     mistake("group: mail}", "group: \"m m\"} # HERE", "control.group", "name of letters");
+    mistake("config_reload: auto", "config_reload: always # HERE", "config_reload", "`manual`, `auto`");
     mistake("format: json,", "format: xml, # HERE\n ", "log.format", "`text`, `json`");
     mistake("level: debug}", "level: verbose} # HERE", "log.level", "`error`, `warn`, `info`, `debug`, `trace`");
     mistake(

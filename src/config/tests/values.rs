@@ -25,6 +25,11 @@ fn every_key_is_read() {
     let network = |address: &str, bits| IpNet::new(address.parse().unwrap(), bits).unwrap();
     assert_eq!(config.trusted, [network("198.51.100.9", 32), network("2001:db8:9::", 64)]);
 
+    assert_eq!(config.config_reload, ConfigReload::Auto);
+    assert_eq!(sound("config_reload: auto\n", "").config_reload, ConfigReload::Manual);
+    assert_eq!(config.digest, TextDigest::of(SOUND));
+    assert_ne!(config.digest, sound("config_reload: auto\n", "").digest);
+
     let tls = &config.tls;
     let pair = |chain: &str, key: &str| CertificateFiles { chain: chain.into(), key: key.into() };
     assert_eq!(tls.certificates, [pair("/etc/usher/tls/fullchain.pem", "/etc/tls/privkey.pem")]);

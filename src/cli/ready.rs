@@ -1,0 +1,33 @@
+//! `usher ready`: whether the running usher takes logins, for the health check of a container.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::running::say;
+use super::{FAILED, OK, UNAVAILABLE, fail, fail_config};
+use crate::admin::asked;
+use crate::config::{self, Mistakes};
+
+const HELP: &str = "Requests /ready of the side port (admin.address), as a load balancer does, and prints the \
+                    reply.
+
+Exit codes: 0 ready; 1 not ready: draining, taken out of service, or the directory has not
+replied \
+                    since the start; 69 no reply within 3 seconds.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(super) struct Args {}
+
+pub(super) async fn ready(config: &Path) -> Result<ExitCode, ExitCode> {
+    // Mistakes elsewhere in the file do not matter: the running usher has another one in force.
+    let admin = match config::load(config) {
+        Ok(config) => config.admin,
+        Err(Mistakes { problems, draft }) => {
+            draft.and_then(|draft| draft.admin).ok_or_else(|| fail_config(&problems))?
+        }
+    };
+    let (status, text) = asked::ready(admin.address).await.map_err(|error| fail(UNAVAILABLE, error))?;
+    say(text);
+    Ok(ExitCode::from(if status.is_success() { OK } else { FAILED }))
+}
