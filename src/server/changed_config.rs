@@ -39,6 +39,17 @@ impl ConfigCheck {
     }
 }
 
+/// A text, compared with the one at the check before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    /// It is the first of a change.
+    New,
+    /// It has changed once more.
+    Changing,
+    /// It is the same, and may be tried.
+    Settled,
+}
+
 /// What is known of a config file that is not in force.
 #[derive(Debug, Default)]
 pub(super) struct ChangedConfig {
@@ -63,17 +74,23 @@ impl ChangedConfig {
         is_new
     }
 
-    /// Notes the text; returns whether it is the same as before, and so may be tried.
-    fn note(&mut self, found: Option<TextDigest>) -> bool {
+    /// Notes the text.
+    fn note(&mut self, found: Option<TextDigest>) -> Noted {
         let is_settled = self.seen == Some(found);
+        let is_new = self.seen.is_none() || self.tried;
         self.seen = Some(found);
         self.tried = is_settled;
-        is_settled
+        match (is_settled, is_new) {
+            (true, _) => Noted::Settled,
+            (false, true) => Noted::New,
+            (false, false) => Noted::Changing,
+        }
     }
 }
 
 impl Server {
-    /// Takes over a changed config file if it is sound; returns whether another configuration is in force now.
+    /// Takes over a changed config file if it is sound; returns whether the files of the one in force are to be left
+    /// alone: another is in force now, or is about to be, with which they may have been replaced.
     pub(super) async fn apply_config_check(&mut self, check: ConfigCheck) -> bool {
         let found = match check {
             ConfigCheck::Changed(found) => found,
@@ -87,8 +104,11 @@ impl Server {
                 return false;
             }
         };
-        if !self.changed_config.note(found) {
-            return false;
+        match self.changed_config.note(found) {
+            Noted::New => return true,
+            // Not for long: whatever becomes of the config file, a renewed certificate is used.
+            Noted::Changing => return false,
+            Noted::Settled => {}
         }
         match self.reload_as(found).await {
             Ok(()) => {
@@ -97,7 +117,7 @@ impl Server {
             }
             // It has changed once more.
             Err(problems) if problems.is_empty() => {
-                self.changed_config.note(None);
+                self.changed_config = ChangedConfig::default();
                 false
             }
             Err(problems) => {
@@ -124,14 +144,15 @@ mod tests {
         let (one, other) = (Some(TextDigest::default()), None);
         let mut changed = ChangedConfig::default();
         assert_eq!(changed.next_check(MINUTE), MINUTE);
-        assert!(!changed.note(one));
+        assert_eq!(changed.note(one), Noted::New);
         assert_eq!(changed.next_check(MINUTE), SETTLE);
         assert_eq!(changed.next_check(SETTLE / 2), SETTLE / 2);
-        assert!(!changed.note(other), "it is still being written");
-        assert!(changed.note(other));
+        assert_eq!(changed.note(other), Noted::Changing, "it is still being written");
+        assert_eq!(changed.note(other), Noted::Settled);
         // Refused: what it names may come later.
         assert_eq!(changed.next_check(MINUTE), MINUTE);
-        assert!(changed.note(other));
+        assert_eq!(changed.note(other), Noted::Settled);
+        assert_eq!(changed.note(one), Noted::New);
     }
 
     #[test]
@@ -140,7 +161,8 @@ mod tests {
         let problems = ["a".to_owned(), "b".to_owned()];
         assert!(changed.refuse(&problems));
         assert!(!changed.refuse(&problems));
-        assert!(!changed.note(None) && !changed.refuse(&problems));
+        assert_eq!(changed.note(None), Noted::New);
+        assert!(!changed.refuse(&problems));
         assert!(changed.refuse(&problems[..1]));
     }
 }

@@ -59,7 +59,7 @@ impl Server {
     pub(super) async fn apply_file_check(&mut self, result: Result<(ConfigCheck, FileCheck), ReadError>) {
         self.file_check = None;
         let result = match result {
-            // With another configuration its files were read, too.
+            // Another configuration brings its own files.
             Ok((config, _)) if self.apply_config_check(config).await => return,
             Ok((_, files)) => Ok(files),
             Err(error) => Err(error),

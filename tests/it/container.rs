@@ -77,7 +77,7 @@ fn replaced_volume_is_taken_over_with_configuration_certificate_keys_and_secrets
             ("usher.yaml", text(config)),
             ("tls.crt", std::fs::read(&pair.chain).unwrap()),
             ("tls.key", std::fs::read(&pair.key).unwrap()),
-            ("ticket.keys", (key(ticket) + &key(ticket + 1)).into_bytes()),
+            ("ticket.keys", (key(ticket) + &key(ticket + 1) + &key(ticket + 2)).into_bytes()),
             ("ldap.password", format!("{SERVICE_PASSWORD}\n").into_bytes()),
             ("nginx.key", key_file.as_bytes().to_vec()),
         ]
@@ -115,8 +115,10 @@ fn replaced_volume_is_taken_over_with_configuration_certificate_keys_and_secrets
     session.command("NOOP").is("OK did NOOP");
 
     // Secrets alone, as when cert-manager renews the certificate.
+    let ok = [("result", "ok")];
+    assert_eq!(usher.metric("usher_certificate_reloads_total", &ok), 0.0, "they came with the configuration");
     project(&volume, &files(&usher.config, &first, 9, "three"));
-    usher.wait_metric("usher_certificate_reloads_total", &[("result", "ok")], 1.0);
+    usher.wait_metric("usher_certificate_reloads_total", &ok, 1.0);
     assert_eq!(login(&usher).0.connection().peer_certificates().unwrap()[0], first.certificates()[0]);
     assert_eq!(key_status(nginx, "three"), "200");
 
