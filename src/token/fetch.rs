@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,6 +23,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::base::secret::{Secret, SecretBuf};
@@ -31,6 +33,9 @@ use crate::tls::client;
 use crate::tls::describe;
 use crate::tls::stream::Stream;
 
+/// How long an address is tried if there are others: less than half of what a login waits for its issuer, so that one
+/// address that swallows everything, as IPv6 does where it is not routed, is no outage.
+const TRIAL: Duration = Duration::from_secs(1);
 /// The largest head of an answer, in bytes.
 const LARGEST_HEAD: usize = 32 * 1024;
 /// The largest head of a proxy's answer, in bytes.
@@ -197,17 +202,29 @@ fn encoded(secret: &Secret, out: &mut SecretBuf) {
     percent_encoding::percent_encode(secret.expose(), &RESERVED).for_each(|piece| out.extend(piece.as_bytes()));
 }
 
-/// Tries the addresses of a host in order.
+/// Connects to a host.
 async fn tcp(host: &str, port: u16, local: bool) -> Result<TcpStream, FetchError> {
     let found = lookup_host((host, port)).await.map_err(|error| FetchError::Resolve(error.to_string()))?;
-    let found: Vec<SocketAddr> = found.collect();
+    first_of(found.collect(), local).await
+}
+
+/// Tries addresses in order.
+async fn first_of(addresses: Vec<SocketAddr>, local: bool) -> Result<TcpStream, FetchError> {
     let mut failure = FetchError::Resolve("no address".to_owned());
-    for address in found {
+    let last = addresses.len().saturating_sub(1);
+    for (number, address) in addresses.into_iter().enumerate() {
         if local && !address.ip().to_canonical().is_loopback() {
             failure = FetchError::NotLoopback;
             continue;
         }
-        match TcpStream::connect(address).await {
+        let connect = TcpStream::connect(address);
+        // The caller's deadline bounds the last one.
+        let connected = if number == last {
+            connect.await
+        } else {
+            timeout(TRIAL, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        };
+        match connected {
             Ok(socket) => {
                 let tuned = socket.set_nodelay(true).and_then(|()| sockets::DIRECTORY.set(&socket));
                 return tuned.map(|()| socket).map_err(|error| FetchError::Connect(error.to_string()));
@@ -281,5 +298,31 @@ impl AsyncWrite for HttpStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn address_that_swallows_everything_is_left_for_the_next() {
+        // A queue that is full drops whatever comes.
+        let swallowing = TcpSocket::new_v4().unwrap();
+        swallowing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let swallowing = swallowing.listen(0).unwrap();
+        let dead = swallowing.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(connected) = timeout(Duration::from_millis(200), TcpStream::connect(dead)).await {
+            queued.push(connected.unwrap());
+        }
+        let answering = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let well = answering.local_addr().unwrap();
+        let connected = timeout(3 * TRIAL, first_of(vec![dead, well], true)).await.unwrap().unwrap();
+        assert_eq!(connected.peer_addr().unwrap(), well);
+        let only = timeout(TRIAL + TRIAL / 2, first_of(vec![dead], true)).await;
+        assert!(only.is_err(), "the caller's deadline decides");
     }
 }

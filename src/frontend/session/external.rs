@@ -25,8 +25,11 @@ fn credential(
         (CertificateMatch::Certificate, addresses) => {
             (CertificateProof::Key, addresses.first().or_else(|| certificate.names.first()))
         }
-        (CertificateMatch::SanEmail, [address]) => (CertificateProof::Address, Some(address)),
-        // Of several it would be unknown which one is meant.
+        (CertificateMatch::SanEmail, [address]) if !loses_white_space(address) => {
+            (CertificateProof::Address, Some(address))
+        }
+        // Of several it would be unknown which one is meant. Without its white space it would be another address than
+        // the CA's.
         (CertificateMatch::SanEmail, _) => return (asked, Err(Refusal::NoCertificateName)),
     };
     let own = own.map(|name| name.clone().into_bytes());
@@ -56,6 +59,11 @@ fn credential(
     };
     let named = parsed();
     (name, named)
+}
+
+/// Whether an address is another one as a login name, which has no white space at its ends.
+fn loses_white_space(address: &str) -> bool {
+    Login::parse(address.as_bytes()).is_some_and(|login| login.as_str() != address)
 }
 
 impl Conversation {
@@ -149,7 +157,12 @@ mod tests {
         assert_eq!(by(&alice, false, "alice@example.com"), own);
         assert_eq!(by(&alice, true, "bob"), own);
         assert_eq!(by(&alice, false, "bob"), Ok(("alice@example.com".to_owned(), Some("bob".to_owned()))));
-        for none in [certificate(&[], &["alice"]), certificate(&["alice@example.com", "bob@example.com"], &[])] {
+        for none in [
+            certificate(&[], &["alice"]),
+            certificate(&["alice@example.com", "bob@example.com"], &[]),
+            certificate(&[" alice@example.com"], &[]),
+            certificate(&["alice@example.com\u{a0}"], &[]),
+        ] {
             assert_eq!(by(&none, false, "alice"), Err(Refusal::NoCertificateName));
         }
     }
