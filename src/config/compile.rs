@@ -14,6 +14,7 @@ use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
 use super::{TextDigest, directory, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens};
+use crate::proto::ldap::{filter, template};
 use crate::proto::{MechanismSet, Protocol};
 
 /// Compiles the whole file, as far as it is sound.
@@ -37,6 +38,9 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     }
     if let Some(listeners) = &listeners {
         by_certificate(root, listeners, directory.as_mut(), routing.as_ref());
+    }
+    if let (Some(directory), Some(tokens), Some(listeners)) = (&mut directory, &tokens, &listeners) {
+        directory.claim_attributes = claim_attributes(directory, tokens, listeners);
     }
     if let (Some(directory), Some(routing)) = (&directory, &routing)
         && routing.default.is_some()
@@ -162,6 +166,26 @@ fn served(root: &Section<'_>, listeners: &[Listener], protocols: &[&'static Prot
             root.problem(&format!("listeners[{index}].protocol"), message);
         }
     }
+}
+
+/// The attributes by which a claim or a certificate's address leads to an entry, each once.
+fn claim_attributes(directory: &Directory, tokens: &[TokenIssuer], listeners: &[Listener]) -> Vec<String> {
+    let by_address =
+        |listener: &Listener| listener.client_login.is_some_and(|login| login.matching == CertificateMatch::SanEmail);
+    let own = match &directory.find {
+        Find::Search { filter, .. } if listeners.iter().any(by_address) => Some(filter),
+        Find::Search { .. } | Find::UserDn { .. } | Find::Principal { .. } => None,
+    };
+    let filters = tokens.iter().map(|issuer| &issuer.filter).chain(own).map(template::filter_for_all);
+    let domains =
+        tokens.iter().filter(|issuer| !issuer.domains.is_empty()).map(|issuer| issuer.domain_attribute.clone());
+    let mut names: Vec<String> = Vec::new();
+    for name in filters.flat_map(|filter| filter::attributes(&filter)).chain(domains) {
+        if !names.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// A login by certificate has no password: the service accounts of directory and backends have to do without.

@@ -121,6 +121,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             results: results?,
             // Set with the listeners.
             reads_certificates: false,
+            claim_attributes: Vec::new(),
         })
     };
     Draft { directory: all(), facts }

@@ -59,6 +59,9 @@ pub struct Directory {
     pub results: BTreeMap<u32, AccountState>,
     /// Whether the certificates of entries are read (userCertificate), because a listener logs clients in by them.
     pub reads_certificates: bool,
+    /// The attributes by which a token or the address of a certificate leads to an entry: which entry that is depends on
+    /// nothing else, as no password is verified.
+    pub claim_attributes: Vec<String>,
 }
 
 #[cfg(test)]
@@ -96,6 +99,7 @@ impl Directory {
             watch: Watch::off(),
             results: BTreeMap::new(),
             reads_certificates: false,
+            claim_attributes: Vec::new(),
         }
     }
 }

@@ -48,6 +48,16 @@ fn issuers(lines: &str) -> Vec<TokenIssuer> {
 }
 
 #[test]
+fn attributes_that_a_claim_is_found_by_are_compared() {
+    let config = parse_text(&altered("tokens", "tokens")).expect("refused");
+    let found = &config.directory.claim_attributes;
+    for name in ["entryUUID", "mailAlternateAddress", "mail"] {
+        assert_eq!(found.iter().filter(|known| known.eq_ignore_ascii_case(name)).count(), 1, "{name}: {found:?}");
+    }
+    assert!(parse_text(&forwarding(SOUND)).expect("refused").directory.claim_attributes.is_empty());
+}
+
+#[test]
 fn issuers_are_read() {
     let tokens = parse_text(&altered("tokens", "tokens")).expect("refused").tokens;
     let [first, second] = tokens.as_slice() else { panic!("{tokens:?}") };

@@ -70,6 +70,7 @@ fn every_key_is_read() {
             filter: Template { parts },
         },
         reads_certificates: false,
+        claim_attributes: Vec::new(),
         mail_host_attribute: "mailServer".into(),
         grant_attribute: None,
         login_attribute: Some("uid".into()),

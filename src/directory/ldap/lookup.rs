@@ -48,10 +48,19 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
         }
     }
     if settings.is_followed() {
-        // The server evaluates the filter; the values show that a cached decision may no longer match it.
-        let compared = settings.password_filter.iter().flat_map(|filter| filter::attributes(filter));
-        let is_secret = |name: &String| SECRETS.iter().any(|secret| secret.eq_ignore_ascii_case(name));
-        read.extend(compared.filter(|name| !is_secret(name)).map(|name| (name, AttributeRole::PasswordFilter)));
+        // The server evaluates the filters; the values show that a cached decision may no longer match them. Each once: of
+        // two, the digests would cancel each other out.
+        let mut compared: Vec<String> = Vec::new();
+        let of_passwords = settings.password_filter.iter().flat_map(|filter| filter::attributes(filter));
+        for name in of_passwords.chain(settings.claim_attributes.iter().cloned()) {
+            let is = |known: &str| known.eq_ignore_ascii_case(&name);
+            // An entry's id is always the same.
+            let is_left_out = SECRETS.iter().any(|secret| is(secret)) || IDENTIFIERS.iter().any(|(id, _)| is(id));
+            if !is_left_out && !compared.iter().any(|known| is(known)) {
+                compared.push(name);
+            }
+        }
+        read.extend(compared.into_iter().map(|name| (name, AttributeRole::Compared)));
         read.extend(IDENTIFIERS.map(|(name, role)| (name.to_owned(), role)));
         read.extend(LOGIN_ACTIVITY.map(|name| (name.to_owned(), AttributeRole::LoginActivity)));
     }
@@ -213,6 +222,15 @@ mod tests {
         assert_eq!(names(&format!("watch: off, {filter}")), ["mailHost"]);
         let followed = names(&format!("watch: poll, {filter}"));
         assert!(followed.contains(&"loginMethod".to_owned()) && !followed.contains(&"userPassword".to_owned()));
+        let claimed = |attributes: &[&str]| {
+            let mut settings = sound_directory(&format!(
+                "base: 'dc=x', filter: '(uid={{login}})', bind_dn: 'cn=u', bind_password_file: p, {filter}, watch: poll"
+            ));
+            settings.claim_attributes = attributes.iter().map(|name| (*name).to_owned()).collect();
+            let read = attributes_of(&settings).into_iter();
+            read.filter(|(_, role)| *role == AttributeRole::Compared).map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(claimed(&["mail", "LOGINMETHOD", "entryUUID", "unicodePwd"]), ["loginMethod", "mail"]);
         assert!(names("watch: auto").contains(&"entryUUID".to_owned()));
         let alone = sound_directory("user_dn: 'uid={login},dc=x'");
         assert!(!alone.is_followed() && attributes_of(&alone).len() == 5);

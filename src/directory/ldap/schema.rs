@@ -154,8 +154,8 @@ impl ReportedEntry {
                 let _ = names(attribute, values, &mut entry.grants);
             }
             // Of another name, or one that is read as an allow attribute too would cancel itself out.
-            AttributeRole::PasswordFilter => {
-                version.policy_digest ^= digest(&[b"password_filter ", name].concat(), values);
+            AttributeRole::Compared => {
+                version.policy_digest ^= digest(&[b"compared ", name].concat(), values);
             }
             AttributeRole::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
             AttributeRole::Networks => {

@@ -91,6 +91,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         disabled_by: DisabledBy::DEFAULT.to_vec(),
         watch: config::Watch::off(),
         reads_certificates: false,
+        claim_attributes: Vec::new(),
         results: [(19, AccountState::Locked)].into(),
     }
 }

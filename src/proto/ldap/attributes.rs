@@ -19,8 +19,8 @@ pub(crate) enum AttributeRole {
     Allow,
     /// The user's certificates, in DER.
     Certificate,
-    /// Compared by `password_filter`.
-    PasswordFilter,
+    /// Compared by `password_filter`, or by a filter that leads from a token to its entry.
+    Compared,
     /// Present while the account is locked after wrong passwords.
     Lockout,
     /// pwdReset, set when an administrator has set the password; pwdPolicySubentry, the policy's DN.
