@@ -1,15 +1,18 @@
 //! Logins with a token: real directory, real mail servers, a scripted issuer, common clients.
 
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::kit::client::base64;
 use crate::kit::issuer::{Conduct, DISCOVERY, INTROSPECTION, ScriptedIssuer, in_seconds};
+use crate::kit::slapd::{Options, SYNCPROV, Slapd};
 use crate::kit::tools::curl_url;
-use crate::kit::users::SERVICE_PASSWORD;
+use crate::kit::users::{SERVICE_PASSWORD, SUFFIX};
 use crate::kit::usher::command;
-use crate::kit::{Config, Imap, Sieve, Usher, dovecot, relay, slapd};
+use crate::kit::{Config, Imap, Sieve, User, Usher, dovecot, relay, slapd, wait_limit};
 
 pub(crate) const ALICE: &str = "alice@example.com";
 
@@ -91,6 +94,52 @@ fn user_with_a_token_reaches_the_own_mailbox_by_imap() {
     let mut clear = Imap::plain(usher.imap_port());
     assert!(!clear.greeting.contains("OAUTH"), "{}", clear.greeting);
     clear.command(&format!("AUTHENTICATE XOAUTH2 {}", xoauth2("", &token))).is("NO [PRIVACYREQUIRED]");
+}
+
+#[test]
+fn address_that_moves_to_another_user_opens_that_user_s_mailbox() {
+    let issuer = ScriptedIssuer::start();
+    let policy = format!("cn=policy,ou=services,{SUFFIX}");
+    let slapd = Slapd::with(Options {
+        modules: &["syncprov", "ppolicy"],
+        database: &format!("{SYNCPROV}overlay ppolicy\nppolicy_default \"{policy}\"\n"),
+        entries: &format!(
+            "dn: {policy}\nobjectClass: device\nobjectClass: pwdPolicy\ncn: policy\npwdAttribute: userPassword\n\n"
+        ),
+        ..Options::default()
+    });
+    let (alice, bob) = (User::new("alice", None), User::new("bob", None));
+    // From now on the entry shows when its password was changed.
+    slapd.set(&alice, "userPassword", Some("another"));
+    let config = Config::with_directory(&slapd).backend("server3", dovecot().imaps, &["server3"]);
+    config.file("server3.password", SERVICE_PASSWORD);
+    let usher = Usher::start(
+        issuer
+            .configured(config)
+            .set("/directory/login_attribute", "uid")
+            .set("/directory/watch", "auto")
+            .set("/cache/ttl", "1h")
+            .set("/routing/backends/0/service", json!({"login": "usher", "password_file": "server3.password"})),
+    );
+    usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
+    let token = issuer.token(ALICE);
+    let logged_in = |nth: usize| {
+        let _ = log_in(&usher, "", &token);
+        usher.wait_nth_log(nth, "login", |_| true)
+    };
+    assert_eq!(logged_in(1)["by"], "directory");
+    let event = logged_in(2);
+    assert_eq!((&event["by"], &event["dn"]), (&json!("cache"), &json!(alice.dn())), "{event}");
+    slapd.set(&alice, "mail", Some("liddell@example.com"));
+    slapd.set(&bob, "mailHost", Some("server3"));
+    slapd.set(&bob, "mail", Some(ALICE));
+    let end = Instant::now() + wait_limit(Duration::from_secs(10));
+    while usher.metric("usher_directory_changes_total", &[("kind", "other")]) < 1.0 {
+        assert!(Instant::now() < end, "the change is not reported");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let event = logged_in(3);
+    assert_eq!((&event["result"], &event["dn"]), (&json!("ok"), &json!(bob.dn())), "{event}");
 }
 
 #[test]
