@@ -17,10 +17,6 @@ use crate::proto::ldap::dn;
 use crate::routing;
 use crate::tracking::TrackedEntries;
 
-/// Accounts of the configuration that are looked up, so that no other name of them is taken for a user's. The names
-/// themselves are all compared.
-const LOOKED_UP: usize = 32;
-
 /// A login for another user's mailbox, as its names say.
 #[derive(Debug, Clone)]
 pub(crate) struct Acting {
@@ -270,7 +266,8 @@ async fn is_system_account(
     if accounts.iter().any(is_named) {
         return Ok(true);
     }
-    for account in accounts.into_iter().take(LOOKED_UP) {
+    // All of them, however many backends there are: an account that is left out could be entered by another name.
+    for account in accounts {
         let Some(account) = Login::parse(account.as_bytes()) else { continue };
         if is_name_of(directory, &account, target).await? {
             return Ok(true);

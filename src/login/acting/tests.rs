@@ -116,6 +116,23 @@ fn refused<T>(fault: ActingFault) -> Result<T, Refusal> {
 }
 
 #[tokio::test]
+async fn accounts_of_many_backends_are_no_mailboxes_under_any_name() {
+    let (mut config, memory) = (config("", ADMIN), directory());
+    let first = config.routing.backends[0].clone();
+    for number in 10..60 {
+        let mut backend = first.clone();
+        backend.service.as_mut().unwrap().login = format!("service{number}");
+        config.routing.backends.push(backend);
+    }
+    // The last one of them, by another name of its entry.
+    memory.add("service59", "sesame", Entry { logins: Vec::new(), ..entry("last") });
+    memory.add("other", "sesame", Entry { logins: Vec::new(), ..entry("last") });
+    memory.set_match("(o=mail)", "uid=last,dc=x");
+    let question = Question { config: &config, memory: &memory, client: "192.0.2.7", protocol: "imap" };
+    assert_eq!(question.ask("admin", "other").await, refused(ActingFault::SystemAccount));
+}
+
+#[tokio::test]
 async fn administrators_act_for_users_only() {
     let (config, memory) = (config("", ADMIN), directory());
     let question = Question { config: &config, memory: &memory, client: "192.0.2.7", protocol: "imap" };
