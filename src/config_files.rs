@@ -22,9 +22,11 @@ use crate::base::sys;
 use crate::base::sys::paths::check_folder;
 use crate::base::sys::secret_files::exposure;
 use crate::config::{self, CertificateFiles, Config, Draft, KeySource, LdapScheme, Place, Problem, TokenIssuer};
+use crate::fleet::{FleetFiles, Sealer};
 use crate::tls::certificate;
 use crate::tls::client::ClientTls;
 use crate::tls::clients::RevocationLists;
+use crate::tls::key_lines::KeyLines;
 use crate::tls::server::ServerTls;
 use crate::token::{IssuerFiles, KeySet, LARGEST_SET};
 
@@ -44,6 +46,8 @@ pub(crate) struct Files {
     pub issuers: Vec<IssuerFiles>,
     /// The key that nginx has to send, if configured.
     pub auth_http_key: Option<Secret>,
+    /// Of the fleet, if configured.
+    pub fleet: Option<FleetFiles>,
     /// Their fingerprint just before they were read.
     pub fingerprint: Fingerprint,
     /// What `check` warns of.
@@ -94,6 +98,10 @@ fn paths(config: &Config) -> Vec<&Path> {
         }
     }
     paths.extend(config.auth_http.iter().filter_map(|settings| settings.key_file.as_ref()));
+    if let Some(fleet) = &config.fleet {
+        paths.extend(fleet.password_file.iter().chain(&fleet.ca));
+        paths.push(&fleet.secret_file);
+    }
     for backend in &routing.backends {
         pairs.extend(&backend.client_certificate);
         paths.extend(&backend.ca);
@@ -123,12 +131,16 @@ impl Files {
         problems.extend(absent);
         problems.extend(control(config.control.as_ref(), user, place));
         let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
-        match (tls, directory_tls, backends, issuers, auth_http_key) {
-            (Ok(tls), Ok(directory_tls), Ok(backends), Ok(issuers), Ok(auth_http_key)) if problems.is_empty() => {
+        let fleet = config.fleet.as_ref().map(|settings| fleet(settings, place)).transpose();
+        let fleet = fleet.map_err(|more| problems.extend(more));
+        match (tls, directory_tls, backends, issuers, auth_http_key, fleet) {
+            (Ok(tls), Ok(directory_tls), Ok(backends), Ok(issuers), Ok(auth_http_key), Ok(fleet))
+                if problems.is_empty() =>
+            {
                 let warnings = warnings(config).into_iter().chain(outdated(config, &tls)).collect();
-                Ok(Self { tls, directory_tls, backends, issuers, auth_http_key, fingerprint, warnings })
+                Ok(Self { tls, directory_tls, backends, issuers, auth_http_key, fleet, fingerprint, warnings })
             }
-            (_, _, _, _, _) => Err(problems),
+            (_, _, _, _, _, _) => Err(problems),
         }
     }
 }
@@ -143,7 +155,8 @@ pub(crate) fn problems(draft: &Draft) -> Vec<Problem> {
     let issuers = draft.tokens.as_ref().and_then(|settings| issuers(settings, place).err());
     let control = control(draft.control.as_ref(), None, place);
     let key = auth_http_key(draft.auth_http.as_ref(), place).err();
-    [tls, directory, backends, issuers].into_iter().flatten().flatten().chain(control).chain(key).collect()
+    let fleet = draft.fleet.as_ref().and_then(|settings| fleet(settings, place).err());
+    [tls, directory, backends, issuers, fleet].into_iter().flatten().flatten().chain(control).chain(key).collect()
 }
 
 /// The socket's folder may come with the start (`RuntimeDirectory=`), its group does not.
@@ -297,6 +310,31 @@ pub(crate) fn issuers(settings: &[TokenIssuer], place: &Place) -> Result<Vec<Iss
     if problems.is_empty() { Ok(files) } else { Err(problems) }
 }
 
+/// What the files of the fleet hold.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub(crate) fn fleet(settings: &config::Fleet, place: &Place) -> Result<FleetFiles, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let tls = settings.uses_tls().then(|| {
+        let tls = ClientTls { ca: settings.ca.clone(), key: "fleet".to_owned(), ..ClientTls::default() };
+        tls.build(place).map_err(|more| problems.extend(more)).ok()
+    });
+    let password = settings.password_file.as_ref().map(|file| password(file)).transpose();
+    let password = password.map_err(|message| problems.push(place.problem("fleet.password_file", message)));
+    let mut secret = |message: String| problems.push(place.problem("fleet.secret_file", message));
+    let sealer = KeyLines::read(&settings.secret_file).map_err(|error| secret(error.to_string()));
+    let sealer = sealer.and_then(|lines| {
+        Sealer::new(&lines, &settings.name).map_err(|_| secret("no keys can be derived from it".to_owned()))
+    });
+    match (password, sealer) {
+        (Ok(password), Ok(sealer)) if problems.is_empty() => {
+            Ok(FleetFiles { tls: tls.flatten(), password, sealer: Arc::new(sealer) })
+        }
+        (_, _) => Err(problems),
+    }
+}
+
 /// A JSON Web Key Set from a file.
 fn key_set(path: &Path) -> Result<KeySet, String> {
     let text = certificate::read(path).map_err(|error| error.to_string())?;
@@ -360,6 +398,10 @@ fn secrets(config: &Config) -> Vec<(String, &Path)> {
     }
     let key_file = config.auth_http.iter().filter_map(|settings| settings.key_file.as_deref());
     all.extend(key_file.map(|file| ("auth_http.key_file".to_owned(), file)));
+    if let Some(fleet) = &config.fleet {
+        all.push(("fleet.secret_file".to_owned(), &fleet.secret_file));
+        all.extend(fleet.password_file.iter().map(|file| ("fleet.password_file".to_owned(), file.as_path())));
+    }
     all
 }
 

@@ -21,6 +21,7 @@ mod config_files;
 mod demo;
 mod diagnose;
 mod directory;
+mod fleet;
 mod frontend;
 #[cfg(feature = "internals")]
 pub mod internals;

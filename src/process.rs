@@ -16,6 +16,7 @@ use crate::base::sys;
 use crate::config::{Config, Limits};
 use crate::config_files::{Files, Fingerprint};
 use crate::directory::{self, Directory};
+use crate::fleet::{Fleet, FleetFiles};
 use crate::limits::Throttle;
 use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
 use crate::sessions::closer::Closer;
@@ -42,6 +43,8 @@ pub(crate) struct Snapshot {
     pub host: Arc<str>,
     /// The key that nginx has to send to `auth_http`, if configured.
     pub auth_http_key: Option<Secret>,
+    /// What the fleet's files hold, if configured.
+    pub fleet: Option<Arc<FleetFiles>>,
     /// The fingerprint of the files.
     pub fingerprint: Fingerprint,
 }
@@ -51,7 +54,8 @@ impl Snapshot {
     /// is still valid under this config.
     #[must_use]
     pub(crate) fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
-        let Files { tls, directory_tls, backends: files, issuers, auth_http_key, fingerprint, warnings: _ } = files;
+        let Files { tls, directory_tls, backends: files, issuers, auth_http_key, fleet, fingerprint, warnings: _ } =
+            files;
         let directory = directory::open(&config.directory, directory_tls, Arc::clone(metrics));
         let own = listening(&config);
         let host = host(&config, &tls);
@@ -63,7 +67,7 @@ impl Snapshot {
         let previous_offers = previous.map(|old| &old.offers);
         let offers =
             AdvertisedCapabilities::new(&core.config.capabilities, core.backends.all(), metrics, previous_offers);
-        Self { core, tls, directory, offers, host, auth_http_key, fingerprint }
+        Self { core, tls, directory, offers, host, auth_http_key, fleet: fleet.map(Arc::new), fingerprint }
     }
 }
 
@@ -87,6 +91,12 @@ fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
     let mut names = tls.certificates().iter().flat_map(|served| &served.names);
     let certified = || names.find(|name| !name.starts_with('*')).cloned();
     config.hostname.clone().or_else(certified).unwrap_or_else(sys::host_name).into()
+}
+
+/// Becomes a member of a fleet, which its tasks join later.
+fn fleet(snapshot: &Snapshot, metrics: &Arc<Metrics>) -> Option<Arc<Fleet>> {
+    let (settings, files) = (snapshot.config.fleet.clone()?, Arc::clone(snapshot.fleet.as_ref()?));
+    Some(Fleet::new(settings, files, snapshot.config.digest(), Arc::clone(metrics)))
 }
 
 /// usher's own listeners.
@@ -123,6 +133,8 @@ pub(crate) struct Shared {
     pub maintenance: Maintenance,
     /// Limits per client and user.
     pub throttle: Throttle,
+    /// The fleet that this process is a member of, if configured.
+    pub fleet: Option<Arc<Fleet>>,
     /// The stage of the process' life.
     pub stage: watch::Sender<Stage>,
     /// Whether the directory has answered once since the start.
@@ -156,6 +168,7 @@ impl Shared {
             maintenance: Maintenance::new(Arc::clone(&closer)),
             closer,
             throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
+            fleet: fleet(&snapshot, &metrics),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,
             registry,
@@ -179,6 +192,13 @@ impl Shared {
             sessions: &self.registry,
             maintenance: &self.maintenance,
             metrics: &self.metrics,
+        }
+    }
+
+    /// Gives the fleet what a snapshot that comes into force has for it.
+    pub(crate) fn update_fleet(&self, snapshot: &Snapshot) {
+        if let (Some(fleet), Some(files)) = (&self.fleet, &snapshot.fleet) {
+            fleet.update(Arc::clone(files), snapshot.config.digest());
         }
     }
 

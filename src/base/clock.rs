@@ -1,5 +1,6 @@
-//! Time: waiting for a point that may already be past, and the calendar.
+//! Time: waiting for a point that may already be past, jitter, and the calendar.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep_until};
@@ -29,11 +30,26 @@ pub(crate) async fn wait_until(at: Instant) {
     }
 }
 
+/// A duration with up to 20 % jitter, so that many connections do not expire at once.
+pub(crate) fn jittered(duration: Duration) -> Duration {
+    // Each RandomState has its own keys: enough randomness for this, without a dependency.
+    let chance = u32::try_from(RandomState::new().hash_one(0) % 400).unwrap_or_default();
+    duration.saturating_mul(800 + chance) / 1_000
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::time::advance;
 
     use super::*;
+
+    #[test]
+    fn jitter_is_at_most_a_fifth() {
+        for _ in 0..1_000 {
+            let second = jittered(Duration::from_secs(10));
+            assert!(second >= Duration::from_secs(8) && second < Duration::from_secs(12));
+        }
+    }
 
     /// A paused clock moves as timers fire, and they fire at whole milliseconds: it stands between two.
     #[tokio::test(start_paused = true)]

@@ -54,6 +54,12 @@ labels! {
         Resolver => "resolver",
         /// One fetch of the keys of a token issuer.
         TokenKeys => "token_keys",
+        /// Keeps the connection to the fleet's store.
+        FleetLink => "fleet_link",
+        /// Receives and sends the fleet's messages.
+        FleetChannel => "fleet_channel",
+        /// Writes to the fleet's store what no login waits for.
+        FleetWrites => "fleet_writes",
         /// Ends the sessions of a backend that is out of service.
         BackendDrain => "backend_drain",
         /// Ends the sessions that an administrator named.
@@ -76,6 +82,9 @@ impl Task {
             | Self::BackendProbe
             | Self::Resolver
             | Self::TokenKeys
+            | Self::FleetLink
+            | Self::FleetChannel
+            | Self::FleetWrites
             | Self::BackendDrain
             | Self::Kick => false,
         }

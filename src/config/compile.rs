@@ -13,7 +13,9 @@ use super::model::{
 use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
-use super::{TextDigest, directory, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens};
+use super::{
+    TextDigest, directory, fleet, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens,
+};
 use crate::proto::ldap::{filter, template};
 use crate::proto::{MechanismSet, Protocol};
 
@@ -85,6 +87,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     if let (Some(_), Some(routing)) = (&auth_http, &routing) {
         reachable(root, routing);
     }
+    let fleet = root.get("fleet").map(|node| node.section(fleet::read).flatten());
     let process = root.section("process", process::process).flatten();
     let log = root.section("log", process::log).flatten();
     let place = Arc::clone(root.place());
@@ -97,6 +100,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
         admin: admin.clone(),
         control: control.clone(),
         auth_http: auth_http.clone(),
+        fleet: fleet.clone().flatten(),
         place: Arc::clone(&place),
     };
     let config = || {
@@ -120,6 +124,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             admin: admin?,
             control,
             auth_http,
+            fleet: fleet.flatten(),
             process: process?,
             log: log?,
             warnings: Vec::new(),

@@ -79,6 +79,7 @@ impl Server {
                 }
                 let snapshot = Snapshot::new(current.config.clone(), *files, metrics, Some(&current));
                 self.report_certificates(&snapshot);
+                self.shared.update_fleet(&snapshot);
                 for served in snapshot.tls.certificates() {
                     let is_old =
                         |old: &ServedCertificate| old.chain == served.chain && old.not_after == served.not_after;

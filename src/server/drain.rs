@@ -54,6 +54,9 @@ impl Server {
         if let Some(file) = &self.control {
             file.remove();
         }
+        if let Some(fleet) = &self.shared.fleet {
+            fleet.leave().await;
+        }
         // The caller of an upgrade gets its reply, even if this process has nothing else to do.
         self.supervisor.end(LAST_ANSWER).await;
         info!("stopped");

@@ -69,6 +69,7 @@ impl Server {
         let fixed = [
             ("admin.address", previous.config.admin.address != snapshot.config.admin.address),
             ("control", previous.config.control != snapshot.config.control),
+            ("fleet", previous.config.fleet != snapshot.config.fleet),
             ("process", previous.config.process != snapshot.config.process),
             ("log.format", previous.config.log.format != snapshot.config.log.format),
         ];
@@ -120,6 +121,7 @@ impl Server {
         let metrics = &self.shared.metrics;
         metrics.know(&snapshot.config);
         self.shared.throttle.apply(&snapshot.config.throttle);
+        self.shared.update_fleet(snapshot);
         let is_configured = |name: &str| snapshot.backends.get(name).is_some();
         for backend in self.shared.maintenance.keep(is_configured) {
             info!(backend = &*backend, "backend is no longer configured; its drain is over");

@@ -19,6 +19,7 @@ use crate::admin::control;
 use crate::base::tasks::Task;
 use crate::config::ListenerTls;
 use crate::directory::{Directory, UnavailableCause};
+use crate::fleet;
 use crate::frontend::auth_http;
 use crate::frontend::listener;
 use crate::process::Shared;
@@ -85,6 +86,12 @@ impl Server {
         supervisor.keep(Task::Probes, move || run_probes(Arc::clone(&probed)));
         let followed = with_shared();
         supervisor.keep(Task::DirectoryWatch, move || changes::follow(Arc::clone(&followed)));
+        if let Some(fleet) = &shared.fleet {
+            for task in fleet::TASKS {
+                let fleet = Arc::clone(fleet);
+                supervisor.keep(task, move || Arc::clone(&fleet).run(task));
+            }
+        }
         for task in closer::TASKS {
             let closed = with_shared();
             supervisor.keep(task, move || changes::close_sessions(Arc::clone(&closed), task));

@@ -342,3 +342,39 @@ labels! {
         Out => "out",
     }
 }
+
+labels! {
+    /// What came of asking the fleet's store.
+    pub(crate) enum FleetResult {
+        /// It answered in time.
+        Ok => "ok",
+        /// It did not answer in time.
+        Late => "late",
+        /// It answered with an error.
+        Error => "error",
+        /// It was not asked: it is away, or too much waits for it.
+        Unavailable => "unavailable",
+    }
+}
+
+labels! {
+    /// Why something from the fleet's store was dropped.
+    pub(crate) enum FleetRejection {
+        /// It has not the form of what a member writes.
+        Garbage => "garbage",
+        /// It was modified, or written for something else.
+        Forged => "forged",
+        /// It is sealed under a line that is not in the secret file.
+        UnknownSecret => "unknown_secret",
+        /// It was taken before.
+        Replayed => "replayed",
+        /// It is older than 30 seconds.
+        Stale => "stale",
+        /// Its sender does not live.
+        UnknownMember => "unknown_member",
+        /// It was sent before this process was known.
+        NotAddressed => "not_addressed",
+        /// It came faster than it could be used.
+        Surplus => "surplus",
+    }
+}

@@ -4,7 +4,7 @@
 //! would refuse), [`client`] calls backends and directories, [`pin`] verifies by public key where no chain can
 //! be. [`certificate`] reads files (`pem` their form, `trusted` OpenSSL's trust settings, `system` the system's
 //! authorities), [`stream`] is the connection itself, `sessions` what is kept of it for the next one,
-//! [`tickets`] what clients keep of theirs, [`reason`] describes why a handshake failed, and `refused` why a
+//! [`tickets`] what clients keep of theirs, [`key_lines`] the secrets of several ushers, [`dial`] connections for libraries, [`reason`] describes why a handshake failed, and `refused` why a
 //! certificate was refused. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide
 //! default is for libraries that ask for it. TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no
 //! renegotiation, no early data.
@@ -12,7 +12,9 @@
 pub(crate) mod certificate;
 pub(crate) mod client;
 pub(crate) mod clients;
+pub(crate) mod dial;
 mod hello;
+pub(crate) mod key_lines;
 pub(crate) mod pem;
 pub(crate) mod pin;
 pub(crate) mod reason;
@@ -164,19 +166,19 @@ pub(crate) enum TlsError {
         /// The first failure, if there was one, with a leading separator.
         reason: String,
     },
-    /// A line of the file of ticket keys is invalid.
+    /// A line of a file of secrets is invalid.
     #[error("line {line} of {}: {fault}", path.display())]
-    TicketKey {
+    KeyLine {
         /// The file.
         path: PathBuf,
         /// Which line, from 1.
         line: usize,
         /// What is wrong with it.
-        fault: tickets::TicketKeyError,
+        fault: key_lines::KeyLineError,
     },
-    /// No key in the file of ticket keys.
+    /// No line in a file of secrets.
     #[error("{} holds no key: write one with `openssl rand -base64 48`", path.display())]
-    NoTicketKey {
+    NoKeyLine {
         /// The file.
         path: PathBuf,
     },

@@ -27,9 +27,10 @@ use tokio::net::TcpStream;
 use super::certificate::{self, LoadedCertificate};
 use super::clients::{ClientChain, ClientFault, ClientRules, RevocationLists, VerifiedCertificate};
 use super::hello::{self, Failure, Hello};
+use super::key_lines::KeyLines;
 use super::server_name::{self, RestoringVerifier};
 use super::stream::Stream;
-use super::tickets::TicketKeys;
+use super::tickets::ticketer;
 use super::{TlsError, TlsProblem, key_exchange, provider, suite_name};
 use crate::config::{self, ClientAuth, ClientCertificates, Group, Listener, Place, Problem, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
@@ -70,7 +71,7 @@ struct Policy {
     rules: ClientRules,
     by_group: Vec<Template>,
     /// The keys that are shared with other ushers, and the policy that a ticket's client met.
-    shared: Option<(Arc<TicketKeys>, Vec<u8>)>,
+    shared: Option<(Arc<KeyLines>, Vec<u8>)>,
     acceptors: HashMap<&'static str, Arc<Acceptor>>,
 }
 
@@ -110,7 +111,7 @@ impl ServerTls {
                 rules.push((clients, read.map_err(|mistake| mistakes.push(mistake)).ok()));
             }
         }
-        let keys = tls.ticket_keys_file.as_deref().map(TicketKeys::read).transpose();
+        let keys = tls.ticket_keys_file.as_deref().map(KeyLines::read).transpose();
         let keys = keys.map_err(|error| mistakes.push(TlsProblem::new("tls.ticket_keys_file", error))).ok();
         let (Some(keys), true) = (keys, mistakes.is_empty()) else {
             return Err(mistakes);
@@ -192,7 +193,7 @@ impl Policy {
 
     fn make(&self, protocol: &Protocol) -> Arc<Acceptor> {
         let ticketer = match &self.shared {
-            Some((keys, policy)) => keys.ticketer(&[policy, protocol.name.as_bytes()].concat()).ok(),
+            Some((keys, policy)) => ticketer(keys, &[policy, protocol.name.as_bytes()].concat()).ok(),
             // Without random bytes for a key there are no tickets: clients resume from the cache or not.
             None => aws_lc_rs::Ticketer::new().ok(),
         };

@@ -1,35 +1,25 @@
 //! Tickets for clients under keys from a file, so that several ushers, and an usher after its restart,
 //! resume each other's sessions.
 //!
-//! Every line of the file is a secret of 48 bytes. The last but one encrypts, all decrypt: a new line is first
-//! distributed and then used, in whatever order the machines get the file. Keys are derived from a line and the
+//! The last but one line of the file encrypts, all decrypt ([`key_lines`](super::key_lines)). Keys are derived from a line and the
 //! policy for clients (HKDF, RFC 5869), so that a ticket is valid only under the policy its client was verified
 //! by. A ticket contains its time; after 12 hours it is invalid. AES-256-GCM; the form is usher's own (RFC 5077
 //! section 4 leaves it open).
 
-use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::hkdf::{self, HKDF_SHA256, Salt};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::UnixTime;
 use rustls::server::ProducesTickets;
 use zeroize::Zeroizing;
 
-use super::{TlsError, certificate};
-use crate::base::secret::PasswordFileError;
+use super::key_lines::KeyLines;
 
 /// How long a ticket is good, in seconds: a phone that was offline for longer does a full handshake.
 pub(super) const LIFETIME: u32 = 12 * 3_600;
-/// The most keys in a file: with a new key each day and tickets of half a day, the rest is reserve.
-pub(super) const MOST: usize = 8;
 
-/// What a line holds.
-const SECRET: usize = 48;
 /// The prefix of a ticket, to find its key.
 const NAME: usize = 16;
 const KEY: usize = 32;
@@ -37,82 +27,10 @@ const TAG: usize = 16;
 /// When it was made, Unix seconds.
 const TIME: usize = 8;
 
-/// What is wrong with a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TicketKeyError {
-    /// It is not 48 bytes in base64.
-    #[error("write 48 random bytes in base64, as `openssl rand -base64 48` prints them")]
-    Malformed,
-    /// A repeated key would never be renewed.
-    #[error("it repeats line {first}: remove one")]
-    Repeated {
-        /// The first of the two.
-        first: usize,
-    },
-    /// Another encoding, with which no line is base64.
-    #[error("the file {0}")]
-    Encoding(PasswordFileError),
-    /// There are too many.
-    #[error("more than {MOST} keys: remove the first ones, which are the oldest")]
-    Surplus,
-}
-
-/// The secrets of a file, in their order.
-pub(super) struct TicketKeys {
-    secrets: Vec<Zeroizing<[u8; SECRET]>>,
-}
-
-impl TicketKeys {
-    /// Reads a file that only usher reads.
-    ///
-    /// # Errors
-    /// Why it cannot be used: its mode, or its first line with a fault.
-    pub(super) fn read(path: &Path) -> Result<Self, TlsError> {
-        let content = certificate::read_secret(path)?;
-        if let Some(encoding) = PasswordFileError::of_encoding(&content) {
-            let fault = TicketKeyError::Encoding(encoding);
-            return Err(TlsError::TicketKey { path: path.to_owned(), line: 1, fault });
-        }
-        let mut secrets: Vec<Zeroizing<[u8; SECRET]>> = Vec::with_capacity(MOST);
-        let mut numbers = Vec::with_capacity(MOST);
-        for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
-            let (text, number) = (line.trim_ascii(), index + 1);
-            if text.is_empty() {
-                continue;
-            }
-            let refused = |fault| TlsError::TicketKey { path: path.to_owned(), line: number, fault };
-            let mut secret = Zeroizing::new([0; SECRET]);
-            if STANDARD.decode_slice(text, &mut *secret) != Ok(SECRET) {
-                return Err(refused(TicketKeyError::Malformed));
-            }
-            if let Some((_, first)) = std::iter::zip(&secrets, &numbers).find(|(known, _)| ***known == *secret) {
-                return Err(refused(TicketKeyError::Repeated { first: *first }));
-            }
-            if secrets.len() == MOST {
-                return Err(refused(TicketKeyError::Surplus));
-            }
-            secrets.push(secret);
-            numbers.push(number);
-        }
-        if secrets.is_empty() {
-            return Err(TlsError::NoTicketKey { path: path.to_owned() });
-        }
-        Ok(Self { secrets })
-    }
-
-    /// Makes and reads tickets under this policy.
-    pub(super) fn ticketer(&self, rules: &[u8]) -> Result<Arc<dyn ProducesTickets>, Unspecified> {
-        let keys: Vec<Key> =
-            self.secrets.iter().map(|secret| Key::derive(&**secret, rules)).collect::<Result<_, _>>()?;
-        let current = keys.len().saturating_sub(2);
-        Ok(Arc::new(Ticketer { keys, current }))
-    }
-}
-
-impl fmt::Debug for TicketKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TicketKeys({})", self.secrets.len())
-    }
+/// Makes and reads tickets under this policy.
+pub(super) fn ticketer(lines: &KeyLines, rules: &[u8]) -> Result<Arc<dyn ProducesTickets>, Unspecified> {
+    let keys: Vec<Key> = lines.secrets().map(|secret| Key::derive(secret, rules)).collect::<Result<_, _>>()?;
+    Ok(Arc::new(Ticketer { keys, current: lines.current() }))
 }
 
 #[derive(Debug)]
@@ -196,6 +114,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tls::key_lines::SECRET;
 
     fn ticketer(secrets: &[u8], rules: &[u8]) -> Ticketer {
         let keys: Vec<Key> = secrets.iter().map(|byte| Key::derive(&[*byte; SECRET], rules).unwrap()).collect();

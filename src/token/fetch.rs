@@ -5,11 +5,7 @@
 //! copies of it is wiped by the allocator.
 
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -21,16 +17,15 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
 use crate::base::secret::{Secret, SecretBuf};
-use crate::base::sys::sockets;
 use crate::config::{Address, HttpUrl};
 use crate::tls::client;
 use crate::tls::describe;
+use crate::tls::dial::{ByteStream, DialError, tcp};
 use crate::tls::stream::Stream;
 
 /// How long an address is tried if there are others: less than half of what a login waits for its issuer, so that one
@@ -90,6 +85,16 @@ pub(crate) enum FetchError {
     Content(String),
 }
 
+impl From<DialError> for FetchError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Resolve(reason) => Self::Resolve(reason),
+            DialError::Connect(reason) => Self::Connect(reason),
+            DialError::NotLoopback => Self::NotLoopback,
+        }
+    }
+}
+
 impl Client {
     /// Fetches a document of at most `most` bytes.
     ///
@@ -140,7 +145,7 @@ impl Client {
         most: usize,
     ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let stream = self.connect(url).await?;
-        let io = TokioIo::new(HttpStream { stream, unread: SecretBuf::new() });
+        let io = TokioIo::new(ByteStream::from(stream));
         // The body is written from where it is: behind the head it would be copied into a block that may be too large to
         // be wiped.
         let mut builder = hyper::client::conn::http1::Builder::new();
@@ -202,39 +207,6 @@ fn encoded(secret: &Secret, out: &mut SecretBuf) {
     percent_encoding::percent_encode(secret.expose(), &RESERVED).for_each(|piece| out.extend(piece.as_bytes()));
 }
 
-/// Connects to a host.
-async fn tcp(host: &str, port: u16, local: bool) -> Result<TcpStream, FetchError> {
-    let found = lookup_host((host, port)).await.map_err(|error| FetchError::Resolve(error.to_string()))?;
-    first_of(found.collect(), local).await
-}
-
-/// Tries addresses in order.
-async fn first_of(addresses: Vec<SocketAddr>, local: bool) -> Result<TcpStream, FetchError> {
-    let mut failure = FetchError::Resolve("no address".to_owned());
-    let last = addresses.len().saturating_sub(1);
-    for (number, address) in addresses.into_iter().enumerate() {
-        if local && !address.ip().to_canonical().is_loopback() {
-            failure = FetchError::NotLoopback;
-            continue;
-        }
-        let connect = TcpStream::connect(address);
-        // The caller's deadline bounds the last one.
-        let connected = if number == last {
-            connect.await
-        } else {
-            timeout(TRIAL, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        };
-        match connected {
-            Ok(socket) => {
-                let tuned = socket.set_nodelay(true).and_then(|()| sockets::DIRECTORY.set(&socket));
-                return tuned.map(|()| socket).map_err(|error| FetchError::Connect(error.to_string()));
-            }
-            Err(error) => failure = FetchError::Connect(error.to_string()),
-        }
-    }
-    Err(failure)
-}
-
 /// Lets a proxy connect to a host (RFC 9110 section 9.3.6).
 async fn tunnel(mut socket: TcpStream, host: &str, port: u16) -> Result<TcpStream, FetchError> {
     let broken = |error: io::Error| FetchError::Proxy(error.to_string());
@@ -265,64 +237,5 @@ struct Form(SecretBuf);
 impl AsRef<[u8]> for Form {
     fn as_ref(&self) -> &[u8] {
         self.0.as_slice()
-    }
-}
-
-/// A stream as hyper reads and writes it.
-struct HttpStream {
-    stream: Stream,
-    unread: SecretBuf,
-}
-
-impl AsyncRead for HttpStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, unread } = self.get_mut();
-        if unread.is_empty() {
-            ready!(stream.poll_pieces(cx, &mut |_, piece| unread.extend(piece)))?;
-        }
-        let length = unread.len().min(buffer.remaining());
-        buffer.put_slice(unread.as_slice().get(..length).unwrap_or_default());
-        unread.consume(length);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for HttpStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::net::{TcpListener, TcpSocket};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn address_that_swallows_everything_is_left_for_the_next() {
-        // A queue that is full drops whatever comes.
-        let swallowing = TcpSocket::new_v4().unwrap();
-        swallowing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let swallowing = swallowing.listen(0).unwrap();
-        let dead = swallowing.local_addr().unwrap();
-        let mut queued = Vec::new();
-        while let Ok(connected) = timeout(Duration::from_millis(200), TcpStream::connect(dead)).await {
-            queued.push(connected.unwrap());
-        }
-        let answering = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let well = answering.local_addr().unwrap();
-        let connected = timeout(3 * TRIAL, first_of(vec![dead, well], true)).await.unwrap().unwrap();
-        assert_eq!(connected.peer_addr().unwrap(), well);
-        let only = timeout(TRIAL + TRIAL / 2, first_of(vec![dead], true)).await;
-        assert!(only.is_err(), "the caller's deadline decides");
     }
 }

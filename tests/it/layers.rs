@@ -15,7 +15,7 @@ pub(crate) const LAYERS: [&[&str]; 19] = [
     &["config"],
     &["telemetry"],
     &["tls"],
-    &["token"],
+    &["fleet", "token"],
     &["directory"],
     &["limits", "routing", "sessions"],
     &["backend", "cache", "trace"],

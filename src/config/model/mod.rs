@@ -6,6 +6,7 @@
 //! `config.example.yaml`.
 
 mod directory;
+mod fleet;
 mod impersonation;
 mod limits;
 mod listeners;
@@ -25,6 +26,7 @@ pub(crate) use directory::{
     Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, OnChange,
     ServiceAccount, Watch, WatchMode,
 };
+pub(crate) use fleet::{Fleet, StoreAddress};
 pub(crate) use impersonation::{Administrators, Impersonation};
 use ipnet::IpNet;
 pub(crate) use limits::{Cache, Drain, Limits, OnUnavailable};
@@ -78,6 +80,8 @@ pub struct Config {
     pub control: Option<Control>,
     /// The listener for nginx's auth requests, if configured.
     pub auth_http: Option<AuthHttp>,
+    /// The store that several ushers share, if configured.
+    pub fleet: Option<Fleet>,
     /// The process itself.
     pub process: Process,
     /// Logging.
@@ -120,6 +124,8 @@ pub struct Draft {
     pub control: Option<Control>,
     /// The listener for nginx's auth requests.
     pub auth_http: Option<AuthHttp>,
+    /// The store that several ushers share.
+    pub fleet: Option<Fleet>,
     /// Where each key stands.
     pub place: Arc<Place>,
 }

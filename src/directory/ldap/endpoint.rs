@@ -8,13 +8,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
+use crate::base::clock::jittered;
 use crate::config::{self, Connections};
 use crate::directory::ldap::bind_client::BindClient;
 use crate::directory::ldap::dial::Dial;
 use crate::directory::ldap::error::{ConnectionError, RequestError};
 use crate::directory::ldap::health::{OperationOrigin, ServerHealth};
 use crate::directory::ldap::idle::IdleConnections;
-use crate::directory::ldap::tuning::{Tuning, jittered};
+use crate::directory::ldap::tuning::Tuning;
 use crate::directory::{ServerResult, Trace, UnavailableCause};
 use crate::proto::ldap::result::{self, BindMeaning, OTHER, SUCCESS};
 use crate::telemetry::labels::DirectoryOperation;

@@ -15,8 +15,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::base::clock::jittered;
 use crate::directory::UnavailableCause;
-use crate::directory::ldap::tuning::{Tuning, jittered, locked};
+use crate::directory::ldap::tuning::{Tuning, locked};
 use crate::telemetry::labels::DirectoryOperation;
 
 /// A server that fails again within this time after recovery is marked down for longer than before.

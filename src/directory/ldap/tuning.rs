@@ -1,6 +1,5 @@
-//! Intervals, jitter, and the lock that all files of this folder use.
+//! Intervals, and the lock that all files of this folder use.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,24 +33,4 @@ impl Default for Tuning {
 /// Locks a mutex whose holders cannot leave it half-changed, so that poisoning is ignored.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A duration with up to 20 % jitter, so that many connections do not expire at once.
-pub(crate) fn jittered(duration: Duration) -> Duration {
-    // Each RandomState has its own keys: enough randomness for this, without a dependency.
-    let chance = u32::try_from(RandomState::new().hash_one(0) % 400).unwrap_or_default();
-    duration.saturating_mul(800 + chance) / 1_000
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jitter_is_at_most_a_fifth() {
-        for _ in 0..1_000 {
-            let second = jittered(Duration::from_secs(10));
-            assert!(second >= Duration::from_secs(8) && second < Duration::from_secs(12));
-        }
-    }
 }

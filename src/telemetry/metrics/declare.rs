@@ -4,7 +4,8 @@ use std::sync::Mutex;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
 use super::series::LabeledSeries;
@@ -12,6 +13,9 @@ use super::{DIRECTORY, Metrics};
 
 /// Seconds: from half a millisecond (a cached decision) to the ten seconds within which a client has a reply.
 const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Seconds: from a store in the same rack to the longest that a login may wait for one.
+const STORE_BUCKETS: &[f64] = &[0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
 
 /// A metric that is declared wrongly is a defect that the first test meets.
 fn declared<T>(metric: prometheus::Result<T>) -> T {
@@ -248,6 +252,56 @@ impl Metrics {
                 "Questions about opaque tokens to their issuer, by result; busy: not sent, because too many were in \
                  progress.",
                 &["result"],
+            )),
+            fleet_up: gauges(
+                "usher_fleet_up",
+                "1 while the fleet's store is in use, 0 while limits are local because it is unavailable; absent without \
+                 a fleet.",
+                &[],
+            ),
+            fleet_members: gauges(
+                "usher_fleet_members",
+                "Processes of the fleet that live, as of the last beat; absent without a fleet.",
+                &[],
+            ),
+            fleet_clock_skew: register(
+                &registry,
+                declared(GaugeVec::new(
+                    opts(
+                        "usher_fleet_clock_skew_seconds",
+                        "By how much the clock of this machine is ahead of the store's; absent without a fleet.",
+                    ),
+                    &[],
+                )),
+            ),
+            fleet_config_mismatch: gauges(
+                "usher_fleet_config_mismatch",
+                "Members of the fleet with this version of usher and another configuration; absent without a fleet.",
+                &[],
+            ),
+            fleet_commands: LabeledSeries::new(counters(
+                "usher_fleet_commands_total",
+                "What logins asked of the fleet's store, by result; after all but ok the local limit applied.",
+                &["result"],
+            )),
+            fleet_command_seconds: register(
+                &registry,
+                declared(Histogram::with_opts(
+                    HistogramOpts::new(
+                        "usher_fleet_command_seconds",
+                        "How long the fleet's store took to answer a login.",
+                    )
+                    .buckets(STORE_BUCKETS.to_vec()),
+                )),
+            ),
+            fleet_writes_dropped: counter(
+                "usher_fleet_writes_dropped_total",
+                "Writes and messages to the fleet's store that were dropped: it was unavailable, or too many waited.",
+            ),
+            fleet_rejected: LabeledSeries::new(counters(
+                "usher_fleet_rejected_total",
+                "Messages, marks and records in the fleet's store that were dropped, by reason.",
+                &["reason"],
             )),
             tls_handshakes: LabeledSeries::new(counters(
                 "usher_tls_handshakes_total",

@@ -11,14 +11,14 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 
 use prometheus::{
-    Gauge, GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
 use self::series::{CounterSeries, GaugeSeries, HistogramSeries};
 use super::labels::{
     AuthHttpResult, BackendResult, CloseReason, ConnectionUse, DecisionBasis, Direction, DirectoryChange,
-    DirectoryOperation, HandshakeResult, IntrospectionResult, LoginPhase, PasswordWarning, ProbeResult,
-    ProxyHeaderResult, ReloadResult, SessionEnd, ThrottleEffect, ThrottleRecord,
+    DirectoryOperation, FleetRejection, FleetResult, HandshakeResult, IntrospectionResult, LoginPhase, PasswordWarning,
+    ProbeResult, ProxyHeaderResult, ReloadResult, SessionEnd, ThrottleEffect, ThrottleRecord,
 };
 use crate::base::labels::Label as _;
 use crate::base::tasks::Task;
@@ -145,6 +145,22 @@ pub struct Metrics {
     pub(crate) token_keys_last_fetch_successful: IntGaugeVec,
     /// Questions about tokens to their issuer, by result.
     pub(crate) introspections: CounterSeries<IntrospectionResult>,
+    /// Whether the fleet's store is in use; no series without a fleet.
+    pub(crate) fleet_up: IntGaugeVec,
+    /// Living members of the fleet.
+    pub(crate) fleet_members: IntGaugeVec,
+    /// By how much this machine's clock is ahead of the store's.
+    pub(crate) fleet_clock_skew: GaugeVec,
+    /// Members whose configuration differs.
+    pub(crate) fleet_config_mismatch: IntGaugeVec,
+    /// What logins have asked of the fleet's store, by result.
+    pub(crate) fleet_commands: CounterSeries<FleetResult>,
+    /// How long the store took.
+    pub(crate) fleet_command_seconds: Histogram,
+    /// Writes that nothing waits for, and messages, that were dropped.
+    pub(crate) fleet_writes_dropped: IntCounter,
+    /// What the store holds or sends and no member has written so, by reason.
+    pub(crate) fleet_rejected: CounterSeries<FleetRejection>,
     /// TLS handshakes with clients by result.
     pub(crate) tls_handshakes: CounterSeries<HandshakeResult>,
     /// TLS handshakes with clients in progress.
@@ -205,6 +221,8 @@ impl Metrics {
         }
         self.auth_http_requests.know();
         self.introspections.know();
+        self.fleet_commands.know();
+        self.fleet_rejected.know();
     }
 
     /// Creates the series of the names in this configuration.

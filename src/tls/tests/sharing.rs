@@ -115,5 +115,5 @@ fn files_without_keys_are_refused_with_file_and_line() {
 fn keys_and_tickets_are_never_shown() {
     let desk = desk();
     let shown = format!("{:?}", machine(&desk, &[1, 2], |_| ()));
-    assert!(shown.contains("TicketKeys(2)") && !shown.contains("1, 1, 1, 1"), "{shown}");
+    assert!(shown.contains("KeyLines(2)") && !shown.contains("1, 1, 1, 1"), "{shown}");
 }

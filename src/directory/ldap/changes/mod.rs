@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::base::clock::jittered;
 use crate::config::{Directory as Settings, WatchMode};
 use crate::directory::ldap::Ldap;
 use crate::directory::ldap::connection::Connection;
@@ -27,7 +28,6 @@ use crate::directory::ldap::lookup;
 use crate::directory::ldap::schema::{self, Attributes};
 use crate::directory::ldap::search::{self, Query, QueryOptions};
 use crate::directory::ldap::server::Server;
-use crate::directory::ldap::tuning::jittered;
 use crate::directory::{BoxFuture, Change, ChangeHandler, ChangeSource, ServerResult};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::telemetry::log::Repeats;

@@ -1,0 +1,323 @@
+//! The connection for commands: opened and opened again in the background, and kept by beats.
+//!
+//! A beat says that this process lives and reads which members do and which marks have changed; after it, marks are
+//! written that the store lacks. Only a beat that is answered within `fleet.timeout` closes the breaker.
+
+use std::time::Duration;
+
+use aws_lc_rs::rand;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use super::marks::{self, MarkKind, Read};
+use super::script::{BEAT, LEAVE, MARK};
+use super::seal::{Names, Purpose};
+use super::store::{Connection, Driver};
+use super::{Arc, Arg, Fleet, FleetRejection, Kind, Member, MemberId, Members, Ordering, StoreError, Value, channel};
+use crate::base::clock::jittered;
+
+/// How long a member lives after a beat.
+const LIFE: Duration = Duration::from_secs(10);
+/// Between two beats.
+const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// The least between two beats, whatever is to be read.
+const LEAST_PAUSE: Duration = Duration::from_millis(20);
+/// How long a beat may take until the connection counts as broken, together with the one after it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// After this many beats everything is read again: the store may have lost a part.
+const FULL_EVERY: u32 = 30;
+/// The most members.
+const MOST_MEMBERS: u32 = 512;
+/// The pause after a connection that could not be opened: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How often a store that comes first is tried while another is in use, and how long that may take.
+const PROBE_EVERY: Duration = Duration::from_secs(30);
+const PROBING: Duration = Duration::from_millis(500);
+/// How long the goodbye may take.
+const LEAVING: Duration = Duration::from_secs(1);
+
+/// What has been read of the store.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Up to when, by the store's clock.
+    read: u64,
+    epoch: Vec<u8>,
+    beats: u32,
+}
+
+/// Keeps a connection until the process ends.
+pub(super) async fn run(fleet: &Fleet) {
+    let mut pause = PAUSES.0;
+    loop {
+        match connect(fleet).await {
+            Ok((at, connection, driver)) => {
+                pause = PAUSES.0;
+                fleet.place.send_replace(Some(at));
+                let error = tokio::select! {
+                    () = driver => StoreError::Lost,
+                    error = beat_on(fleet, &connection, at) => error,
+                };
+                fleet.link.store(None);
+                fleet.place.send_replace(None);
+                if fleet.breaker.open() {
+                    fleet.down(&error);
+                }
+            }
+            Err(()) => pause = (pause * 2).min(PAUSES.1),
+        }
+        sleep(jittered(pause)).await;
+    }
+}
+
+/// Tries the stores in order.
+async fn connect(fleet: &Fleet) -> Result<(usize, Arc<Connection>, Driver), ()> {
+    for (at, address) in fleet.settings.stores.iter().enumerate() {
+        match Connection::open(address, &fleet.settings, &fleet.files.load_full(), None).await {
+            Ok((connection, driver)) => {
+                info!(store = %address, fleet = fleet.settings.name, "connected to the fleet's store");
+                return Ok((at, Arc::new(connection), driver));
+            }
+            Err(error) => {
+                if let Some(suppressed) = fleet.repeats.allow("connect", &address.to_string()) {
+                    warn!(store = %address, %error, suppressed, "no connection to the fleet's store");
+                }
+            }
+        }
+    }
+    Err(())
+}
+
+/// Whether a store that comes before this one can be used: others may be there.
+async fn is_preferred_back(fleet: &Fleet, at: usize) -> bool {
+    for address in fleet.settings.stores.iter().take(at) {
+        let files = fleet.files.load_full();
+        let opened = Connection::open(address, &fleet.settings, &files, None);
+        if timeout(PROBING, opened).await.is_ok_and(|opened| opened.is_ok()) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Beats on a connection until it is of no use.
+async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize) -> StoreError {
+    let (mut progress, mut failures, mut probed) = (Progress::default(), 0, Instant::now());
+    loop {
+        if at > 0 && probed.elapsed() >= PROBE_EVERY {
+            probed = Instant::now();
+            if is_preferred_back(fleet, at).await {
+                return StoreError::Lost;
+            }
+        }
+        let began = Instant::now();
+        match timeout(PATIENCE, beat(fleet, connection, &mut progress)).await.unwrap_or(Err(StoreError::Late)) {
+            Ok(took) => {
+                failures = 0;
+                if took <= fleet.settings.timeout && fleet.names.load().is_some() {
+                    fleet.link.store(Some(Arc::clone(connection)));
+                    if fleet.breaker.close() {
+                        fleet.metrics.fleet_up.with_label_values(&[] as &[&str]).set(1);
+                        info!(fleet = fleet.settings.name, members = fleet.members.load().len(), "joined the fleet");
+                    }
+                }
+            }
+            Err(error) => {
+                failures += 1;
+                if fleet.breaker.open() {
+                    fleet.down(&error);
+                } else if let Some(suppressed) = fleet.repeats.allow("beat", "") {
+                    warn!(%error, suppressed, "the fleet's store does not take this member");
+                }
+                if error.is_lost() || failures > 1 && error == StoreError::Late {
+                    return error;
+                }
+            }
+        }
+        sleep(LEAST_PAUSE.saturating_sub(began.elapsed())).await;
+        // Nobody beats in step.
+        let _ = timeout(jittered(BEAT_EVERY), fleet.beat_now.notified()).await;
+    }
+}
+
+/// One beat; returns how long the store took.
+async fn beat(fleet: &Fleet, connection: &Connection, progress: &mut Progress) -> Result<Duration, StoreError> {
+    let own = own_record(fleet).ok_or(StoreError::Malformed)?;
+    let mut candidate = [0; 8];
+    rand::fill(&mut candidate).map_err(|_| StoreError::Malformed)?;
+    progress.beats += 1;
+    if progress.beats % FULL_EVERY == 0 {
+        progress.read = 0;
+    }
+    let index = ["m", "k", "kt", "ke", "e"].map(|name| fleet.plain_key(name));
+    let keys = [&[fleet.member_key(fleet.id)], index.as_slice()].concat();
+    let args = [
+        Arg::from(fleet.id.to_string().as_str()),
+        own.into(),
+        Arg::Int(i64::try_from(LIFE.as_millis()).unwrap_or(i64::MAX)),
+        Arg::from(progress.read.to_string().as_str()),
+        Arg::from(progress.epoch.as_slice()),
+        Arg::from(candidate.as_slice()),
+        Arg::from(fleet.plain_key("m:").as_str()),
+        Arg::from(MOST_MEMBERS),
+        Arg::Int(i64::try_from(marks::MOST).unwrap_or(i64::MAX)),
+    ];
+    let asked = Instant::now();
+    let answer = connection.eval(&BEAT, &keys, &args).await?;
+    let took = asked.elapsed();
+    let shown = Shown::read(&answer).ok_or(StoreError::Malformed)?;
+    let skew = fleet.clock.set(asked, Instant::now(), shown.time);
+    fleet.metrics.fleet_clock_skew.with_label_values(&[] as &[&str]).set(skew);
+    meet(fleet, &shown);
+    let changed = read_marks(fleet, &shown, progress);
+    write_marks(fleet, connection).await?;
+    if changed {
+        fleet.show_marks();
+    }
+    channel::judge_held(fleet);
+    Ok(took)
+}
+
+/// This process's record, sealed.
+fn own_record(fleet: &Fleet) -> Option<Vec<u8>> {
+    let sealer = &fleet.files.load().sealer;
+    sealer.seal(Purpose::Member, fleet.id.to_string().as_bytes(), &own(fleet).encode())
+}
+
+fn own(fleet: &Fleet) -> Member {
+    Member {
+        id: fleet.id,
+        node: fleet.settings.node.as_str().into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        config: fleet.config.load(Ordering::Relaxed),
+    }
+}
+
+/// What a beat has shown.
+#[derive(Debug)]
+struct Shown<'a> {
+    time: u64,
+    epoch: &'a [u8],
+    /// Whether all marks are there, and not only the changed ones.
+    whole: bool,
+    members: Vec<(&'a [u8], &'a [u8])>,
+    marks: Vec<(&'a [u8], &'a [u8])>,
+}
+
+impl<'a> Shown<'a> {
+    fn read(answer: &'a Value) -> Option<Self> {
+        let [seconds, micros, epoch, whole, members, marks] = answer.items() else { return None };
+        let number = |value: &Value| value.int().and_then(|number| u64::try_from(number).ok());
+        let pairs = |value: &'a Value| {
+            let (pairs, rest) = value.items().as_chunks::<2>();
+            let pair = |[one, other]: &'a [Value; 2]| Some((one.bytes()?, other.bytes()?));
+            rest.is_empty().then(|| pairs.iter().map(pair).collect::<Option<Vec<_>>>()).flatten()
+        };
+        Some(Self {
+            time: number(seconds)?.checked_mul(1_000_000)?.checked_add(number(micros)?)?,
+            epoch: epoch.bytes()?,
+            whole: number(whole)? == 1,
+            members: pairs(members)?,
+            marks: pairs(marks)?,
+        })
+    }
+}
+
+/// Takes over who lives.
+fn meet(fleet: &Fleet, shown: &Shown<'_>) {
+    let sealer = Arc::clone(&fleet.files.load().sealer);
+    let mut members = vec![own(fleet)];
+    for (id, record) in &shown.members {
+        let Some(member) = MemberId::parse(id) else {
+            fleet.reject(FleetRejection::Garbage, "member");
+            continue;
+        };
+        if member == fleet.id {
+            continue;
+        }
+        match sealer.open(Purpose::Member, id, record).map(|record| Member::decode(member, &record)) {
+            Ok(Some(member)) => members.push(member),
+            Ok(None) => fleet.reject(FleetRejection::Garbage, "member"),
+            Err(error) => fleet.reject(error.into(), "member"),
+        }
+    }
+    let members = Arc::new(Members::new(members));
+    let count = i64::try_from(members.len()).unwrap_or(i64::MAX);
+    fleet.metrics.fleet_members.with_label_values(&[] as &[&str]).set(count);
+    let me = own(fleet);
+    let differs = |member: &&Member| member.version == me.version && member.config != me.config;
+    let differing = i64::try_from(members.iter().filter(differs).count()).unwrap_or(i64::MAX);
+    fleet.metrics.fleet_config_mismatch.with_label_values(&[] as &[&str]).set(differing);
+    let most = fleet.divisor.lock().unwrap_or_else(super::PoisonError::into_inner).count(members.nodes());
+    fleet.most_members.store(most, Ordering::Relaxed);
+    fleet.members.store(members);
+}
+
+/// Takes over which marks have changed; returns whether anything is in force that was not before.
+fn read_marks(fleet: &Fleet, shown: &Shown<'_>, progress: &mut Progress) -> bool {
+    let sealer = Arc::clone(&fleet.files.load().sealer);
+    let members = fleet.members.load_full();
+    let mut table = fleet.table();
+    let mut changed = false;
+    for (field, value) in &shown.marks {
+        match table.read(fleet.id, shown.time, &sealer, field, value) {
+            Read::Changed => changed = true,
+            Read::Known => {}
+            Read::Rejected(error) => fleet.reject(error.into(), "mark"),
+        }
+    }
+    if table.names().is_none()
+        && let Some(names) = Names::random()
+    {
+        table.set((fleet.id, &members), (MarkKind::Names, &[], names.secret()), (shown.time, None));
+    }
+    if shown.whole {
+        let present: Vec<_> = shown.marks.iter().map(|(field, _)| *field).collect();
+        table.write_missing(&present);
+    }
+    changed |= table.refresh(fleet.id, &members, shown.time);
+    let names = table.names();
+    drop(table);
+    let is_same = |names: &Names| fleet.names.load().as_ref().is_some_and(|known| known.secret() == names.secret());
+    let other_names = names.is_some_and(|names| {
+        let is_new = !is_same(&names);
+        if is_new {
+            fleet.names.store(Some(Arc::new(names)));
+        }
+        is_new
+    });
+    if other_names || progress.epoch != shown.epoch {
+        fleet.generation.send_modify(|generation| *generation += 1);
+    }
+    progress.epoch = shown.epoch.to_vec();
+    progress.read = shown.time;
+    changed
+}
+
+/// Writes the marks that the store lacks, and tells the others.
+async fn write_marks(fleet: &Fleet, connection: &Connection) -> Result<(), StoreError> {
+    let keys = ["k", "kt", "ke"].map(|name| fleet.plain_key(name));
+    let mut written = false;
+    loop {
+        let sealer = Arc::clone(&fleet.files.load().sealer);
+        let Some(args) = fleet.table().unwritten(&sealer) else { break };
+        match connection.eval(&MARK, &keys, &args).await {
+            Ok(count) => written |= count.int().is_some_and(|count| count > 0),
+            Err(error) => {
+                fleet.table().unsure();
+                return Err(error);
+            }
+        }
+    }
+    if written {
+        fleet.send(Kind::Poke, 0, None, Vec::new());
+    }
+    Ok(())
+}
+
+/// Ends this member's life in the store.
+pub(super) async fn leave(fleet: &Fleet) {
+    let Some(link) = fleet.link.load_full() else { return };
+    let keys = [fleet.member_key(fleet.id), fleet.plain_key("m")];
+    let args = [Arg::from(fleet.id.to_string().as_str())];
+    let _ = timeout(LEAVING, link.eval(&LEAVE, &keys, &args)).await;
+}
