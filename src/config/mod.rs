@@ -166,6 +166,7 @@ impl Config {
         let Self { capabilities, tls, directory, tokens, trusted, routing, cache, limits, throttle, .. } = self;
         let listeners: Vec<_> = self.listeners.iter().map(|listener| (listener.protocol.name, listener.tls)).collect();
         let fleet = self.fleet.as_ref().map(|fleet| (&fleet.name, fleet.timeout));
+        let tls = Tls { certificates: Vec::new(), ..tls.clone() };
         let text = format!(
             "{listeners:?}{capabilities:?}{tls:?}{directory:?}{tokens:?}{trusted:?}{routing:?}{cache:?}{limits:?}\
              {throttle:?}{fleet:?}"

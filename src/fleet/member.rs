@@ -36,6 +36,8 @@ impl MemberId {
     /// As it stands in keys of the store.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok().filter(|text| text.len() == 16)?;
+        // `from_str_radix` alone would take a sign.
+        let text = Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
         u64::from_str_radix(text, 16).ok().map(Self)
     }
 }

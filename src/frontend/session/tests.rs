@@ -137,6 +137,7 @@ limits: {{{limits}}}
             directory: Arc::clone(&directory) as Arc<dyn Directory>,
             offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
             auth_http_key: None,
+            fleet: None,
             fingerprint: Fingerprint::of(&config),
             core: Arc::new(LoginCore {
                 config,
