@@ -42,6 +42,9 @@ struct Progress {
     /// Up to when, by the store's clock.
     read: u64,
     epoch: Vec<u8>,
+    /// When the newest mark was written, and how many there are.
+    newest: f64,
+    count: u64,
     beats: u32,
 }
 
@@ -199,13 +202,16 @@ struct Shown<'a> {
     epoch: &'a [u8],
     /// Whether all marks are there, and not only the changed ones.
     whole: bool,
+    newest: f64,
+    count: u64,
     members: Vec<(&'a [u8], &'a [u8])>,
     marks: Vec<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> Shown<'a> {
     fn read(answer: &'a Value) -> Option<Self> {
-        let [seconds, micros, epoch, whole, members, marks] = answer.items() else { return None };
+        let [seconds, micros, epoch, whole, extent, members, marks] = answer.items() else { return None };
+        let (newest, count) = std::str::from_utf8(extent.bytes()?).ok()?.split_once(' ')?;
         let number = |value: &Value| value.int().and_then(|number| u64::try_from(number).ok());
         let pairs = |value: &'a Value| {
             let (pairs, rest) = value.items().as_chunks::<2>();
@@ -216,6 +222,8 @@ impl<'a> Shown<'a> {
             time: number(seconds)?.checked_mul(1_000_000)?.checked_add(number(micros)?)?,
             epoch: epoch.bytes()?,
             whole: number(whole)? == 1,
+            newest: newest.parse().ok()?,
+            count: count.parse().ok()?,
             members: pairs(members)?,
             marks: pairs(marks)?,
         })
@@ -289,7 +297,10 @@ fn read_marks(fleet: &Fleet, shown: &Shown<'_>, progress: &mut Progress) -> bool
         fleet.generation.send_modify(|generation| *generation += 1);
     }
     progress.epoch = shown.epoch.to_vec();
-    progress.read = shown.time;
+    // Fewer marks, or older ones: they have ended, or somebody has put the old ones back.
+    let is_less = shown.newest < progress.newest || shown.count < progress.count;
+    progress.read = if is_less { 0 } else { shown.time };
+    (progress.newest, progress.count) = (shown.newest, shown.count);
     changed
 }
 

@@ -114,8 +114,30 @@ struct Entry {
     ends: u64,
     /// It has to be written.
     dirty: bool,
-    /// What stands in its place is no mark.
-    replaces: bool,
+    /// What it replaces.
+    replaces: Replaces,
+}
+
+/// What a mark may replace in the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Replaces {
+    /// A mark with an earlier version.
+    #[default]
+    Earlier,
+    /// Itself too, sealed under another line.
+    Itself,
+    /// Whatever is there: it is no mark.
+    Anything,
+}
+
+impl Replaces {
+    const fn code(self) -> i64 {
+        match self {
+            Self::Earlier => 0,
+            Self::Itself => 1,
+            Self::Anything => 2,
+        }
+    }
 }
 
 /// All marks that this member knows.
@@ -170,7 +192,7 @@ impl Table {
         let ends = lasts.map_or(NEVER, |lasts| (now / 1_000).saturating_add(micros_of(lasts) / 1_000));
         let addressed = if kind.is_event() { others(own, members).collect() } else { Vec::new() };
         let mark = Arc::new(Mark { kind, key: place.1.clone(), body: body.into(), version, origin: own });
-        let entry = Entry { mark, number, addressed, ends, dirty: true, replaces: false };
+        let entry = Entry { mark, number, addressed, ends, dirty: true, replaces: Replaces::Earlier };
         self.entries.insert(place, entry);
         self.publish();
         true
@@ -183,7 +205,7 @@ impl Table {
             Err(error) => {
                 // Whoever put it there also keeps others from reading the one that belongs there.
                 if let Some(entry) = self.of_field(field) {
-                    (entry.dirty, entry.replaces) = (true, true);
+                    (entry.dirty, entry.replaces) = (true, Replaces::Anything);
                 }
                 Read::Rejected(error)
             }
@@ -225,7 +247,7 @@ impl Table {
             return Read::Known;
         }
         let mark = Arc::new(mark);
-        let entry = Entry { mark, number, addressed: Vec::new(), ends, dirty: false, replaces: false };
+        let entry = Entry { mark, number, addressed: Vec::new(), ends, dirty: false, replaces: Replaces::Earlier };
         self.entries.insert(place, entry);
         self.publish();
         Read::Changed
@@ -272,12 +294,22 @@ impl Table {
             }
             let field = field_of(names.as_ref(), &entry.mark);
             let Some(sealed) = entry.seal(sealer, &field) else { continue };
-            let replaces = i64::from(std::mem::take(&mut entry.replaces));
+            let replaces = std::mem::take(&mut entry.replaces).code();
             args.extend([Arg::from(field.as_str()), Arg::from(entry.mark.version.to_string().as_str())]);
             args.extend([Arg::from(entry.ends.to_string().as_str()), Arg::Int(replaces), Arg::Bytes(sealed)]);
             entry.dirty = false;
         }
         (args.len() > 1).then_some(args)
+    }
+
+    /// The lines of the secret have changed: everything is sealed again, so that the oldest line can be removed.
+    pub(super) fn reseal(&mut self) {
+        for entry in self.entries.values_mut() {
+            entry.dirty = true;
+            if entry.replaces == Replaces::Earlier {
+                entry.replaces = Replaces::Itself;
+            }
+        }
     }
 
     /// What was to be written may not have been.

@@ -186,6 +186,7 @@ impl Fleet {
     /// Takes over what the files hold now, and the configuration's digest: for the next connection, and at once for what is sealed.
     pub(crate) fn update(&self, files: Arc<FleetFiles>, config: u64) {
         self.files.store(files);
+        self.table().reseal();
         self.config.store(config, Ordering::Relaxed);
         self.beat_now.notify_one();
     }
@@ -402,7 +403,10 @@ impl Fleet {
 
     fn reject(&self, reason: FleetRejection, what: &'static str) {
         self.metrics.fleet_rejected.of(reason).inc();
-        if let Some(suppressed) = self.repeats.allow(what, reason.label()) {
+        // What was sent before this process was known is no fault.
+        if reason != FleetRejection::NotAddressed
+            && let Some(suppressed) = self.repeats.allow(what, reason.label())
+        {
             warn!(what, reason = reason.label(), suppressed, "dropped what the fleet's store holds or sends");
         }
     }

@@ -60,7 +60,8 @@ impl Setting {
             password_file: None,
             ca: None,
             secret_file: PathBuf::new(),
-            timeout: Duration::from_millis(20),
+            // A busy machine is no slow store.
+            timeout: Duration::from_millis(500),
         };
         Self { settings, secrets: vec![1], password: None, tls: None, config: 1 }
     }
@@ -120,7 +121,8 @@ impl Node {
 
     fn all_rejected(&self) -> u64 {
         use crate::base::labels::Label as _;
-        FleetRejection::ALL.iter().map(|reason| self.rejected(*reason)).sum()
+        let noted = |reason: &&FleetRejection| **reason != FleetRejection::NotAddressed;
+        FleetRejection::ALL.iter().filter(noted).map(|reason| self.rejected(*reason)).sum()
     }
 
     fn dropped(&self) -> u64 {

@@ -37,4 +37,6 @@ if #fields > 0 then
     end
   end
 end
-return {tostring(time[1]), tostring(time[2]), epoch, since == 0 and 1 or 0, members, marks}
+local newest = redis.call('ZREVRANGE', KEYS[4], 0, 0, 'WITHSCORES')[2] or '0'
+local count = redis.call('ZCARD', KEYS[4])
+return {tostring(time[1]), tostring(time[2]), epoch, since == 0 and 1 or 0, newest .. ' ' .. count, members, marks}

@@ -1,6 +1,7 @@
 -- Writes marks; of two for the same field the later version stays.
 -- KEYS: marks, their times, their ends.
--- ARGV: the most marks, and for each its field, version (us), end (ms), whether it replaces what is there, sealed body.
+-- ARGV: the most marks, and for each its field, version (us), end (ms), what it replaces (0 what is
+-- earlier, 1 itself too, 2 anything), sealed body.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local written = 0
@@ -8,8 +9,9 @@ for at = 2, #ARGV, 5 do
   local field, version, ends = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local known = redis.call('HGET', KEYS[1], field)
   local newest = known and tonumber(string.match(known, '^(%d+) ')) or -1
+  local replaces = tonumber(ARGV[at + 3])
   local fits = known or redis.call('HLEN', KEYS[1]) < tonumber(ARGV[1])
-  if fits and ends * 1000 > now and (newest < version or ARGV[at + 3] == '1') then
+  if fits and ends * 1000 > now and (newest < version or replaces == 1 and newest == version or replaces == 2) then
     redis.call('HSET', KEYS[1], field, ARGV[at + 1] .. ' ' .. ARGV[at + 2] .. ' ' .. ARGV[at + 4])
     redis.call('ZADD', KEYS[2], string.format('%.0f', now), field)
     redis.call('ZADD', KEYS[3], ARGV[at + 2], field)
