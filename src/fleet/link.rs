@@ -20,6 +20,8 @@ use crate::base::clock::jittered;
 const LIFE: Duration = Duration::from_secs(10);
 /// Between two beats.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// How long the members that were there before a store was emptied still count: two beats.
+const COMING_BACK: Duration = Duration::from_secs(5);
 /// The least between two beats, whatever is to be read.
 const LEAST_PAUSE: Duration = Duration::from_millis(20);
 /// How long a beat may take until the connection counts as broken, together with the one after it.
@@ -46,11 +48,13 @@ struct Progress {
     newest: f64,
     count: u64,
     beats: u32,
+    /// When the store was emptied, or another was taken: members come back to it one by one.
+    emptied: Option<Instant>,
 }
 
 /// Keeps a connection until the process ends.
 pub(super) async fn run(fleet: &Fleet) {
-    let mut pause = PAUSES.0;
+    let (mut pause, mut progress) = (PAUSES.0, Progress::default());
     loop {
         match connect(fleet).await {
             Ok((at, connection, driver)) => {
@@ -58,7 +62,7 @@ pub(super) async fn run(fleet: &Fleet) {
                 fleet.place.send_replace(Some(at));
                 let error = tokio::select! {
                     () = driver => StoreError::Lost,
-                    error = beat_on(fleet, &connection, at) => error,
+                    error = beat_on(fleet, &connection, at, &mut progress) => error,
                 };
                 fleet.link.store(None);
                 fleet.place.send_replace(None);
@@ -103,8 +107,8 @@ async fn is_preferred_back(fleet: &Fleet, at: usize) -> bool {
 }
 
 /// Beats on a connection until it is of no use.
-async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize) -> StoreError {
-    let (mut progress, mut failures, mut probed) = (Progress::default(), 0, Instant::now());
+async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progress: &mut Progress) -> StoreError {
+    let (mut failures, mut probed) = (0, Instant::now());
     loop {
         if at > 0 && probed.elapsed() >= PROBE_EVERY {
             probed = Instant::now();
@@ -113,7 +117,7 @@ async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize) -> Stor
             }
         }
         let began = Instant::now();
-        match timeout(PATIENCE, beat(fleet, connection, &mut progress)).await.unwrap_or(Err(StoreError::Late)) {
+        match timeout(PATIENCE, beat(fleet, connection, progress)).await.unwrap_or(Err(StoreError::Late)) {
             Ok(took) => {
                 failures = 0;
                 if took <= fleet.settings.timeout && fleet.names.load().is_some() {
@@ -170,7 +174,10 @@ async fn beat(fleet: &Fleet, connection: &Connection, progress: &mut Progress) -
     let shown = Shown::read(&answer).ok_or(StoreError::Malformed)?;
     let skew = fleet.clock.set(asked, Instant::now(), shown.time);
     fleet.metrics.fleet_clock_skew.with_label_values(&[] as &[&str]).set(skew);
-    meet(fleet, &shown);
+    if !progress.epoch.is_empty() && progress.epoch != shown.epoch {
+        progress.emptied = Some(asked);
+    }
+    meet(fleet, &shown, progress.emptied.is_some_and(|at| at.elapsed() < COMING_BACK));
     let changed = read_marks(fleet, &shown, progress);
     write_marks(fleet, connection).await?;
     if changed {
@@ -231,7 +238,7 @@ impl<'a> Shown<'a> {
 }
 
 /// Takes over who lives.
-fn meet(fleet: &Fleet, shown: &Shown<'_>) {
+fn meet(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
     let sealer = Arc::clone(&fleet.files.load().sealer);
     let mut members = vec![own(fleet)];
     for (id, record) in &shown.members {
@@ -247,6 +254,11 @@ fn meet(fleet: &Fleet, shown: &Shown<'_>) {
             Ok(None) => fleet.reject(FleetRejection::Garbage, "member"),
             Err(error) => fleet.reject(error.into(), "member"),
         }
+    }
+    if coming_back {
+        let before = fleet.members.load();
+        let gone = before.iter().filter(|member| !members.iter().any(|known| known.id == member.id));
+        members.extend(gone.cloned().collect::<Vec<_>>());
     }
     let members = Arc::new(Members::new(members));
     let count = i64::try_from(members.len()).unwrap_or(i64::MAX);
