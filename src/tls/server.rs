@@ -167,7 +167,7 @@ impl Policy {
         (clients, rules): (ClientCertificates, ClientRules),
         suites: Option<&[SupportedCipherSuite]>,
         resolver: &Arc<BySni>,
-        keys: Option<&Arc<TicketKeys>>,
+        keys: Option<&Arc<KeyLines>>,
     ) -> Result<Self, Vec<TlsProblem>> {
         let mut by_group = Vec::with_capacity(tls.groups.len());
         for group in &tls.groups {
