@@ -59,7 +59,7 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
     };
     let done = AtomicUsize::new(0);
     let looking = diagnose::inspect(&snapshot, &metrics, sample.as_ref(), &done);
-    let of = format!("of {} checked", config.routing.backends.len() + 2);
+    let of = format!("of {} checked", config.routing.backends.len() + 3);
     let report = progress::watched(&done, &of, false, looking).await;
     if arguments.json {
         match serde_json::to_string_pretty(&report) {

@@ -207,3 +207,4 @@ mod mistakes;
 mod tokens;
 
 mod example;
+mod fleet;

@@ -8,6 +8,7 @@ mod backend_advice;
 mod backends;
 mod certificates;
 mod directory;
+mod fleet;
 pub(crate) mod table;
 mod tokens;
 
@@ -87,7 +88,7 @@ impl Finding {
 /// One server, as far as it was looked at.
 #[derive(Debug, Serialize)]
 pub(crate) struct Subject {
-    /// `directory`, `issuer`, `backend`, `protocol` or `usher`.
+    /// `directory`, `issuer`, `store`, `backend`, `protocol` or `usher`.
     pub kind: &'static str,
     /// Its URL, or the backend's or protocol's name.
     pub name: String,
@@ -146,7 +147,15 @@ pub(crate) async fn inspect(
     };
     let config = &snapshot.config;
     let acting = acting::findings(config, &*snapshot.directory);
-    let (examined, inspected, issuers, acting) = tokio::join!(directory, backends, issuers, acting);
+    let stores = async {
+        let inspected = match (&config.fleet, &snapshot.fleet) {
+            (Some(settings), Some(files)) => crate::fleet::inspect(settings, files).await,
+            (_, _) => Vec::new(),
+        };
+        counted();
+        inspected
+    };
+    let (examined, inspected, issuers, acting, stores) = tokio::join!(directory, backends, issuers, acting, stores);
     let mut subjects = Vec::new();
     let own: Vec<_> = served(&snapshot.tls).into_iter().chain(acting).collect();
     if !own.is_empty() {
@@ -160,6 +169,9 @@ pub(crate) async fn inspect(
     }
     subjects.extend(examined.iter().map(|examined| directory::subject(config, examined, sample)));
     subjects.extend(issuers.iter().map(tokens::subject));
+    if let Some(settings) = &config.fleet {
+        subjects.extend(stores.iter().map(|store| fleet::subject(settings, store)));
+    }
     for (name, inspected) in &inspected {
         let settings = config.routing.backends.iter().find(|settings| settings.name == *name);
         let (Some(settings), Some(backend)) = (settings, snapshot.backends.get(name)) else { continue };

@@ -28,6 +28,8 @@ const LEAST_PAUSE: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// After this many beats everything is read again: the store may have lost a part.
 const FULL_EVERY: u32 = 30;
+/// For this many beats names that cannot be read are waited for.
+const NAMELESS: u32 = 5;
 /// The most members.
 const MOST_MEMBERS: u32 = 512;
 /// The pause after a connection that could not be opened: the first, and the longest.
@@ -277,15 +279,21 @@ fn read_marks(fleet: &Fleet, shown: &Shown<'_>, progress: &mut Progress) -> bool
     let sealer = Arc::clone(&fleet.files.load().sealer);
     let members = fleet.members.load_full();
     let mut table = fleet.table();
-    let mut changed = false;
+    let (mut changed, mut unread_names) = (false, false);
     for (field, value) in &shown.marks {
         match table.read(fleet.id, shown.time, &sealer, field, value) {
             Read::Changed => changed = true,
             Read::Known => {}
-            Read::Rejected(error) => fleet.reject(error.into(), "mark"),
+            Read::Rejected(error) => {
+                unread_names |= *field == marks::NAMES_FIELD.as_bytes();
+                fleet.reject(error.into(), "mark");
+            }
         }
     }
+    // Others have names that this process cannot read yet: they are sealed again, or replaced, within a beat or two.
+    let waits = unread_names && members.len() > 1 && progress.beats < NAMELESS;
     if table.names().is_none()
+        && !waits
         && let Some(names) = Names::random()
     {
         table.set((fleet.id, &members), (MarkKind::Names, &[], names.secret()), (shown.time, None));
@@ -310,7 +318,7 @@ fn read_marks(fleet: &Fleet, shown: &Shown<'_>, progress: &mut Progress) -> bool
     }
     progress.epoch = shown.epoch.to_vec();
     // Fewer marks, or older ones: they have ended, or somebody has put the old ones back.
-    let is_less = shown.newest < progress.newest || shown.count < progress.count;
+    let is_less = waits || shown.newest < progress.newest || shown.count < progress.count;
     progress.read = if is_less { 0 } else { shown.time };
     (progress.newest, progress.count) = (shown.newest, shown.count);
     changed

@@ -33,7 +33,7 @@ const BATCH: usize = 64;
 /// The end of what has none: the year 9999, in milliseconds.
 const NEVER: u64 = 253_402_300_799_000;
 /// The field of the fleet's names, which no name is needed for.
-const NAMES_FIELD: &str = "names";
+pub(super) const NAMES_FIELD: &str = "names";
 
 labels! {
     /// What a mark says.

@@ -12,6 +12,7 @@
 mod breaker;
 mod channel;
 mod clock;
+mod inspect;
 mod link;
 mod marks;
 mod member;
@@ -50,6 +51,7 @@ use seal::Names;
 use store::Connection;
 use writes::Write;
 
+pub(crate) use inspect::{InspectedStore, StoreFacts, inspect};
 pub(crate) use marks::{Mark, MarkKind, Marks};
 pub(crate) use member::{Member, MemberId, Members};
 pub(crate) use messages::{Answer, LARGEST_ANSWER, LARGEST_NOTICE, Message, NoAnswer};

@@ -209,14 +209,36 @@ impl Connection {
                 (_, _) => {}
             }
         }
+        match self.load().await {
+            // Then each is sent as a whole when it is not known.
+            Err(StoreError::Rights) => Ok(()),
+            loaded => loaded,
+        }
+    }
+
+    /// Loads all scripts.
+    ///
+    /// # Errors
+    /// The store does not take them.
+    pub(super) async fn load(&self) -> Result<(), StoreError> {
         for script in ALL {
-            match self.command(redis::cmd("SCRIPT").arg("LOAD").arg(script.text())).await {
-                // Then each is sent as a whole when it is not known.
-                Ok(_) | Err(StoreError::Rights) => {}
-                Err(error) => return Err(error),
-            }
+            self.command(redis::cmd("SCRIPT").arg("LOAD").arg(script.text())).await?;
         }
         Ok(())
+    }
+
+    /// What the store does when its memory is full.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub(super) async fn eviction(&self) -> Result<Option<String>, StoreError> {
+        let info = self.command(redis::cmd("INFO").arg("memory")).await?;
+        let info = match &info {
+            redis::Value::VerbatimString { text, .. } => text.as_bytes(),
+            other => text(other).ok_or(StoreError::Malformed)?,
+        };
+        let line = info.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"maxmemory_policy:"));
+        Ok(line.map(|policy| String::from_utf8_lossy(policy.trim_ascii()).chars().take(32).collect()))
     }
 
     async fn command(&self, command: &redis::Cmd) -> Result<redis::Value, StoreError> {

@@ -9,6 +9,7 @@ mod redis;
 
 mod faults;
 mod hostile;
+mod inspected;
 mod marks;
 mod together;
 

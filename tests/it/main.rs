@@ -31,6 +31,7 @@ mod external;
 mod external_rules;
 mod faults;
 mod field;
+mod fleet;
 mod flood;
 mod health;
 mod hostile_directory;

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 
 use crate::kit::issuer::ScriptedIssuer;
+use crate::kit::process::write_secret;
+use crate::kit::redis::Redis;
 use crate::kit::{Config, Imap, Usher, dovecot, password_of};
 
 /// usher with tasks that panic this often.
@@ -25,7 +27,7 @@ fn tasks(usher: &Usher) -> BTreeSet<String> {
 }
 
 /// Tasks that this test makes panic; the others do not run with this configuration.
-const PANICKED: [&str; 15] = [
+const PANICKED: [&str; 18] = [
     "listener",
     "auth_http",
     "side_port",
@@ -41,17 +43,23 @@ const PANICKED: [&str; 15] = [
     "backend_probe",
     "resolver",
     "token_keys",
+    "fleet_link",
+    "fleet_channel",
+    "fleet_writes",
 ];
 /// A task that runs once there are unused connections.
 const STARTED_BY_LOGIN: [&str; 1] = ["directory_sweep"];
 
 #[test]
 fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
-    let issuer = ScriptedIssuer::start();
+    let (issuer, store) = (ScriptedIssuer::start(), Redis::start());
+    let address = format!("redis://127.0.0.1:{}", store.port);
     let mut config = issuer
         .configured(Config::shared())
         .set("/directory/watch", "auto")
+        .set("/fleet", serde_json::json!({"name": "mail", "store": address, "secret_file": "fleet.secret"}))
         .set("/auth_http", serde_json::json!({"address": "127.0.0.1:0", "allow": ["127.0.0.1"]}));
+    write_secret(&config.path("fleet.secret"), "A".repeat(64));
     for backend in 0..2 {
         config.change(&format!("/routing/backends/{backend}/probe"), "greeting");
     }

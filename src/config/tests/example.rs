@@ -23,7 +23,8 @@ fn values(key: &str) -> Vec<&'static str> {
 fn example_has_every_key() {
     // An unknown key in each section of SOUND makes the error list the existing ones.
     let acting = "impersonation: {admins: ['o=a'], networks: 192.0.2.1}\n";
-    let mut text = format!("{SOUND}{TOKENS}{acting}");
+    let fleet = "fleet: {name: mail, store: 'redis://[::1]', secret_file: fleet.secret}\n";
+    let mut text = format!("{SOUND}{TOKENS}{acting}{fleet}");
     for (from, to) in [
         ("  - issuer: https://idp", "  - zzz: 1\n    issuer: https://idp"),
         ("introspection: {", "introspection: {zzz: 1, "),
@@ -51,13 +52,14 @@ fn example_has_every_key() {
         ("{user", "{zzz: 1, user"),
         ("{format", "{zzz: 1, format"),
         ("impersonation: {", "impersonation: {zzz: 1, "),
+        ("fleet: {", "fleet: {zzz: 1, "),
         ("log:", "zzz: 1\nlog:"),
     ] {
         assert!(text.contains(from), "{from}");
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 27, "{problems:#?}");
+    assert_eq!(problems.len(), 28, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -172,6 +174,21 @@ fn commented_issuers_are_valid() {
     assert_eq!(config.tokens.len(), 2);
     let [warning] = config.warnings.as_slice() else { panic!("{:?}", config.warnings) };
     assert_eq!(warning.key, "tokens[1].login_claim");
+}
+
+#[test]
+fn commented_fleet_is_valid() {
+    let (before, rest) = EXAMPLE.split_once("# fleet:\n").unwrap();
+    let (lines, behind) = rest.split_once("\n\n").unwrap();
+    let lines: String = lines.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap())).collect();
+    let config = parse_text(&format!("{before}fleet:\n{lines}\n{behind}")).unwrap();
+    assert_eq!(config.warnings, []);
+    let fleet = config.fleet.unwrap();
+    let default = "fleet: {name: mail, store: \"rediss://store.example.com\", secret_file: fleet.secret, node: mail1}";
+    let default = parse_text(&format!("{EXAMPLE}\n{default}\n")).unwrap().fleet.unwrap();
+    assert_eq!((fleet.timeout, fleet.node), (default.timeout, default.node));
+    assert_eq!(fleet.stores, default.stores);
+    assert!(fleet.user.is_some() && fleet.password_file.is_some() && fleet.ca.is_some());
 }
 
 #[test]

@@ -147,7 +147,6 @@ async fn secret_rotates_without_a_gap() {
             assert_eq!(&*received(&mut at_b).await.body, &secrets[..]);
             count += 2;
             assert_eq!((a.count("bob").await, b.count("bob").await), (Ok(count - 1), Ok(count)));
-            // Long enough for the fleet's own marks to be sealed again.
             until("a beat", || a.is_up() && b.is_up() && a.members().len() == 2 && b.members().len() == 2).await;
         }
     }

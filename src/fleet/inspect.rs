@@ -1,0 +1,136 @@
+//! Whether a store is as it should be, for `usher check --connect`: it answers soon, evicts nothing, and lets its user do
+//! what the fleet does.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::script::{Arg, RIGHTS};
+use super::seal::StoreKey;
+use super::store::{Connection, FleetFiles, StoreError};
+use crate::config;
+
+/// How long a store may take for all questions.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the time of an answer is measured.
+const MEASURED: usize = 9;
+
+/// What scripts do, by the right that it needs; KEY stands for a key.
+const COMMANDS: [(&str, &str); 28] = [
+    ("+time", "TIME"),
+    ("+get", "GET KEY"),
+    ("+set", "SET KEY 1 PX 1000"),
+    ("+incrby", "INCRBY KEY 1"),
+    ("+exists", "EXISTS KEY"),
+    ("+pexpire", "PEXPIRE KEY 1000"),
+    ("+pexpireat", "PEXPIREAT KEY 32503680000000"),
+    ("+pttl", "PTTL KEY"),
+    ("+del", "DEL KEY"),
+    ("+hset", "HSET KEY a 1"),
+    ("+hget", "HGET KEY a"),
+    ("+hmget", "HMGET KEY a"),
+    ("+hgetall", "HGETALL KEY"),
+    ("+hincrby", "HINCRBY KEY a 1"),
+    ("+hlen", "HLEN KEY"),
+    ("+hdel", "HDEL KEY a"),
+    ("+zadd", "ZADD KEY 1 a"),
+    ("+zscore", "ZSCORE KEY a"),
+    ("+zcard", "ZCARD KEY"),
+    ("+zrange", "ZRANGE KEY 0 -1"),
+    ("+zrevrange", "ZREVRANGE KEY 0 -1"),
+    ("+zrangebyscore", "ZRANGEBYSCORE KEY 0 1"),
+    ("+zremrangebyscore", "ZREMRANGEBYSCORE KEY 0 1"),
+    ("+zremrangebyrank", "ZREMRANGEBYRANK KEY 0 1"),
+    ("+zrem", "ZREM KEY a"),
+    ("+sadd", "SADD KEY a"),
+    ("+scard", "SCARD KEY"),
+    ("+smembers", "SMEMBERS KEY"),
+];
+
+/// A store, as far as it was looked at.
+#[derive(Debug)]
+pub(crate) struct InspectedStore {
+    /// Its URL.
+    pub(crate) store: String,
+    /// What it is like, or why it cannot be used.
+    pub(crate) found: Result<StoreFacts, StoreError>,
+}
+
+/// What a store is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoreFacts {
+    /// The median time of an answer.
+    pub(crate) latency: Duration,
+    /// What it does when its memory is full; `None`: its user may not read it.
+    pub(crate) eviction: Option<String>,
+    /// The rights that its user lacks.
+    pub(crate) missing: Vec<String>,
+}
+
+/// Looks at every store of a fleet.
+pub(crate) async fn inspect(settings: &config::Fleet, files: &FleetFiles) -> Vec<InspectedStore> {
+    let mut stores = Vec::with_capacity(settings.stores.len());
+    for address in &settings.stores {
+        let found = async {
+            let (connection, driver) = Connection::open(address, settings, files, None).await?;
+            tokio::select! {
+                found = timeout(PATIENCE, look(&connection, settings)) => found.unwrap_or(Err(StoreError::Late)),
+                () = driver => Err(StoreError::Lost),
+            }
+        };
+        stores.push(InspectedStore { store: address.to_string(), found: found.await });
+    }
+    stores
+}
+
+async fn look(connection: &Connection, settings: &config::Fleet) -> Result<StoreFacts, StoreError> {
+    let mut missing = Vec::new();
+    let mut may = |right: &str, result: Result<(), StoreError>| match result {
+        Ok(()) => Ok(()),
+        Err(StoreError::Rights) => {
+            missing.push(right.to_owned());
+            Ok(())
+        }
+        Err(error) => Err(error),
+    };
+    may("+ping", connection.ping().await)?;
+    let channel = format!("usher:{}:check", settings.name);
+    let pattern = |sign: char| format!("{sign}usher:{}:*", settings.name);
+    // Another channel of nobody shows whether it is the command or the channel.
+    may(&format!("+publish or {}", pattern('&')), connection.publish(&channel, b"").await)?;
+    may(&format!("+subscribe or {}", pattern('&')), connection.subscribe(&[channel]).await)?;
+    may("+script|load", connection.load().await)?;
+    let key = StoreKey::plain(&settings.name, "check");
+    let commands: Vec<Arg> = COMMANDS.iter().map(|(_, command)| Arg::from(*command)).collect();
+    match connection.eval(&RIGHTS, &[key.clone()], &commands).await {
+        Ok(answer) => {
+            let denied = |code: i64| {
+                let results = COMMANDS.iter().zip(answer.items());
+                results.filter(move |(_, result)| result.int() == Some(code)).map(|((right, _), _)| (*right).to_owned())
+            };
+            missing.extend(denied(1));
+            if denied(2).next().is_some() {
+                missing.push(pattern('~'));
+            }
+        }
+        Err(StoreError::Rights) => missing.push(format!("+eval, +evalsha or {}", pattern('~'))),
+        Err(error) => return Err(error),
+    }
+    let mut times = Vec::with_capacity(MEASURED);
+    for _ in 0..MEASURED {
+        let asked = Instant::now();
+        // An error is an answer, too.
+        match connection.eval(&RIGHTS, &[key.clone()], &[]).await {
+            Ok(_) | Err(StoreError::Rights) => times.push(asked.elapsed()),
+            Err(error) => return Err(error),
+        }
+    }
+    times.sort_unstable();
+    let latency = times.get(MEASURED / 2).copied().unwrap_or_default();
+    let eviction = match connection.eviction().await {
+        Ok(eviction) => eviction,
+        Err(StoreError::Rights) => None,
+        Err(error) => return Err(error),
+    };
+    Ok(StoreFacts { latency, eviction, missing })
+}
