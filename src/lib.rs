@@ -21,6 +21,8 @@ mod config_files;
 mod demo;
 mod diagnose;
 mod directory;
+// Counts, commands and the brake are built on it.
+#[allow(dead_code, unused_imports, reason = "they use the rest")]
 mod fleet;
 mod frontend;
 #[cfg(feature = "internals")]

@@ -172,6 +172,9 @@ impl Config {
             "{listeners:?}{capabilities:?}{tls:?}{directory:?}{tokens:?}{impersonation:?}{trusted:?}{routing:?}{cache:?}{limits:?}\
              {throttle:?}{fleet:?}"
         );
+        // Relative paths are the same wherever the configuration is.
+        let folder = self.file.parent().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
+        let text = if folder.is_empty() { text } else { text.replace(&folder, "") };
         context.update(text.as_bytes());
         let sum = context.finish();
         sum.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))

@@ -102,7 +102,7 @@ async fn look(connection: &Connection, settings: &config::Fleet) -> Result<Store
     may("+script|load", connection.load().await)?;
     let key = StoreKey::plain(&settings.name, "check");
     let commands: Vec<Arg> = COMMANDS.iter().map(|(_, command)| Arg::from(*command)).collect();
-    match connection.eval(&RIGHTS, &[key.clone()], &commands).await {
+    match connection.eval(&RIGHTS, std::slice::from_ref(&key), &commands).await {
         Ok(answer) => {
             let denied = |code: i64| {
                 let results = COMMANDS.iter().zip(answer.items());
@@ -120,7 +120,7 @@ async fn look(connection: &Connection, settings: &config::Fleet) -> Result<Store
     for _ in 0..MEASURED {
         let asked = Instant::now();
         // An error is an answer, too.
-        match connection.eval(&RIGHTS, &[key.clone()], &[]).await {
+        match connection.eval(&RIGHTS, std::slice::from_ref(&key), &[]).await {
             Ok(_) | Err(StoreError::Rights) => times.push(asked.elapsed()),
             Err(error) => return Err(error),
         }

@@ -112,6 +112,9 @@ async fn is_preferred_back(fleet: &Fleet, at: usize) -> bool {
 async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progress: &mut Progress) -> StoreError {
     let (mut failures, mut probed) = (0, Instant::now());
     loop {
+        if fleet.left.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
         if at > 0 && probed.elapsed() >= PROBE_EVERY {
             probed = Instant::now();
             if is_preferred_back(fleet, at).await {
@@ -125,9 +128,10 @@ async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progres
                 if took <= fleet.settings.timeout && fleet.names.load().is_some() {
                     fleet.link.store(Some(Arc::clone(connection)));
                     if fleet.breaker.close() {
-                        fleet.metrics.fleet_up.with_label_values(&[] as &[&str]).set(1);
                         info!(fleet = fleet.settings.name, members = fleet.members.load().len(), "joined the fleet");
                     }
+                } else if took > fleet.settings.timeout && fleet.breaker.late() {
+                    fleet.down(&StoreError::Late);
                 }
             }
             Err(error) => {
@@ -142,6 +146,8 @@ async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progres
                 }
             }
         }
+        // Here and not where it changes: a late answer and a beat may do both at once.
+        fleet.metrics.fleet_up.with_label_values(&[] as &[&str]).set(i64::from(fleet.is_up()));
         sleep(LEAST_PAUSE.saturating_sub(began.elapsed())).await;
         // Nobody beats in step.
         let _ = timeout(jittered(BEAT_EVERY), fleet.beat_now.notified()).await;
@@ -154,7 +160,7 @@ async fn beat(fleet: &Fleet, connection: &Connection, progress: &mut Progress) -
     let mut candidate = [0; 8];
     rand::fill(&mut candidate).map_err(|_| StoreError::Malformed)?;
     progress.beats += 1;
-    if progress.beats % FULL_EVERY == 0 {
+    if progress.beats.is_multiple_of(FULL_EVERY) {
         progress.read = 0;
     }
     let index = ["m", "k", "kt", "ke", "e"].map(|name| fleet.plain_key(name));
@@ -347,6 +353,7 @@ async fn write_marks(fleet: &Fleet, connection: &Connection) -> Result<(), Store
 
 /// Ends this member's life in the store.
 pub(super) async fn leave(fleet: &Fleet) {
+    fleet.left.store(true, Ordering::Release);
     let Some(link) = fleet.link.load_full() else { return };
     let keys = [fleet.member_key(fleet.id), fleet.plain_key("m")];
     let args = [Arg::from(fleet.id.to_string().as_str())];

@@ -366,6 +366,12 @@ fn bound(field: &[u8], version: u64, ends: u64) -> Vec<u8> {
     [field, b"|", version.to_string().as_bytes(), b"|", ends.to_string().as_bytes()].concat()
 }
 
+/// A part of a text, behind its length.
+fn part(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, text) = text.split_first_chunk()?;
+    text.split_at_checked(u16::from_be_bytes(*length).into())
+}
+
 /// A mark as it was read.
 #[derive(Debug)]
 struct Stored {
@@ -390,20 +396,15 @@ impl Stored {
     fn decode(text: &[u8], version: u64, ends: u64) -> Option<Self> {
         let (origin, text) = text.split_first_chunk()?;
         let (number, text) = text.split_first_chunk()?;
-        let part = |text: &[u8]| -> Option<(Box<[u8]>, Box<[u8]>)> {
-            let (length, text) = text.split_first_chunk()?;
-            let (part, rest) = text.split_at_checked(u16::from_be_bytes(*length).into())?;
-            Some((part.into(), rest.into()))
-        };
         let (kind, text) = part(text)?;
-        let (key, text) = part(&text)?;
-        let kind = MarkKind::ALL.iter().copied().find(|known| known.label().as_bytes() == &*kind)?;
+        let (key, text) = part(text)?;
+        let kind = MarkKind::ALL.iter().copied().find(|known| known.label().as_bytes() == kind)?;
         let (count, text) = text.split_first_chunk()?;
         let (ids, body) = text.split_at_checked(8 * usize::from(u16::from_be_bytes(*count)))?;
         let (ids, _) = ids.as_chunks();
         let addressed = ids.iter().map(|id| MemberId(u64::from_be_bytes(*id))).collect();
         let origin = MemberId(u64::from_be_bytes(*origin));
-        let mark = Mark { kind, key, body: body.into(), version, origin };
+        let mark = Mark { kind, key: key.into(), body: body.into(), version, origin };
         (mark.key.len().max(mark.body.len()) <= LONGEST).then_some(Self {
             mark,
             number: u64::from_be_bytes(*number),

@@ -227,16 +227,19 @@ impl Inbox {
     }
 }
 
+/// The answer of a member.
+type Replied = (MemberId, Result<Vec<u8>, NoAnswer>);
+
 /// Questions that wait for answers.
 #[derive(Debug, Default)]
-pub(super) struct Asked(Mutex<HashMap<u64, mpsc::Sender<(MemberId, Result<Vec<u8>, NoAnswer>)>>>);
+pub(super) struct Asked(Mutex<HashMap<u64, mpsc::Sender<Replied>>>);
 
 /// A question of this process, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Question<'a> {
     asked: &'a Asked,
     pub(super) number: u64,
-    answers: mpsc::Receiver<(MemberId, Result<Vec<u8>, NoAnswer>)>,
+    answers: mpsc::Receiver<Replied>,
 }
 
 impl Drop for Question<'_> {

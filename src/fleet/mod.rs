@@ -27,7 +27,7 @@ mod writes;
 mod tests;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +58,7 @@ pub(crate) use messages::{Answer, LARGEST_ANSWER, LARGEST_NOTICE, Message, NoAns
 pub(crate) use script::{Arg, FleetScript, Value};
 pub(crate) use seal::{KeyKind, KeyedId, Sealer, StoreKey};
 pub(crate) use store::{FleetFiles, StoreError};
+pub(crate) use writes::Done;
 
 /// The tasks of a fleet, in the order in which they are started.
 pub(crate) const TASKS: [Task; 3] = [Task::FleetLink, Task::FleetChannel, Task::FleetWrites];
@@ -106,6 +107,8 @@ pub(crate) struct Fleet {
     /// Counts the stores that this process has met: what was written to another is gone.
     generation: watch::Sender<u64>,
     beat_now: Notify,
+    /// It has said goodbye.
+    left: AtomicBool,
     inbox: Inbox,
     asked: Asked,
     next_message: AtomicU64,
@@ -144,7 +147,11 @@ impl Fleet {
     ) -> Arc<Self> {
         let (outbox, outbox_out) = mpsc::channel(OUTBOX);
         let (writes, writes_out) = mpsc::channel(WRITES);
-        metrics.fleet_up.with_label_values(&[] as &[&str]).set(0);
+        // They exist from the first scrape.
+        for gauge in [&metrics.fleet_up, &metrics.fleet_members, &metrics.fleet_config_mismatch] {
+            gauge.with_label_values(&[] as &[&str]).set(0);
+        }
+        metrics.fleet_clock_skew.with_label_values(&[] as &[&str]).set(0.0);
         Arc::new(Self {
             settings,
             files: ArcSwap::new(files),
@@ -163,6 +170,7 @@ impl Fleet {
             marks: watch::Sender::new(Arc::default()),
             generation: watch::Sender::new(0),
             beat_now: Notify::new(),
+            left: AtomicBool::new(false),
             inbox: Inbox::default(),
             asked: Asked::default(),
             next_message: AtomicU64::new(1),
@@ -178,10 +186,12 @@ impl Fleet {
 
     /// Runs one of [`TASKS`]; never returns.
     pub(crate) async fn run(self: Arc<Self>, task: Task) {
-        match task {
-            Task::FleetLink => link::run(&self).await,
-            Task::FleetChannel => channel::run(&self).await,
-            _ => writes::run(&self).await,
+        if task == Task::FleetLink {
+            link::run(&self).await;
+        } else if task == Task::FleetChannel {
+            channel::run(&self).await;
+        } else {
+            writes::run(&self).await;
         }
     }
 
@@ -307,13 +317,7 @@ impl Fleet {
 
     /// Runs a script some time later, once: nothing waits for it. It is dropped, and counted, if the store is
     /// away or too many wait. `done` gets what it returned.
-    pub(crate) fn order(
-        &self,
-        script: &'static FleetScript,
-        keys: Vec<StoreKey>,
-        args: Vec<Arg>,
-        done: Option<Box<dyn FnOnce(&Value) + Send>>,
-    ) {
+    pub(crate) fn order(&self, script: &'static FleetScript, keys: Vec<StoreKey>, args: Vec<Arg>, done: Option<Done>) {
         let write = Write { script, keys, args, done };
         if !self.breaker.is_closed() || self.writes.try_send(write).is_err() {
             self.metrics.fleet_writes_dropped.inc();

@@ -23,8 +23,6 @@ use crate::tls::key_lines::KeyLines;
 const LINE: usize = 8;
 const KEY: usize = 32;
 const TAG: usize = 16;
-/// What sealing adds.
-pub(super) const OVERHEAD: usize = LINE + NONCE_LEN + TAG;
 /// The length of a keyed id.
 const ID: usize = 16;
 
@@ -244,7 +242,7 @@ mod tests {
     fn text_for_another_use_or_fleet_and_modified_text_are_refused() {
         let ours = sealer(&[1], "mail");
         let mut sealed = ours.seal(Purpose::Message, b"channel", b"text").unwrap();
-        assert_eq!(sealed.len(), 4 + OVERHEAD);
+        assert_eq!(sealed.len(), 4 + LINE + NONCE_LEN + TAG);
         assert!(ours.open(Purpose::Message, b"channel", &sealed).is_ok());
         assert_eq!(ours.open(Purpose::Message, b"other", &sealed), Err(SealError::Forged));
         assert_eq!(ours.open(Purpose::Member, b"channel", &sealed), Err(SealError::Forged));

@@ -3,6 +3,8 @@
 //! The protocol is the redis crate's; the bytes under it are usher's own TLS. A store that sends more than an answer may
 //! have is left. No text of the store is shown, only the word that its errors begin with: it could repeat the password.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "the enums of the redis crate are not exhaustive")]
+
 use std::fmt;
 use std::io;
 use std::pin::Pin;

@@ -13,12 +13,15 @@ const BATCH: usize = 128;
 /// How long they may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What is done with what a script has returned.
+pub(crate) type Done = Box<dyn FnOnce(&Value) + Send>;
+
 /// A script that is to run.
 pub(super) struct Write {
     pub(super) script: &'static FleetScript,
     pub(super) keys: Vec<StoreKey>,
     pub(super) args: Vec<Arg>,
-    pub(super) done: Option<Box<dyn FnOnce(&Value) + Send>>,
+    pub(super) done: Option<Done>,
 }
 
 impl fmt::Debug for Write {

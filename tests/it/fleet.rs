@@ -67,9 +67,10 @@ fn absent_frozen_and_slow_store_delay_no_login() {
     store.stop();
     let way = SlowWay::to(store.port);
     let usher = Usher::start(member(&url(way.port), "mx1"));
-    assert_eq!(usher.http("/ready").0, 200, "start-up does not wait");
     up(&usher, 0.0);
     login(&usher);
+    usher.wait_log("directory reachable", |_| true);
+    assert_eq!(usher.http("/ready").0, 200, "start-up does not wait");
     store.start_again();
     up(&usher, 1.0);
     // As long as without a store, and at most what was promised more, three times.

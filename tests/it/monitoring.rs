@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::kit::authority::Authority;
 use crate::kit::exposition::Exposition;
 use crate::kit::issuer::ScriptedIssuer;
+use crate::kit::process::write_secret;
 use crate::kit::process::{Running, Server, folder, free_port, read_text, run, wait_for_port};
 use crate::kit::usher::fetch;
 use crate::kit::{Config, Imap, Usher, password_of, wait_limit};
@@ -34,6 +35,9 @@ fn everything() -> Config {
     let authority = Authority::new("people");
     config.change("/tls/client_ca", authority.ca().display().to_string());
     config.change("/tls/crl", authority.revoke(&[], 2049).display().to_string());
+    // No store is there.
+    write_secret(&config.path("fleet.secret"), "A".repeat(64));
+    config.change("/fleet", json!({"name": "mail", "store": "redis://127.0.0.1:9", "secret_file": "fleet.secret"}));
     ScriptedIssuer::start().configured(config)
 }
 

@@ -70,7 +70,7 @@ fn digest_is_of_what_ushers_have_in_common() {
         assert!(text.contains(from), "{from}");
         assert_eq!(digest(&text), digest(&text.replacen(from, to, 1)), "{from}");
     }
-    for (from, to) in [("name: mail", "name: test"), ("connections: 100", "connections: 101")] {
+    for (from, to) in [("fleet: {name: mail", "fleet: {name: test"), ("connections: 100", "connections: 101")] {
         assert!(text.contains(from), "{from}");
         assert_ne!(digest(&text), digest(&text.replacen(from, to, 1)), "{from}");
     }

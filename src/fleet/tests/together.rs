@@ -85,7 +85,7 @@ async fn writes_are_written_behind() {
     let key = a.key(KeyKind::Sessions, &[b"bob"]).unwrap();
     for _ in 0..1_000 {
         let sender = sender.clone();
-        let done: Box<dyn FnOnce(&Value) + Send> = Box::new(move |value| sender.try_send(value.int()).unwrap());
+        let done: Done = Box::new(move |value| sender.try_send(value.int()).unwrap());
         a.order(&COUNT, vec![key.clone()], vec![1_i64.into()], Some(done));
     }
     let mut highest = None;
