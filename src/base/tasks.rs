@@ -58,6 +58,8 @@ labels! {
         FleetLink => "fleet_link",
         /// Receives and sends the fleet's messages.
         FleetChannel => "fleet_channel",
+        /// Carries out commands of other nodes of the fleet.
+        FleetCommands => "fleet_commands",
         /// Writes to the fleet's store what no login waits for.
         FleetWrites => "fleet_writes",
         /// Ends the sessions of a backend that is out of service.
@@ -84,6 +86,7 @@ impl Task {
             | Self::TokenKeys
             | Self::FleetLink
             | Self::FleetChannel
+            | Self::FleetCommands
             | Self::FleetWrites
             | Self::BackendDrain
             | Self::Kick => false,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use super::fleet;
 use super::running::{Running, age, say, say_json, table, with_query};
 use super::{FAILED, count};
 use crate::admin::control::encode;
@@ -26,7 +27,7 @@ const DRAIN_HELP: &str = "\
 Logins of its users are refused: \"Mail server is under maintenance, try again later\", with the
 code that clients take for an outage. Who is moved to another backend in the directory gets in there.
 Its sessions are ended politely, oldest first. It stays so over `usher reload` and `usher upgrade`, until
-`usher backends undrain`; a restart of usher forgets it.
+`usher backends undrain`; a restart of usher forgets it. With --fleet every node does it, and the\nfleet's store remembers it: who starts later obeys it, until `usher backends undrain --fleet`.
 
 Examples:
   usher backends drain server3             as fast as drain.max_closes_per_second says
@@ -41,6 +42,9 @@ pub(super) struct Args {
     /// Also every address, and each protocol's capabilities
     #[arg(long)]
     long: bool,
+    /// Ask every node of the fleet, and print by node
+    #[arg(long, global = true)]
+    fleet: bool,
     /// JSON instead of a table
     #[arg(long, global = true)]
     json: bool,
@@ -72,35 +76,47 @@ pub(super) async fn backends(config: &Path, arguments: &Args) -> Result<ExitCode
         Some(Command::Drain { name, rate }) => {
             let rate = rate.map(|rate| rate.to_string());
             let path = with_query(&path(name, "drain"), rate.as_deref().map(|rate| ("rate", rate)));
-            act(&running, &path, arguments.json).await
+            act(&running, &path, arguments).await
         }
-        Some(Command::Undrain { name }) => act(&running, &path(name, "undrain"), arguments.json).await,
+        Some(Command::Undrain { name }) => act(&running, &path(name, "undrain"), arguments).await,
     }
 }
 
-async fn act(running: &Running, path: &str, json: bool) -> Result<ExitCode, ExitCode> {
+async fn act(running: &Running, path: &str, arguments: &Args) -> Result<ExitCode, ExitCode> {
+    if arguments.fleet {
+        return fleet::ask(running, ("POST", path), arguments.json, |backend| said(&backend)).await;
+    }
     let answers = running.ask_all::<Backend>("POST", path).await?;
     let code = answers.code();
     for backend in merged(answers.all.into_iter().map(|backend| vec![backend]).collect()) {
-        if json {
+        if arguments.json {
             say_json(&backend);
-            continue;
+        } else {
+            say(said(&backend));
         }
-        let name = &backend.state.name;
-        let number: usize = backend.sessions.values().sum();
-        let (sessions, are) = (count(number, "session"), if number == 1 { "is" } else { "are" });
-        say(match backend.draining {
-            Some(Drain { rate: 0, .. }) => format!("{name} gets no new logins; its {sessions} {are} left open"),
-            Some(Drain { rate, .. }) => {
-                format!("{name} gets no new logins; its {sessions} {are} being ended, {rate} a second")
-            }
-            None => format!("{name} gets logins again"),
-        });
     }
     Ok(code)
 }
 
+/// What a drain or its end means.
+fn said(backend: &Backend) -> String {
+    let name = &backend.state.name;
+    let number: usize = backend.sessions.values().sum();
+    let (sessions, are) = (count(number, "session"), if number == 1 { "is" } else { "are" });
+    match backend.draining {
+        Some(Drain { rate: 0, .. }) => format!("{name} gets no new logins; its {sessions} {are} left open"),
+        Some(Drain { rate, .. }) => {
+            format!("{name} gets no new logins; its {sessions} {are} being ended, {rate} a second")
+        }
+        None => format!("{name} gets logins again"),
+    }
+}
+
 async fn show(running: &Running, arguments: &Args) -> Result<ExitCode, ExitCode> {
+    if arguments.fleet {
+        let show = |backends: Vec<Backend>| text(&backends, arguments.long);
+        return fleet::ask(running, ("GET", "/backends"), arguments.json, show).await;
+    }
     let answers = running.ask_all::<Vec<Backend>>("GET", "/backends").await?;
     let code = answers.code();
     let backends = merged(answers.all);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use super::fleet;
 use super::running::{Running, age, say, say_json, with_query};
 use super::{NO_USER, OK, count, fail};
 use crate::admin::control::{Cached, Dropped};
@@ -29,6 +30,9 @@ the control socket.";
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
+    /// Ask every node of the fleet, and print by node
+    #[arg(long, global = true)]
+    fleet: bool,
     /// JSON instead of text
     #[arg(long, global = true)]
     json: bool,
@@ -55,7 +59,19 @@ enum Command {
 pub(super) async fn cache(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let running = Running::of(config)?;
     match &arguments.command {
+        Command::Show { login } if arguments.fleet => {
+            let show = |found: Vec<Cached>| match found.as_slice() {
+                [] => "nothing is cached".to_owned(),
+                found => found.iter().map(text).collect::<Vec<_>>().join("\n"),
+            };
+            fleet::ask(&running, ("GET", &with_query("/cache", [("login", login.as_str())])), arguments.json, show)
+                .await
+        }
         Command::Show { login } => show(&running, login, arguments.json).await,
+        Command::Drop { login, .. } if arguments.fleet => {
+            let path = drop_path(login.as_deref());
+            fleet::ask(&running, ("POST", &path), arguments.json, |dropped| dropped_text(&dropped)).await
+        }
         Command::Drop { login, .. } => drop_entries(&running, login.as_deref(), arguments.json).await,
     }
 }
@@ -100,8 +116,7 @@ fn text(cached: &Cached) -> String {
 }
 
 async fn drop_entries(running: &Running, login: Option<&str>, json: bool) -> Result<ExitCode, ExitCode> {
-    let whom = login.map_or(("all", "true"), |login| ("login", login));
-    let answers = running.ask_all::<Dropped>("POST", &with_query("/cache/drop", [whom])).await?;
+    let answers = running.ask_all::<Dropped>("POST", &drop_path(login)).await?;
     let code = answers.code();
     let mut dropped = Dropped { entries: 0, dns: Vec::new() };
     for mut answer in answers.all {
@@ -115,9 +130,15 @@ async fn drop_entries(running: &Running, login: Option<&str>, json: bool) -> Res
         say_json(&dropped);
         return Ok(code);
     }
-    for dn in &dropped.dns {
-        say(Escaped(dn.as_bytes()));
-    }
-    say(format!("{} dropped", count(dropped.entries, "user")));
+    say(dropped_text(&dropped));
     Ok(code)
+}
+
+fn drop_path(login: Option<&str>) -> String {
+    with_query("/cache/drop", [login.map_or(("all", "true"), |login| ("login", login))])
+}
+
+fn dropped_text(dropped: &Dropped) -> String {
+    let dns = dropped.dns.iter().map(|dn| Escaped(dn.as_bytes()).to_string());
+    dns.chain([format!("{} dropped", count(dropped.entries, "user"))]).collect::<Vec<_>>().join("\n")
 }

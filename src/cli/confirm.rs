@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::count;
+use super::fleet::{self, ByNode};
 use super::running::{Running, say, say_json};
 use crate::admin::control::Confirmed;
 use crate::config;
@@ -17,6 +18,8 @@ pub(super) struct Args {
     /// Also apply changes that come within this time, for a planned move, such as 30m; at most 24h
     #[arg(long = "for", value_name = "TIME", value_parser = time, default_value = "0s")]
     time: Duration,
+    #[command(flatten)]
+    by_node: ByNode,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -30,15 +33,23 @@ fn time(text: &str) -> Result<Duration, String> {
 pub(super) async fn confirm(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let path = format!("/confirm/{}", arguments.time.as_secs());
     // After an upgrade the sessions there are moved by the process that has them.
-    let answers = Running::of(config)?.ask_all::<Confirmed>("POST", &path).await?;
+    let running = Running::of(config)?;
+    if arguments.by_node.fleet {
+        return fleet::ask(&running, ("POST", &path), arguments.json, |confirmed| text(&confirmed)).await;
+    }
+    let answers = running.ask_all::<Confirmed>("POST", &path).await?;
     let code = answers.code();
     let changes = answers.all.iter().map(|confirmed| confirmed.changes).max().unwrap_or_default();
     if arguments.json {
         say_json(&Confirmed { changes });
     } else {
-        say(format!("{} applied", count(changes, "change")));
+        say(text(&Confirmed { changes }));
     }
     Ok(code)
+}
+
+fn text(confirmed: &Confirmed) -> String {
+    format!("{} applied", count(confirmed.changes, "change"))
 }
 
 #[cfg(test)]

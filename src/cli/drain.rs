@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use super::fleet;
 use super::running::{Running, age, say, say_json, with_query};
 use super::{OK, count};
 use crate::admin::control::Leaving;
@@ -32,6 +33,9 @@ pub(super) struct Args {
     /// Revert --ready-only
     #[arg(long, conflicts_with = "ready_only")]
     undo: bool,
+    /// Of this node of the fleet, instead of the usher on this machine
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -41,19 +45,27 @@ pub(super) async fn drain(config: &Path, arguments: &Args) -> Result<ExitCode, E
     let ready_only = arguments.ready_only.then_some(("ready_only", "true"));
     let undo = arguments.undo.then_some(("undo", "true"));
     let path = with_query("/drain", ready_only.into_iter().chain(undo));
-    let leaving: Leaving = Running::of(config)?.ask("POST", &path).await?;
+    let running = Running::of(config)?;
+    if let Some(node) = &arguments.node {
+        return fleet::ask_node(&running, node, ("POST", &path), arguments.json, |leaving| text(&leaving)).await;
+    }
+    let leaving: Leaving = running.ask("POST", &path).await?;
     if arguments.json {
         say_json(&leaving);
-    } else if leaving.ends {
-        let sessions = count(leaving.sessions, "session");
-        let (delay, deadline) = (age(leaving.delay_seconds), age(leaving.deadline_seconds));
-        say(format!(
-            "draining: the listeners close in {delay}, {sessions} within {deadline} after that, then usher exits"
-        ));
-    } else if leaving.ready {
-        say("/ready replies 200 again");
     } else {
-        say("/ready replies 503; nothing else changes. `usher drain --undo` reverts it");
+        say(text(&leaving));
     }
     Ok(ExitCode::from(OK))
+}
+
+fn text(leaving: &Leaving) -> String {
+    if leaving.ends {
+        let sessions = count(leaving.sessions, "session");
+        let (delay, deadline) = (age(leaving.delay_seconds), age(leaving.deadline_seconds));
+        format!("draining: the listeners close in {delay}, {sessions} within {deadline} after that, then usher exits")
+    } else if leaving.ready {
+        "/ready replies 200 again".to_owned()
+    } else {
+        "/ready replies 503; nothing else changes. `usher drain --undo` reverts it".to_owned()
+    }
 }

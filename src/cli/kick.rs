@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::ArgGroup;
 
 use super::count;
+use super::fleet::{self, ByNode};
 use super::running::{Running, say, say_json, with_query};
 use super::sessions::{Which, listed, sorted};
 use crate::admin::control::Kicked;
@@ -22,10 +23,11 @@ Examples:
   usher kick --user alice                        alice, also under her other names
   usher kick --backend server3 --over 10m        all sessions on server3, evenly over ten minutes
   usher kick --client 192.0.2.7 --dry-run        who that would be
+  usher kick --user alice --fleet                alice, at every node; also at one that answers late
 
 Without --over they end as fast as drain.max_closes_per_second allows.
 
-Exit codes: 0 done, also if there was none; 1 done, but a process of an upgrade did not answer; 64 a
+Exit codes: 0 done, also if there was none; 1 done, but a process of an upgrade or a node did not answer; 64 a
 mistake in the arguments; 69 usher does not run; 77 you may not use the control socket.";
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +46,8 @@ pub(super) struct Args {
     /// List the sessions that would be ended, and end none
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    by_node: ByNode,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -58,7 +62,11 @@ pub(super) async fn kick(config: &Path, arguments: &Args) -> Result<ExitCode, Ex
     let over = arguments.over.as_deref().map(|over| ("over", over));
     let dry_run = arguments.dry_run.then_some(("dry_run", "true"));
     let path = with_query("/kick", arguments.which.pairs().chain(all).chain(over).chain(dry_run));
-    let answers = Running::of(config)?.ask_all::<Kicked>("POST", &path).await?;
+    let running = Running::of(config)?;
+    if arguments.by_node.fleet {
+        return fleet::ask(&running, ("POST", &path), arguments.json, |kicked| text(&kicked)).await;
+    }
+    let answers = running.ask_all::<Kicked>("POST", &path).await?;
     let code = answers.code();
     let mut kicked = Kicked { count: 0, over_seconds: 0.0, dry_run: arguments.dry_run, sessions: Vec::new() };
     for mut answer in answers.all {
@@ -70,17 +78,22 @@ pub(super) async fn kick(config: &Path, arguments: &Args) -> Result<ExitCode, Ex
         say_json(&kicked);
         return Ok(code);
     }
-    if arguments.dry_run && kicked.count > 0 {
+    say(text(&kicked));
+    Ok(code)
+}
+
+fn text(kicked: &Kicked) -> String {
+    let mut text = String::new();
+    if kicked.dry_run && kicked.count > 0 {
         let sessions = kicked.sessions.iter().map(|session| Session::clone(session)).collect();
-        say(listed(&sorted(vec![sessions])));
+        text = format!("{}\n", listed(&sorted(vec![sessions])));
     }
-    let verb = match (kicked.count, arguments.dry_run) {
+    let verb = match (kicked.count, kicked.dry_run) {
         (_, true) => "would be ended",
         (1, false) => "is being ended",
         (_, false) => "are being ended",
     };
     let over = Duration::from_secs_f64(kicked.over_seconds.round());
     let over = if over.is_zero() { String::new() } else { format!(" over {over:?}") };
-    say(format!("{} {verb}{over}", count(kicked.count, "session")));
-    Ok(code)
+    format!("{text}{} {verb}{over}", count(kicked.count, "session"))
 }

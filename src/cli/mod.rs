@@ -9,6 +9,7 @@ mod demo;
 mod drain;
 mod explain;
 mod explain_all;
+mod fleet;
 mod import_users;
 mod kick;
 mod manual;
@@ -18,7 +19,9 @@ mod reload;
 mod run;
 mod running;
 mod sessions;
+mod status;
 mod trace;
+mod wait;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -89,6 +92,10 @@ enum Command {
     Cache(cache::Args),
     /// Apply changes of many users that the brake of the running usher holds
     Confirm(confirm::Args),
+    /// Show how the running usher is, or every node of the fleet
+    Status(status::Args),
+    /// Wait until a held user has no session
+    Wait(wait::Args),
     /// Reload the configuration file of the running usher
     Reload(reload::Args),
     /// Replace the running usher by the installed program; sessions stay
@@ -147,6 +154,8 @@ pub fn main(settled: fn()) -> ExitCode {
             Command::Backends(arguments) => either(backends::backends(&config, &arguments).await),
             Command::Cache(arguments) => either(cache::cache(&config, &arguments).await),
             Command::Confirm(arguments) => either(confirm::confirm(&config, &arguments).await),
+            Command::Status(arguments) => either(status::status(&config, &arguments).await),
+            Command::Wait(arguments) => either(wait::wait(&config, &arguments).await),
             Command::Reload(arguments) => either(reload::reload(&config, &arguments).await),
             Command::Upgrade(arguments) => either(reload::upgrade(&config, &arguments).await),
             Command::Drain(arguments) => either(drain::drain(&config, &arguments).await),

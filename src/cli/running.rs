@@ -29,6 +29,10 @@ pub(super) struct Answers<T> {
 }
 
 impl<T> Answers<T> {
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     pub(super) fn code(&self) -> ExitCode {
         ExitCode::from(if self.complete { OK } else { FAILED })
     }

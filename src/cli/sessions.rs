@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use super::count;
+use super::fleet::{self, ByNode};
 use super::running::{Running, age, say, say_json, table, with_query};
 use crate::base::clock::unix_now;
 use crate::diagnose::table::Shown;
@@ -22,8 +23,9 @@ Examples:
   usher sessions --client 192.0.2.0/24          from one network
   usher sessions --older-than 1d --count=user   who stays for long, and how often
   usher sessions --count=backend,protocol       how many are where
+  usher sessions --fleet --user alice           alice, at every node
 
-Exit codes: 0 told; 1 told, but a process of an upgrade did not answer; 64 a mistake in the arguments;
+Exit codes: 0 told; 1 told, but a process of an upgrade or a node did not answer; 64 a mistake in the arguments;
 69 usher does not run; 77 you may not use the control socket.";
 
 #[derive(Debug, clap::Args)]
@@ -41,6 +43,8 @@ pub(super) struct Args {
         default_missing_value = "backend"
     )]
     count: Vec<By>,
+    #[command(flatten)]
+    by_node: ByNode,
     /// One JSON array instead of a table
     #[arg(long)]
     json: bool,
@@ -129,18 +133,25 @@ impl By {
 
 pub(super) async fn sessions(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let path = with_query("/sessions", arguments.which.pairs());
-    let answers = Running::of(config)?.ask_all::<Vec<Session>>("GET", &path).await?;
+    let running = Running::of(config)?;
+    if arguments.by_node.fleet {
+        let show = |sessions| shown(&sorted(vec![sessions]), &arguments.count);
+        return fleet::ask(&running, ("GET", &path), arguments.json, show).await;
+    }
+    let answers = running.ask_all::<Vec<Session>>("GET", &path).await?;
     let code = answers.code();
     let sessions = sorted(answers.all);
     match (arguments.count.as_slice(), arguments.json) {
         ([], true) => say_json(&sessions),
-        ([], false) => say(listed(&sessions)),
-        (by, json) => {
-            let counts = counted(&sessions, by);
-            if json { say_json(&as_objects(&counts, by)) } else { say(count_table(&counts, by, sessions.len())) }
-        }
+        (by, true) => say_json(&as_objects(&counted(&sessions, by), by)),
+        (by, false) => say(shown(&sessions, by)),
     }
     Ok(code)
+}
+
+/// A table of them, or how many there are.
+fn shown(sessions: &[Session], by: &[By]) -> String {
+    if by.is_empty() { listed(sessions) } else { count_table(&counted(sessions, by), by, sessions.len()) }
 }
 
 /// By user, and each user's from the oldest on.

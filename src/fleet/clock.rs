@@ -16,24 +16,39 @@ pub(super) struct StoreClock(Mutex<Option<Reading>>);
 struct Reading {
     at: Instant,
     micros: u64,
+    /// By how much this machine's clock is ahead, in seconds.
+    ahead: f64,
+    /// How long the answer took.
+    took: Duration,
 }
 
 impl StoreClock {
     /// Takes over what the store says between these two moments; returns by how much this machine's clock is
     /// ahead of it, in seconds.
     pub(super) fn set(&self, asked: Instant, answered: Instant, micros: u64) -> f64 {
-        let half = micros_of(answered.saturating_duration_since(asked)) / 2;
-        let micros = micros.saturating_add(half);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Reading { at: answered, micros });
+        let took = answered.saturating_duration_since(asked);
+        let micros = micros.saturating_add(micros_of(took) / 2);
         let own = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, micros_of);
         let own = own.saturating_sub(micros_of(answered.elapsed()));
         let skew = Duration::from_micros(own.abs_diff(micros)).as_secs_f64();
-        if own < micros { -skew } else { skew }
+        let ahead = if own < micros { -skew } else { skew };
+        let reading = Reading { at: answered, micros, ahead, took };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
+        ahead
+    }
+
+    fn reading(&self) -> Option<Reading> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// By how much this machine's clock is ahead, in seconds, and how long the last answer took; `None` before the first.
+    pub(super) fn quality(&self) -> Option<(f64, Duration)> {
+        self.reading().map(|Reading { ahead, took, .. }| (ahead, took))
     }
 
     /// Now, in microseconds of Unix time; `None` before the first answer.
     pub(super) fn now(&self) -> Option<u64> {
-        let reading = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let reading = self.reading()?;
         Some(reading.micros.saturating_add(micros_of(reading.at.elapsed())))
     }
 }

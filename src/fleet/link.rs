@@ -346,7 +346,7 @@ async fn write_marks(fleet: &Fleet, connection: &Connection) -> Result<(), Store
         }
     }
     if written {
-        fleet.send(Kind::Poke, 0, None, Vec::new());
+        fleet.send(Kind::Poke, 0, fleet.other_ids(), Vec::new());
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::base::labels::{Label as _, labels};
 /// The most marks in the store.
 pub(super) const MOST: usize = 1_000;
 /// The most bytes of a mark's key, and of its body.
-pub(crate) const LONGEST: usize = 4_096;
+pub(crate) const LARGEST_MARK: usize = 4_096;
 /// How long an event can be read.
 pub(crate) const EVENT: Duration = Duration::from_secs(60);
 /// How many events are kept for those who act on them.
@@ -184,7 +184,7 @@ impl Table {
             if kind.is_event() { [own.0.to_be_bytes(), number.to_be_bytes()].concat().into() } else { key.into() };
         let place = (kind, key);
         let known = self.entries.get(&place).map(|entry| entry.mark.version);
-        if known.is_none() && self.entries.len() >= MOST || place.1.len().max(body.len()) > LONGEST {
+        if known.is_none() && self.entries.len() >= MOST || place.1.len().max(body.len()) > LARGEST_MARK {
             return false;
         }
         let version = known.map_or(now, |known| now.max(known.saturating_add(1)));
@@ -405,7 +405,7 @@ impl Stored {
         let addressed = ids.iter().map(|id| MemberId(u64::from_be_bytes(*id))).collect();
         let origin = MemberId(u64::from_be_bytes(*origin));
         let mark = Mark { kind, key: key.into(), body: body.into(), version, origin };
-        (mark.key.len().max(mark.body.len()) <= LONGEST).then_some(Self {
+        (mark.key.len().max(mark.body.len()) <= LARGEST_MARK).then_some(Self {
             mark,
             number: u64::from_be_bytes(*number),
             addressed,

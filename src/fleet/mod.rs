@@ -52,7 +52,7 @@ use store::Connection;
 use writes::Write;
 
 pub(crate) use inspect::{InspectedStore, StoreFacts, inspect};
-pub(crate) use marks::{Mark, MarkKind, Marks};
+pub(crate) use marks::{LARGEST_MARK, MarkKind, Marks};
 pub(crate) use member::{Member, MemberId, Members};
 pub(crate) use messages::{Answer, LARGEST_ANSWER, LARGEST_NOTICE, Message, NoAnswer};
 pub(crate) use script::{Arg, FleetScript, Value};
@@ -244,6 +244,13 @@ impl Fleet {
         self.clock.now()
     }
 
+    /// By how much this machine's clock is ahead of the store's, in seconds, and how long the last beat took; `None`
+    /// before the first.
+    #[must_use]
+    pub(crate) fn store_quality(&self) -> Option<(f64, Duration)> {
+        self.clock.quality()
+    }
+
     /// Rises with each store that this process meets: one that was emptied is another. What was written is
     /// written again then, over some time.
     #[must_use]
@@ -327,7 +334,7 @@ impl Fleet {
     /// Sends a notice to all living members, [`LARGEST_NOTICE`] at most. It may be lost.
     pub(crate) fn publish(&self, body: Vec<u8>) {
         if body.len() <= LARGEST_NOTICE {
-            self.send(Kind::Notice, 0, None, body);
+            self.send(Kind::Notice, 0, self.other_ids(), body);
         } else {
             self.metrics.fleet_writes_dropped.inc();
         }
@@ -339,20 +346,28 @@ impl Fleet {
         self.arrived.subscribe()
     }
 
-    /// Asks all other living members, and waits for their answers until the deadline.
+    /// Asks other living members, and waits for their answers until the deadline.
     ///
     /// # Errors
     /// The store is away, or too many questions are open.
-    pub(crate) async fn ask(&self, body: Vec<u8>, deadline: Duration) -> Result<Vec<Answer>, Unavailable> {
+    pub(crate) async fn ask(
+        &self,
+        body: Vec<u8>,
+        deadline: Duration,
+        is_for: impl Fn(&Member) -> bool,
+    ) -> Result<Vec<Answer>, Unavailable> {
         if !self.is_up() || body.len() > LARGEST_NOTICE {
             return Err(Unavailable::Down);
         }
         let members = self.members();
-        let others = members.iter().filter(|member| member.id != self.id).cloned();
-        let mut answers: Vec<_> = others.map(|member| Answer { member, body: Err(NoAnswer::Silent) }).collect();
+        let is_asked = |member: &&Member| member.id != self.id && is_for(member);
+        let others: Vec<Member> = members.iter().filter(is_asked).cloned().collect();
+        let addressed = others.iter().map(|member| member.id).collect();
+        let mut answers: Vec<_> =
+            others.into_iter().map(|member| Answer { member, body: Err(NoAnswer::Silent) }).collect();
         let mut question = self.asked.open(MemberId::random().0, answers.len()).ok_or(Unavailable::Refused)?;
         if !answers.is_empty() {
-            self.send(Kind::Question, question.number, None, body);
+            self.send(Kind::Question, question.number, addressed, body);
             let _ = timeout(deadline, question.collect(&mut answers)).await;
         }
         Ok(answers)
@@ -363,7 +378,7 @@ impl Fleet {
         let Some(number) = question.question else { return };
         let fits = body.len() <= LARGEST_ANSWER;
         let (kind, body) = if fits { (Kind::Answer, body) } else { (Kind::TooLarge, Vec::new()) };
-        self.send(kind, number, Some(question.from.id), body);
+        self.send(kind, number, vec![question.from.id], body);
     }
 
     /// Sets a standing mark, or has an event happen in all other processes. A mark without `lasts` has no end; an
@@ -430,16 +445,12 @@ impl Fleet {
     }
 
     /// Seals a message and puts it into the outbox.
-    fn send(&self, kind: Kind, question: u64, to: Option<MemberId>, body: Vec<u8>) {
-        let members = self.members.load();
-        let addressed = match to {
-            Some(member) => vec![member],
-            None => members.iter().map(|member| member.id).filter(|member| *member != self.id).collect(),
+    fn send(&self, kind: Kind, question: u64, addressed: Vec<MemberId>, body: Vec<u8>) {
+        let channel = match (kind, addressed.as_slice()) {
+            (_, []) => return,
+            (Kind::Answer | Kind::TooLarge, [asker]) => self.channel_of(*asker),
+            (_, _) => self.channel(),
         };
-        if addressed.is_empty() {
-            return;
-        }
-        let channel = to.map_or_else(|| self.channel(), |member| self.channel_of(member));
         let number = self.next_message.fetch_add(1, Ordering::Relaxed);
         let envelope = Envelope { kind, from: self.id, number, time: self.now(), question, addressed, body };
         let sealed = envelope.seal(&self.files.load().sealer, &channel);
@@ -451,6 +462,11 @@ impl Fleet {
         if !queued {
             self.metrics.fleet_writes_dropped.inc();
         }
+    }
+
+    /// All living members but this one.
+    fn other_ids(&self) -> Vec<MemberId> {
+        self.members.load().iter().map(|member| member.id).filter(|member| *member != self.id).collect()
     }
 
     /// The channel of all members.

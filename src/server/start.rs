@@ -36,19 +36,22 @@ impl Server {
         let snapshot = self.shared.snapshot.load_full();
         let upgrade = inherited.is_upgrade();
         let opened = open_all(&snapshot.config, &mut inherited.sockets, upgrade)?;
+        let known = Arc::<control::Known>::default();
         if let Some(settings) = &snapshot.config.control {
             let what = settings.path.display().to_string();
             let bind_error = |source| StartError::Bind { key: "control.path".to_owned(), what: what.clone(), source };
             let (control, file) = control::bind(settings, upgrade).map_err(bind_error)?;
             info!(path = %settings.path.display(), "control socket listening");
             let (control, shared, orders) = (Arc::new(control), Arc::clone(&self.shared), self.orders.clone());
+            let known = Arc::clone(&known);
             self.supervisor.keep_until_told(Task::Control, move |stop| {
                 let (control, shared, orders) = (Arc::clone(&control), Arc::clone(&shared), orders.clone());
-                async move { control::serve(&control, shared, orders, stop).await }
+                let known = Arc::clone(&known);
+                async move { control::serve(&control, shared, orders, known, stop).await }
             });
             self.control = Some(file);
         }
-        self.keep_tasks(opened.side_port);
+        self.keep_tasks(opened.side_port, known);
         self.apply_snapshot(&snapshot);
         self.accept(opened.listeners);
         self.answer_nginx(opened.auth_http);
@@ -61,7 +64,7 @@ impl Server {
     }
 
     /// Starts the tasks that live as long as the process.
-    fn keep_tasks(&mut self, sockets: Vec<(TcpListener, OwnedFd)>) {
+    fn keep_tasks(&mut self, sockets: Vec<(TcpListener, OwnedFd)>, known: Arc<control::Known>) {
         let (supervisor, shared) = (&self.supervisor, &self.shared);
         let side_port = Arc::new(SidePort::new(shared));
         let sampled = Arc::clone(&side_port);
@@ -87,6 +90,10 @@ impl Server {
         let followed = with_shared();
         supervisor.keep(Task::DirectoryWatch, move || changes::follow(Arc::clone(&followed)));
         if let Some(fleet) = &shared.fleet {
+            let (obeying, orders) = (with_shared(), self.orders.clone());
+            supervisor.keep(Task::FleetCommands, move || {
+                control::obey(Arc::clone(&obeying), orders.clone(), Arc::clone(&known))
+            });
             for task in fleet::TASKS {
                 let fleet = Arc::clone(fleet);
                 supervisor.keep(task, move || Arc::clone(&fleet).run(task));

@@ -9,6 +9,7 @@
 mod arguments;
 mod caller;
 mod client;
+mod fleet;
 mod routes;
 mod server;
 mod shapes;
@@ -16,8 +17,9 @@ mod socket;
 mod trace;
 
 pub(crate) use client::{ControlError, ask, ask_all, encode, follow};
+pub(crate) use fleet::{Known, NodeReply, obey};
 pub(crate) use server::serve;
-pub(crate) use shapes::{Cached, Confirmed, Dropped, ErrorReply, Kicked, Leaving, Outcome, User};
+pub(crate) use shapes::{Cached, Confirmed, Dropped, ErrorReply, FleetStatus, Kicked, Leaving, Outcome, Status, User};
 pub(crate) use socket::{SocketFile, bind};
 use tokio::sync::oneshot;
 

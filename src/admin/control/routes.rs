@@ -1,6 +1,7 @@
 //! Requests on the control socket. A GET changes nothing; each POST is logged with the caller's uid.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::{Extension, Request as HttpRequest, State};
@@ -14,8 +15,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::arguments::{Part, QueryArgs, Rejection};
 use super::caller::{Caller, audit};
+use super::fleet::{self, Known};
 use super::trace::{self, ExtraTime};
-use super::{Cached, Confirmed, Dropped, Kicked, Leaving, Order, OrderResult, Outcome, Request, User, unhex};
+use super::{
+    Cached, Confirmed, Dropped, FleetStatus, Kicked, Leaving, Order, OrderResult, Outcome, Request, Status, User, unhex,
+};
 use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
 use crate::base::credential::Login;
@@ -40,7 +44,14 @@ struct Control {
     orders: mpsc::Sender<Request>,
 }
 
-pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Router {
+/// What the socket answers.
+pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>, known: Arc<Known>) -> Router {
+    let local = local(Arc::clone(&shared), orders);
+    fleet::router(shared, local.clone(), known).layer(middleware::from_fn(without_body)).merge(local)
+}
+
+/// What this process answers by itself.
+pub(super) fn local(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Router {
     Router::new()
         .route("/sessions", get(sessions))
         .route("/kick", post(kick))
@@ -53,6 +64,7 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/confirm/{seconds}", post(confirm))
         .route("/trace", post(follow))
         .route("/drain", post(drain))
+        .route("/status", get(status))
         .route("/reload", post(|control, caller, arguments| order(control, caller, arguments, Order::Reload)))
         .route("/upgrade", post(|control, caller, arguments| order(control, caller, arguments, Order::Upgrade)))
         .fallback(|| async { Rejection(StatusCode::NOT_FOUND, "no such path".to_owned()) })
@@ -131,17 +143,19 @@ async fn kick(
 ) -> Answer<Kicked> {
     let (filter, all) = (arguments.filter()?, arguments.flag("all")?);
     let (over, dry_run) = (arguments.time("over")?, arguments.flag("dry_run")?);
+    let begun_by = arguments.number("begun_by", u32::MAX)?.map(u64::from);
     arguments.end()?;
     if filter.is_empty() != all {
         let words = "select sessions (user, backend, client, protocol, older_than, younger_than), or all=true alone";
         return Err(Rejection::bad(words));
     }
-    let sessions = control.chosen(&filter)?;
+    let mut sessions = control.chosen(&filter)?;
+    sessions.retain(|session| begun_by.is_none_or(|second| session.since <= second));
     let rate = control.snapshot().config.drain.max_closes_per_second;
     let count = sessions.len();
     let over = over.unwrap_or_else(|| Duration::from_secs_f64(count.saturating_sub(1) as f64 / f64::from(rate.max(1))));
     if !dry_run {
-        audit("kick", caller, &filter.to_string(), Some(count));
+        audit("kick", &caller, &filter.to_string(), Some(count));
         control.shared.closer.kick(sessions.iter().map(|session| session.id).collect(), over);
     }
     let sessions = if dry_run { sessions } else { Vec::new() };
@@ -164,7 +178,7 @@ async fn drain_backend(
     known_backend(&snapshot, &name)?;
     let Drain { rate, .. } =
         control.shared.maintenance.drain(&name, rate.unwrap_or(snapshot.config.drain.max_closes_per_second));
-    audit("backend drain", caller, &format!("backend={name} rate={rate}"), None);
+    audit("backend drain", &caller, &format!("backend={name} rate={rate}"), None);
     backend_now(&control, &name)
 }
 
@@ -177,7 +191,7 @@ async fn undrain_backend(
     arguments.end()?;
     known_backend(&control.snapshot(), &name)?;
     if control.shared.maintenance.undrain(&name) {
-        audit("backend undrain", caller, &format!("backend={name}"), None);
+        audit("backend undrain", &caller, &format!("backend={name}"), None);
     }
     backend_now(&control, &name)
 }
@@ -239,13 +253,13 @@ async fn drop_cached(
             found.iter().for_each(|entry| cache.drop_entry(entry));
             let dns: Vec<_> = found.into_iter().map(|entry| entry.dn).collect();
             let what = format!("login={}", Escaped(login.as_bytes()));
-            audit("cache drop", caller, &what, Some(dns.len()));
+            audit("cache drop", &caller, &what, Some(dns.len()));
             Dropped { entries: dns.len(), dns: dns.iter().map(ToString::to_string).collect() }
         }
         (None, true) => {
             let entries = cache.all_entries();
             cache.drop_all();
-            audit("cache drop", caller, "all", Some(entries));
+            audit("cache drop", &caller, "all", Some(entries));
             Dropped { entries, dns: Vec::new() }
         }
         (Some(_), true) | (None, false) => {
@@ -287,8 +301,32 @@ async fn confirm(
     let seconds: u32 = seconds.parse().map_err(number)?;
     let (shared, time) = (&control.shared, Duration::from_secs(seconds.into()));
     let changes = shared.tracker.confirm(time, &control.snapshot().setting());
-    audit("confirm", caller, &format!("for={seconds}s"), Some(changes));
+    audit("confirm", &caller, &format!("for={seconds}s"), Some(changes));
     Ok(Json(Confirmed { changes }))
+}
+
+/// How this process is.
+async fn status(State(control): State<Control>, arguments: QueryArgs) -> Answer<Status> {
+    arguments.end()?;
+    let (shared, snapshot) = (&control.shared, control.snapshot());
+    let fleet = shared.fleet.as_ref().map(|fleet| {
+        let quality = fleet.store_quality();
+        FleetStatus {
+            up: fleet.is_up(),
+            clock_ahead_seconds: quality.map(|(ahead, _)| ahead),
+            store_answers_after_ms: quality.map(|(_, took)| took.as_secs_f64() * 1_000.0),
+        }
+    });
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        config: format!("{:016x}", snapshot.config.digest()),
+        ready: *shared.stage.borrow() == Stage::Serving && shared.directory_answered.load(Ordering::Relaxed),
+        sessions: shared.registry.count(),
+        brake_holds: shared.metrics.directory_brake.get(),
+        certificate_ends: snapshot.tls.certificates().iter().map(|served| served.not_after).min(),
+        fleet,
+    }))
 }
 
 /// Shows the dialogues of sessions, until the caller leaves.
@@ -343,7 +381,7 @@ async fn drain(
         (false, false) => "drain",
     };
     let sessions = shared.registry.count();
-    audit(act, caller, "process", Some(sessions));
+    audit(act, &caller, "process", Some(sessions));
     let ends = !(ready_only || undo);
     if ends {
         // The main loop never refuses it.
@@ -371,7 +409,7 @@ async fn order(
         Order::Upgrade => "upgrade",
         Order::Drain => "drain",
     };
-    audit(cmd, caller, "process", None);
+    audit(cmd, &caller, "process", None);
     Ok(Json(match send(&control, order).await? {
         Ok(message) => Outcome { done: true, problems: Vec::new(), message: Some(message) },
         Err(problems) => Outcome { done: false, problems, message: None },

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::super::slots::{ConnectionSlots, SlotLimits};
 use super::caller::Caller;
 use super::trace::ExtraTime;
-use super::{Request, routes};
+use super::{Known, Request, routes};
 use crate::process::Shared;
 use crate::trace::TraceEnd;
 
@@ -43,10 +43,11 @@ pub(crate) async fn serve(
     listener: &UnixListener,
     shared: Arc<Shared>,
     orders: mpsc::Sender<Request>,
+    known: Arc<Known>,
     stop: CancellationToken,
 ) {
     let traces = Arc::clone(&shared.traces);
-    let router = routes::router(shared, orders);
+    let router = routes::router(shared, orders, known);
     let (slots, answering) = (ConnectionSlots::new(SLOTS), TaskTracker::new());
     loop {
         let accepted = tokio::select! {

@@ -110,3 +110,36 @@ pub(crate) struct User {
     /// The number of sessions.
     pub sessions: usize,
 }
+
+/// The reply to `usher status`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// usher's version.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// The digest of the configuration in force, without what differs between nodes.
+    pub config: String,
+    /// Whether `/ready` replies 200.
+    pub ready: bool,
+    /// The number of sessions.
+    pub sessions: usize,
+    /// The number of changes that the brake holds.
+    pub brake_holds: i64,
+    /// When the first of its certificates ends, in Unix seconds.
+    pub certificate_ends: Option<i64>,
+    /// Of the fleet; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetStatus>,
+}
+
+/// How a process sees the store of its fleet.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FleetStatus {
+    /// Whether it is in use.
+    pub up: bool,
+    /// By how much the clock of the machine is ahead of the store's, in seconds; absent before the first answer.
+    pub clock_ahead_seconds: Option<f64>,
+    /// How long the last answer took, in milliseconds; absent before the first answer.
+    pub store_answers_after_ms: Option<f64>,
+}

@@ -40,7 +40,7 @@ struct Audited {
 
 impl Drop for Audited {
     fn drop(&mut self) {
-        let Caller { uid, pid } = self.caller;
+        let Caller { uid, pid, .. } = self.caller;
         let TraceSummary { reason, sessions, lines, lost, .. } = self.receiver.summary();
         let what = &self.what;
         info!(cmd = "trace end", uid, pid, what, count = sessions, lines, lost, reason, "admin command");
@@ -76,7 +76,7 @@ pub(super) fn begin(
         };
         Rejection(status, refused.to_string())
     })?;
-    audit("trace", caller, &what, None);
+    audit("trace", &caller, &what, None);
     extra.grant(time);
     let audited = Audited { receiver, caller, what };
     let lines = stream::unfold(audited, |mut audited| async move {

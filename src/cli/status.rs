@@ -1,0 +1,93 @@
+//! `usher status`: how the running usher is, or every node of the fleet.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::fleet::{self, ByNode};
+use super::running::{Running, age, say, say_json};
+use super::{OK, count};
+use crate::admin::control::{FleetStatus, Status};
+use crate::base::clock::unix_now;
+
+const HELP: &str = "\
+CONFIG is a digest of the configuration in force without what differs between nodes (names, addresses,
+files): two nodes with different digests decide differently.
+
+Exit codes: 0 told; 1 told, but a node of the fleet did not answer; 69 usher does not run; 77 you may not
+use the control socket.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(super) struct Args {
+    #[command(flatten)]
+    by_node: ByNode,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn status(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
+    let running = Running::of(config)?;
+    if arguments.by_node.fleet {
+        return fleet::ask(&running, ("GET", "/status"), arguments.json, |status: Status| text(&status)).await;
+    }
+    let status: Status = running.ask("GET", "/status").await?;
+    if arguments.json {
+        say_json(&status);
+    } else {
+        say(text(&status));
+    }
+    Ok(ExitCode::from(OK))
+}
+
+fn text(status: &Status) -> String {
+    let Status { version, pid, config, ready, sessions, brake_holds, certificate_ends, fleet } = status;
+    let now = i64::try_from(unix_now()).unwrap_or(i64::MAX);
+    let certificate = certificate_ends.map(|end| match u64::try_from(end.saturating_sub(now)) {
+        Ok(left) => format!("ends in {}", age(left)),
+        Err(_) => "has ended".to_owned(),
+    });
+    let ready = if *ready { "ready" } else { "not ready" };
+    let mut lines = vec![
+        format!("usher        {version}, process {pid}, {ready}, {}", count(*sessions, "session")),
+        format!("config       {config}"),
+        format!("certificate  {}", certificate.unwrap_or_else(|| "none".to_owned())),
+    ];
+    if *brake_holds > 0 {
+        let changes = count(usize::try_from(*brake_holds).unwrap_or_default(), "change");
+        lines.push(format!("brake        holds {changes} until `usher confirm`"));
+    }
+    if let Some(FleetStatus { up, clock_ahead_seconds, store_answers_after_ms }) = fleet {
+        let up = if *up { "in use" } else { "unavailable: limits are local" };
+        let took = store_answers_after_ms.map(|took| format!(", answers after {took:.1} ms")).unwrap_or_default();
+        let ahead = clock_ahead_seconds.map(|ahead| format!(", clock {ahead:+.3} s")).unwrap_or_default();
+        lines.push(format!("store        {up}{took}{ahead}"));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_says_what_an_administrator_compares() {
+        let mut status = Status {
+            version: "0.2.0".to_owned(),
+            pid: 7,
+            config: "00".to_owned(),
+            ready: true,
+            sessions: 1,
+            brake_holds: 2,
+            certificate_ends: Some(i64::try_from(unix_now()).unwrap() + 90_061),
+            fleet: Some(FleetStatus { up: true, clock_ahead_seconds: Some(-0.25), store_answers_after_ms: Some(0.5) }),
+        };
+        let shown = text(&status);
+        for part in ["0.2.0, process 7, ready, 1 session", "ends in 1d 1h", "holds 2 changes", "0.5 ms, clock -0.250 s"]
+        {
+            assert!(shown.contains(part), "{shown}");
+        }
+        (status.certificate_ends, status.brake_holds, status.fleet) = (Some(0), 0, None);
+        assert!(text(&status).ends_with("has ended"), "{}", text(&status));
+    }
+}

@@ -1,0 +1,100 @@
+//! `usher wait`: waits until a held user has no session, so that the mailbox can be moved.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::fleet::ByNode;
+use super::running::{Running, say, with_query};
+use super::{DATA, FAILED, NO_USER, OK, UNAVAILABLE, USAGE, count, fail, fail_config};
+use crate::admin::control::NodeReply;
+use crate::base::credential::Login;
+use crate::config;
+use crate::config_files;
+use crate::directory::{self, DirectoryError, NameKind};
+use crate::sessions::registry::Session;
+use crate::telemetry::log::Escaped;
+use crate::telemetry::metrics::Metrics;
+
+/// How often the sessions are counted.
+const PAUSE: Duration = Duration::from_millis(500);
+
+const HELP: &str = "\
+The directory has to hold the user (directory.watch.hold_attribute): otherwise a new session may begin at any
+time. Sessions are not ended; `usher kick --user NAME --fleet` ends them.
+
+Example, a mailbox that moves to server4:
+  ldapmodify (set the hold attribute of bob)
+  usher kick --user bob --fleet
+  usher wait bob --fleet --timeout 5m
+  (copy the mailbox to server4)
+  ldapmodify (mailHost: server4, delete the hold attribute)
+
+Exit codes: 0 the user has no session; 1 there are sessions after --timeout, or a node does not answer;
+64 a mistake in the arguments; 65 the directory does not hold the user; 67 no such user; 69 the directory
+or usher is not available; 77 you may not use the control socket.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(super) struct Args {
+    /// The login name, as a client would type it
+    login: String,
+    #[command(flatten)]
+    by_node: ByNode,
+    /// Give up after this time, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = config::duration, default_value = "5m")]
+    timeout: Duration,
+}
+
+pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
+    let config = config::load(file).map_err(|mistakes| fail_config(&mistakes.problems))?;
+    let tls = config_files::directory(&config.directory, &config.place).map_err(|problems| fail_config(&problems))?;
+    let directory = directory::open(&config.directory, tls, Arc::new(Metrics::new()));
+    let shown = Escaped(arguments.login.as_bytes()).to_string();
+    let login = Login::parse(arguments.login.as_bytes()).ok_or_else(|| fail(USAGE, "this is no login name"))?;
+    let entry = directory.find(&login, NameKind::Login).await.0.map_err(|error| match error {
+        DirectoryError::Unavailable(_) => fail(UNAVAILABLE, error),
+        error => fail(NO_USER, format!("{shown}: {error}")),
+    })?;
+    if !entry.version.held {
+        let words = match &config.directory.watch.hold_attribute {
+            Some(attribute) => {
+                format!("{shown} is not held: set {attribute} of {} first", Escaped(entry.dn.as_bytes()))
+            }
+            None => format!("{shown} is not held: directory.watch.hold_attribute is not configured"),
+        };
+        return Err(fail(DATA, words));
+    }
+    let (running, until) = (Running::of(file)?, Instant::now() + arguments.timeout);
+    let path = with_query("/sessions", [("user", &*entry.dn)]);
+    loop {
+        let (sessions, silent) = sessions(&running, &path, arguments.by_node.fleet).await?;
+        if sessions == 0 && silent.is_empty() {
+            say(format!("{shown} has no session"));
+            return Ok(ExitCode::from(OK));
+        }
+        if Instant::now() >= until {
+            let silent =
+                if silent.is_empty() { String::new() } else { format!("; no answer of {}", silent.join(", ")) };
+            return Err(fail(FAILED, format!("{shown} has {}{silent}", count(sessions, "session"))));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// How many sessions there are, and the nodes that do not say.
+async fn sessions(running: &Running, path: &str, fleet: bool) -> Result<(usize, Vec<String>), ExitCode> {
+    if !fleet {
+        let answers = running.ask_all::<Vec<Session>>("GET", path).await?;
+        let silent = if answers.is_complete() { Vec::new() } else { vec!["a process of an upgrade".to_owned()] };
+        return Ok((answers.all.iter().map(Vec::len).sum(), silent));
+    }
+    let replies: Vec<NodeReply<Vec<Value>>> = running.ask("GET", &format!("/fleet{path}")).await?;
+    let silent = replies.iter().filter(|reply| reply.answer.is_none());
+    let silent = silent.map(|reply| Escaped(reply.node.as_bytes()).to_string()).collect();
+    Ok((replies.iter().filter_map(|reply| reply.answer.as_ref()).map(Vec::len).sum(), silent))
+}
