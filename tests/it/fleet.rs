@@ -16,13 +16,17 @@ fn line(byte: u8) -> String {
 }
 
 /// A member at this URL.
-fn member(url: &str, node: &str) -> Config {
-    let config = Config::shared();
+pub(crate) fn member(url: &str, node: &str) -> Config {
+    with_store(Config::shared(), url, node)
+}
+
+/// The same with a store.
+pub(crate) fn with_store(config: Config, url: &str, node: &str) -> Config {
     write_secret(&config.path("fleet.secret"), line(1));
     config.set("/fleet", json!({"name": "mail", "node": node, "store": url, "secret_file": "fleet.secret"}))
 }
 
-fn url(port: u16) -> String {
+pub(crate) fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}")
 }
 

@@ -32,6 +32,7 @@ mod external_rules;
 mod faults;
 mod field;
 mod fleet;
+mod fleet_commands;
 mod flood;
 mod health;
 mod hostile_directory;

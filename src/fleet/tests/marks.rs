@@ -99,7 +99,7 @@ async fn mark_ends_and_marks_are_bounded() {
     for number in 0..2 * super::super::marks::MOST {
         a.set_mark(MarkKind::Drain, number.to_string().as_bytes(), b"", None);
     }
-    a.set_mark(MarkKind::Drain, &[0; super::super::marks::LONGEST + 1], b"", None);
+    a.set_mark(MarkKind::Drain, &[0; super::super::marks::LARGEST_MARK + 1], b"", None);
     until("all that fit", || b.marks().borrow().all(MarkKind::Drain).count() == super::super::marks::MOST - 1).await;
     assert_eq!(store.command(&["HLEN", "usher:mail:k"]), super::super::marks::MOST.to_string());
 }

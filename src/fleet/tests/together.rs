@@ -55,7 +55,7 @@ async fn notice_reaches_all_others_and_question_is_answered() {
         assert_eq!((&*message.body, &*message.from.node, message.is_question()), (&b"hello"[..], "mx1", false));
     }
     let asked = Instant::now();
-    let answers = a.ask(b"who".to_vec(), LIMIT);
+    let answers = a.ask(b"who".to_vec(), LIMIT, |_| true);
     let replies = async {
         let question = received(&mut at_b).await;
         assert!(question.is_question());
@@ -71,7 +71,7 @@ async fn notice_reaches_all_others_and_question_is_answered() {
         answers.iter().map(|answer| (&*answer.member.node, answer.body.as_ref().map(Vec::len))).collect();
     assert_eq!(found, [("mx2", Ok(LARGEST_ANSWER)), ("mx3", Err(&NoAnswer::TooLarge))]);
     // One that does not answer is named.
-    let answers = a.ask(b"who".to_vec(), Duration::from_millis(50)).await.unwrap();
+    let answers = a.ask(b"who".to_vec(), Duration::from_millis(50), |_| true).await.unwrap();
     let found: Vec<_> = answers.iter().map(|answer| (&*answer.member.node, answer.body.clone())).collect();
     assert_eq!(found, [("mx2", Err(NoAnswer::Silent)), ("mx3", Err(NoAnswer::Silent))]);
     assert!(at_a.try_recv().is_err(), "no member hears itself");
