@@ -46,7 +46,7 @@ pub(crate) use model::{
     CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, ConfigReload, Connections,
     Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Fleet, Forward, Group, Health,
     HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Memory, Mode, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, StoreAddress, Throttle, Tls,
+    LogLevel, Memory, Mode, OnChange, OnUnavailable, PasswordSpraying, Probe, Process, Routing, ServiceAccount, StoreAddress, Throttle, Tls,
     TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
 };
 #[cfg(test)]

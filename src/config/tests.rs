@@ -91,6 +91,7 @@ throttle:
   known_network_ttl: 7d
   failed_logins_per_prefix: {mode: enforce, free_failures: 30, first_delay: 1s, max_delay: 3s}
   failed_logins_per_user: {mode: dry_run, free_failures: 7, limit: 4, first_delay: 100ms, max_delay: 2s}
+  password_spraying: {mode: enforce, names_per_minute: 8, first_delay: 200ms, max_delay: 5s}
   connections_per_prefix: {mode: enforce, limit: 11}
   handshakes: {mode: dry_run, limit: 12}
   handshakes_per_prefix: {mode: enforce, limit: 13}

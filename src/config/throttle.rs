@@ -1,6 +1,8 @@
 //! The `throttle` section: how guessing is slowed, and what a network or a user may hold.
 
-use super::model::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
+use std::time::Duration;
+
+use super::model::{FailedLogins, Limit, LimitRule, Memory, Mode, PasswordSpraying, Throttle};
 use super::raw::Section;
 use super::section::networks;
 use super::units::{DAY, HOUR, MINUTE, SECOND};
@@ -21,6 +23,7 @@ pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
     // stand for many people.
     let failed_logins_per_prefix = failed_logins(throttle, LimitRule::FailedLoginsPerPrefix, Mode::DryRun, 20, false);
     let failed_logins_per_user = failed_logins(throttle, LimitRule::FailedLoginsPerUser, Mode::Enforce, 5, true);
+    let password_spraying = password_spraying(throttle);
     let connections_per_prefix = limit(throttle, LimitRule::ConnectionsPerPrefix, Mode::DryRun, 1_000);
     let handshakes = limit(throttle, LimitRule::Handshakes, Mode::Enforce, 10_000);
     let handshakes_per_prefix = limit(throttle, LimitRule::HandshakesPerPrefix, Mode::DryRun, 100);
@@ -34,6 +37,7 @@ pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
         memory: Memory { capacity: capacity?, forget_every: forget_every?, known_network_ttl: known_network_ttl? },
         failed_logins_per_prefix: failed_logins_per_prefix?,
         failed_logins_per_user: failed_logins_per_user?,
+        password_spraying: password_spraying?,
         connections_per_prefix: connections_per_prefix?,
         handshakes: handshakes?,
         handshakes_per_prefix: handshakes_per_prefix?,
@@ -58,16 +62,7 @@ fn failed_logins(
     let read = |rule: &Section<'_>| {
         let mode = mode(rule, default);
         let free_failures = rule.integer("free_failures", free_failures, 1..=1_000);
-        // Together with the directory's own time it has to fit into the ten seconds of an attempt.
-        let max_delay = rule.duration("max_delay", 4 * SECOND, SECOND / 10..=5 * SECOND);
-        // A shorter `max_delay` lowers this default, so that only one of them has to be set.
-        let most = max_delay.and_then(|most| u64::try_from(most.as_millis()).ok()).unwrap_or(5 * SECOND);
-        let first_delay = rule.duration("first_delay", 300.min(most), SECOND / 10..=5 * SECOND);
-        if let (Some(first), Some(most)) = (first_delay, max_delay)
-            && first > most
-        {
-            rule.problem("first_delay", "longer than `max_delay`, up to which it grows: shorten it");
-        }
+        let (first_delay, max_delay) = delays(rule);
         let limit = (may_limit && rule.get("limit").is_some()).then(|| rule.integer("limit", 3, 1..=1_000));
         let limit = match limit {
             Some(limit) => Some(limit?),
@@ -82,6 +77,37 @@ fn failed_logins(
         })
     };
     throttle.section(rule.label(), read).flatten()
+}
+
+fn password_spraying(throttle: &Section<'_>) -> Option<PasswordSpraying> {
+    let read = |rule: &Section<'_>| {
+        let mode = mode(rule, Mode::DryRun);
+        // 256 names are kept, and the delay has grown to its maximum at most six names above.
+        let names_per_minute = rule.integer("names_per_minute", 30, 1..=240);
+        let (first_delay, max_delay) = delays(rule);
+        Some(PasswordSpraying {
+            mode: mode?,
+            names_per_minute: names_per_minute?,
+            first_delay: first_delay?,
+            max_delay: max_delay?,
+        })
+    };
+    throttle.section(LimitRule::PasswordSpraying.label(), read).flatten()
+}
+
+/// The first delay of a rule, and the longest.
+fn delays(rule: &Section<'_>) -> (Option<Duration>, Option<Duration>) {
+    // Together with the directory's own time it has to fit into the ten seconds of an attempt.
+    let max_delay = rule.duration("max_delay", 4 * SECOND, SECOND / 10..=5 * SECOND);
+    // A shorter `max_delay` lowers this default, so that only one of them has to be set.
+    let most = max_delay.and_then(|most| u64::try_from(most.as_millis()).ok()).unwrap_or(5 * SECOND);
+    let first_delay = rule.duration("first_delay", 300.min(most), SECOND / 10..=5 * SECOND);
+    if let (Some(first), Some(most)) = (first_delay, max_delay)
+        && first > most
+    {
+        rule.problem("first_delay", "longer than `max_delay`, up to which it grows: shorten it");
+    }
+    (first_delay, max_delay)
 }
 
 fn limit(throttle: &Section<'_>, rule: LimitRule, default: Mode, most: u64) -> Option<Limit> {

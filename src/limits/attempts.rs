@@ -9,9 +9,9 @@ use tracing::warn;
 use super::gate::BindGate;
 use super::ledger::{AttemptOrigin, Ledger};
 use super::rules::{Enforcement, Limited};
-use super::store::{Charge, Guess, enforced};
-use crate::base::credential::{AttemptDigest, Credential};
-use crate::config::{FailedLogins, LimitRule};
+use super::store::{Charge, Delays, Guess, enforced};
+use crate::base::credential::{Credential, CredentialSecret};
+use crate::config::{FailedLogins, LimitRule, Mode, PasswordSpraying};
 use crate::directory::EntryKey;
 
 /// What came of an attempt.
@@ -52,8 +52,8 @@ impl<'a> PendingAttempt<'a> {
         credential: &Credential,
     ) -> Result<Self, Limited> {
         let origin = ledger.origin(client, credential.charged());
-        let rule = ledger.rules.failed_logins_per_user;
-        Self::charge(ledger, enforcement, client, (origin, rule), credential.digest().narrow()).await
+        let guess = guess(&ledger, origin, credential);
+        Self::charge(ledger, enforcement, client, origin, guess).await
     }
 
     /// Charges a token to its prefix.
@@ -67,22 +67,22 @@ impl<'a> PendingAttempt<'a> {
         credential: &Credential,
     ) -> Result<Self, Limited> {
         let origin = ledger.token_origin(client);
-        let rule = FailedLogins { free_failures: u32::MAX, limit: None, ..ledger.rules.failed_logins_per_user };
-        Self::charge(ledger, enforcement, client, (origin, rule), credential.digest().narrow()).await
+        let user_rule = FailedLogins { free_failures: u32::MAX, limit: None, ..ledger.rules.failed_logins_per_user };
+        let guess = Guess { user_rule, ..guess(&ledger, origin, credential) };
+        Self::charge(ledger, enforcement, client, origin, guess).await
     }
 
     async fn charge(
         ledger: Arc<Ledger>,
         enforcement: &'a Enforcement,
         client: IpAddr,
-        (origin, user_rule): (AttemptOrigin, FailedLogins),
-        password: AttemptDigest,
+        origin: AttemptOrigin,
+        guess: Guess,
     ) -> Result<Self, Limited> {
         if ledger.rules.is_exempt(client) {
-            let gate = BindGate::exempt(ledger, origin, password);
+            let gate = BindGate::exempt(ledger, origin, guess.password);
             return Ok(Self::new(enforcement, gate, Duration::ZERO, None));
         }
-        let guess = Guess { user_rule, ..guess(&ledger, origin, password) };
         let charge = match ledger.store.charge(&guess) {
             Ok(charge) => charge,
             Err(later) => later.await.unwrap_or_else(|error| {
@@ -94,21 +94,15 @@ impl<'a> PendingAttempt<'a> {
         };
         let (delay, by, receipts) = match charge {
             Charge::Repeated(delay) => (delay, None, None),
-            Charge::Counted { at_limit, user, prefix, receipts } => {
-                let rule = &guess.user_rule;
+            Charge::Counted { at_limit, delays, receipts } => {
                 if at_limit {
-                    enforcement.limit_reached(LimitRule::FailedLoginsPerUser, rule.mode, client)?;
+                    enforcement.limit_reached(LimitRule::FailedLoginsPerUser, guess.user_rule.mode, client)?;
                 }
-                let user = wait(enforcement, LimitRule::FailedLoginsPerUser, rule, user, client)?;
-                let prefix = wait(enforcement, LimitRule::FailedLoginsPerPrefix, &guess.prefix_rule, prefix, client)?;
-                match user.max(prefix) {
-                    Duration::ZERO => (Duration::ZERO, None, receipts),
-                    delay if delay > user => (delay, Some(LimitRule::FailedLoginsPerPrefix), receipts),
-                    delay => (delay, Some(LimitRule::FailedLoginsPerUser), receipts),
-                }
+                let (delay, by) = wait(enforcement, &guess, &delays, client)?;
+                (delay, by, receipts)
             }
         };
-        let gate = BindGate::charged(ledger, origin, password, !delay.is_zero(), receipts);
+        let gate = BindGate::charged(ledger, origin, guess.password, !delay.is_zero(), receipts);
         Ok(Self::new(enforcement, gate, delay, by))
     }
 
@@ -153,29 +147,46 @@ impl Drop for PendingAttempt<'_> {
     }
 }
 
-fn guess(ledger: &Ledger, origin: AttemptOrigin, password: AttemptDigest) -> Guess {
+fn guess(ledger: &Ledger, origin: AttemptOrigin, credential: &Credential) -> Guess {
+    let rules = &ledger.rules;
+    // Only what may be a password tried under many names. A user that has logged in from here before is none of them.
+    let is_sprayable = matches!(credential.secret(), CredentialSecret::Password(_)) && !origin.known;
     Guess {
         account: ledger.account(origin),
         prefix: origin.prefix,
-        password,
+        password: credential.digest().narrow(),
         known: origin.known,
-        user_rule: ledger.rules.failed_logins_per_user,
-        prefix_rule: ledger.rules.failed_logins_per_prefix,
+        user_rule: rules.failed_logins_per_user,
+        prefix_rule: rules.failed_logins_per_prefix,
+        name: is_sprayable.then_some((origin.name, rules.password_spraying)),
     }
 }
 
-/// Applies a rule to a delay.
+/// Applies the rules to the delays of a guess: the longest one, and whose it is.
 fn wait(
     enforcement: &Enforcement,
-    rule: LimitRule,
-    settings: &FailedLogins,
-    delay: Duration,
+    guess: &Guess,
+    delays: &Delays,
     client: IpAddr,
-) -> Result<Duration, Limited> {
-    if delay > settings.max_delay {
-        enforcement.limit_reached(rule, settings.mode, client)?;
-    } else if !delay.is_zero() {
-        enforcement.delayed(rule, settings.mode);
+) -> Result<(Duration, Option<LimitRule>), Limited> {
+    let Guess { user_rule, prefix_rule, .. } = guess;
+    let mut longest = (Duration::ZERO, None);
+    let mut apply = |rule, mode: Mode, most, delay: Duration| {
+        if delay > most {
+            enforcement.limit_reached(rule, mode, client)?;
+        } else if !delay.is_zero() {
+            enforcement.delayed(rule, mode, client);
+        }
+        let delay = enforced(mode, delay);
+        if delay > longest.0 {
+            longest = (delay, Some(rule));
+        }
+        Ok(())
+    };
+    apply(LimitRule::FailedLoginsPerUser, user_rule.mode, user_rule.max_delay, delays.user)?;
+    apply(LimitRule::FailedLoginsPerPrefix, prefix_rule.mode, prefix_rule.max_delay, delays.prefix)?;
+    if let Some((_, PasswordSpraying { mode, max_delay, .. })) = guess.name {
+        apply(LimitRule::PasswordSpraying, mode, max_delay, delays.names)?;
     }
-    Ok(enforced(settings, delay))
+    Ok(longest)
 }

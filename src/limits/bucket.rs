@@ -54,7 +54,7 @@ impl Bucket {
         self.credited_until =
             if self.failures == 0 { now } else { self.credited_until + every.saturating_mul(expired) };
         let Some(above) = self.failures.checked_sub(rule.free_failures) else { return Duration::ZERO };
-        rule.first_delay.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay)
+        growing(rule.first_delay, above, rule.max_delay)
     }
 
     /// Whether an attempt that arrives now is too early: too many failures, and the last one too recent. One
@@ -118,6 +118,11 @@ impl Bucket {
     pub(super) fn is_blank(&self) -> bool {
         self.failures == 0 && self.tried.is_empty()
     }
+}
+
+/// The delay of an attempt with this many failures above the free ones: each doubles it.
+pub(super) fn growing(first: Duration, above: u32, most: Duration) -> Duration {
+    first.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(most)
 }
 
 #[cfg(test)]

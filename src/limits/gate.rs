@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::keys::HashedKey;
 use super::ledger::{AttemptOrigin, Ledger};
-use super::store::{EntryCharge, EntryGuess, Receipt};
+use super::store::{EntryCharge, EntryGuess, Receipt, Receipts};
 use crate::base::credential::AttemptDigest;
 use crate::directory::EntryKey;
 
@@ -21,6 +21,8 @@ struct Charged {
     name: Option<Receipt>,
     entry: Option<Receipt>,
     prefix: Option<Receipt>,
+    /// The spelling among the names refused to the prefix.
+    refused_name: Option<Receipt>,
 }
 
 #[derive(Debug, Default)]
@@ -56,10 +58,14 @@ impl BindGate {
         origin: AttemptOrigin,
         password: AttemptDigest,
         waited: bool,
-        receipts: Option<[Receipt; 2]>,
+        receipts: Option<Receipts>,
     ) -> Self {
-        let [name, prefix] = receipts.map_or([None; 2], |receipts| receipts.map(Some));
-        let charged = Charged { name, entry: None, prefix };
+        let charged = receipts.map_or_else(Charged::default, |receipts| Charged {
+            name: Some(receipts.user),
+            entry: None,
+            prefix: Some(receipts.prefix),
+            refused_name: receipts.name,
+        });
         let state = Mutex::new(GateState { charged, ..GateState::default() });
         Self { ledger, origin, exempt: false, password, waited, state }
     }
@@ -142,8 +148,8 @@ impl BindGate {
 
     /// Refunds the charges: it was not a wrong password.
     pub(super) fn refund(&self) {
-        let Charged { name, entry, prefix } = std::mem::take(&mut self.lock().charged);
-        for receipt in [name, entry, prefix].into_iter().flatten() {
+        let Charged { name, entry, prefix, refused_name } = std::mem::take(&mut self.lock().charged);
+        for receipt in [name, entry, prefix, refused_name].into_iter().flatten() {
             self.ledger.store.refund(receipt, self.password);
         }
     }

@@ -13,9 +13,15 @@ use tokio::time::Instant;
 
 use super::bucket::{Bucket, MOST_ABOVE_FREE};
 use super::keys::HashedKey;
-use super::store::{Account, Charge, CounterStore, EntryCharge, EntryGuess, Guess, LaterCharge, Receipt};
+use super::spraying::{RefusedNames, WINDOW};
+use super::store::{
+    Account, Charge, CounterStore, Delays, EntryCharge, EntryGuess, Guess, LaterCharge, Receipt, Receipts,
+};
 use crate::base::credential::AttemptDigest;
-use crate::config::{self, FailedLogins, Mode};
+use crate::config::{self, FailedLogins, Mode, PasswordSpraying};
+
+/// Prefixes with refused names take up to 6 KiB each: one for this many of `throttle.capacity`.
+const NAMES_SHARE: u64 = 16;
 
 /// A bucket shared by several attempts.
 #[derive(Debug, Clone)]
@@ -29,12 +35,20 @@ impl SharedBucket {
     }
 }
 
-/// The wrong passwords by prefix and by user.
+/// The refused names of a prefix, shared like a bucket.
+type SharedNames = Arc<Mutex<RefusedNames>>;
+
+fn lock(names: &SharedNames) -> MutexGuard<'_, RefusedNames> {
+    names.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The wrong passwords by prefix and by user, and the names refused to each prefix.
 #[derive(Debug)]
 pub(super) struct LocalStore {
     forget_every: Duration,
     prefixes: moka::sync::Cache<HashedKey, SharedBucket>,
     users: moka::sync::Cache<HashedKey, SharedBucket>,
+    names: moka::sync::Cache<HashedKey, SharedNames>,
     generation: AtomicU64,
 }
 
@@ -43,8 +57,10 @@ impl LocalStore {
         // A bucket unused for this long has no failures left.
         let life = settings.forget_every.saturating_mul(2 * MOST_ABOVE_FREE);
         let bounded = || moka::sync::Cache::builder().max_capacity(settings.capacity).time_to_idle(life).build();
+        let names =
+            moka::sync::Cache::builder().max_capacity(settings.capacity / NAMES_SHARE).time_to_idle(WINDOW).build();
         let generation = AtomicU64::new(0);
-        Self { forget_every: settings.forget_every, prefixes: bounded(), users: bounded(), generation }
+        Self { forget_every: settings.forget_every, prefixes: bounded(), users: bounded(), names, generation }
     }
 
     fn fresh(&self) -> SharedBucket {
@@ -67,20 +83,40 @@ impl LocalStore {
         if let Some(at) = user.tried(guess.password) {
             return Charge::Repeated(at.saturating_duration_since(now));
         }
-        let user_delay = user.delay(now, every, &guess.user_rule);
+        let mut delays = Delays { user: user.delay(now, every, &guess.user_rule), ..Delays::default() };
         let at_limit = !guess.known && user.is_at_limit(&guess.user_rule);
         let mut prefix = of_prefix.lock();
-        let prefix_delay = if guess.known { Duration::ZERO } else { prefix.delay(now, every, &guess.prefix_rule) };
-        let receipts = (!guess.is_refused(at_limit, user_delay, prefix_delay)).then(|| {
-            user.charge(now, user_delay, &guess.user_rule);
-            user.try_password(guess.password, now + guess.delay(user_delay, prefix_delay));
-            prefix.charge(now, prefix_delay, &guess.prefix_rule);
-            [
-                Receipt { account: Account::User(guess.account), generation: user.generation },
-                Receipt { account: Account::Prefix(guess.prefix), generation: prefix.generation },
-            ]
+        if !guess.known {
+            delays.prefix = prefix.delay(now, every, &guess.prefix_rule);
+        }
+        let of_names = guess.name.map(|name| (name, self.names.get_with(guess.prefix, fresh_names)));
+        let mut names = of_names.as_ref().map(|((name, rule), names)| (*name, rule, lock(names)));
+        if let Some((name, rule, names)) = &mut names {
+            delays.names = names.delay(*name, now, rule);
+        }
+        let receipts = (!guess.is_refused(at_limit, &delays)).then(|| {
+            user.charge(now, delays.user, &guess.user_rule);
+            user.try_password(guess.password, now + guess.delay(&delays));
+            prefix.charge(now, delays.prefix, &guess.prefix_rule);
+            let is_new = |(name, rule, names): (HashedKey, &PasswordSpraying, MutexGuard<'_, RefusedNames>)| {
+                let mut names = names;
+                names.charge(name, now, delays.names, rule).then_some(name)
+            };
+            let account = names.and_then(is_new).map(|name| Account::Name { prefix: guess.prefix, name });
+            Receipts {
+                user: Receipt { account: Account::User(guess.account), generation: user.generation },
+                prefix: Receipt { account: Account::Prefix(guess.prefix), generation: prefix.generation },
+                name: account.map(|account| Receipt { account, generation: 0 }),
+            }
         });
-        Charge::Counted { at_limit, user: user_delay, prefix: prefix_delay, receipts }
+        Charge::Counted { at_limit, delays, receipts }
+    }
+
+    /// Removes a name from those refused to a prefix.
+    fn clear_name(&self, prefix: HashedKey, name: HashedKey) {
+        if let Some(names) = self.names.get(&prefix) {
+            lock(&names).remove(name);
+        }
     }
 
     /// The bucket of a charge, if it is still the same.
@@ -88,14 +124,15 @@ impl LocalStore {
         let bucket = match receipt.account {
             Account::User(user) => self.users.get(&user),
             Account::Prefix(prefix) => self.prefixes.get(&prefix),
+            Account::Name { .. } => None,
         }?;
         let same = bucket.lock().generation == receipt.generation;
         same.then_some(bucket)
     }
 
-    /// How many prefixes and users have a record.
-    pub(super) fn entries(&self) -> [u64; 2] {
-        [self.prefixes.entry_count(), self.users.entry_count()]
+    /// How many prefixes and users have a record, and how many prefixes have refused names.
+    pub(super) fn entries(&self) -> [u64; 3] {
+        [self.prefixes.entry_count(), self.users.entry_count(), self.names.entry_count()]
     }
 
     /// Runs moka's background work now.
@@ -103,7 +140,12 @@ impl LocalStore {
     pub(super) fn run_pending(&self) {
         self.prefixes.run_pending_tasks();
         self.users.run_pending_tasks();
+        self.names.run_pending_tasks();
     }
+}
+
+fn fresh_names() -> SharedNames {
+    Arc::new(Mutex::new(RefusedNames::new()))
 }
 
 impl CounterStore for LocalStore {
@@ -137,7 +179,9 @@ impl CounterStore for LocalStore {
     }
 
     fn refund(&self, receipt: Receipt, password: AttemptDigest) {
-        if let Some(bucket) = self.charged(receipt) {
+        if let Account::Name { prefix, name } = receipt.account {
+            self.clear_name(prefix, name);
+        } else if let Some(bucket) = self.charged(receipt) {
             bucket.lock().refund(password);
         }
     }
@@ -160,6 +204,8 @@ impl CounterStore for LocalStore {
         if let Some(of_prefix) = self.prefixes.get(&prefix) {
             of_prefix.lock().subtract(failures);
         }
+        // A name that was refused here has an account: without one, as at most cached logins, there is no name.
+        self.clear_name(prefix, user);
     }
 
     fn forget(&self, user: HashedKey) {
@@ -187,10 +233,10 @@ mod tests {
 
     fn guess(account: HashedKey, password: &str) -> Guess {
         let password = Credential::for_tests("alice", password).digest().narrow();
-        Guess { account, prefix: 7, password, known: false, user_rule: RULE, prefix_rule: RULE }
+        Guess { account, prefix: 7, password, known: false, user_rule: RULE, prefix_rule: RULE, name: None }
     }
 
-    fn receipts(store: &LocalStore, guess: &Guess) -> [Receipt; 2] {
+    fn receipts(store: &LocalStore, guess: &Guess) -> Receipts {
         let Charge::Counted { receipts: Some(receipts), .. } = store.charge_now(guess) else { panic!("not charged") };
         receipts
     }
@@ -199,13 +245,12 @@ mod tests {
     async fn refund_after_a_reset_has_no_effect_on_later_charges() {
         let store = store();
         let early = guess(1, "early");
-        let [of_user, of_prefix] = receipts(&store, &early);
+        let Receipts { user: of_user, prefix: of_prefix, .. } = receipts(&store, &early);
         store.reset(1, 7);
-        let [later, _] = receipts(&store, &guess(1, "later"));
-        assert_ne!(of_user, later);
+        assert_ne!(of_user, receipts(&store, &guess(1, "later")).user);
         store.refund(of_user, early.password);
-        let Charge::Counted { user, .. } = store.charge_now(&guess(1, "third")) else { panic!("a new guess") };
-        assert_eq!(user, RULE.first_delay, "the later charge still counts");
+        let Charge::Counted { delays, .. } = store.charge_now(&guess(1, "third")) else { panic!("a new guess") };
+        assert_eq!(delays.user, RULE.first_delay, "the later charge still counts");
         // The prefix is the same record as before.
         assert_eq!(store.charged(of_prefix).map(|bucket| bucket.lock().generation), Some(of_prefix.generation));
     }
@@ -221,9 +266,9 @@ mod tests {
         receipts(&store, &guess);
         guess.password = password("third");
         for _ in 0..3 {
-            let Charge::Counted { user, receipts, .. } = store.charge_now(&guess) else { panic!("a new guess") };
+            let Charge::Counted { delays, receipts, .. } = store.charge_now(&guess) else { panic!("a new guess") };
             // The prefix refuses. The delay behind the second guess stays the same: the user is not charged.
-            assert_eq!((user, receipts), (Duration::from_millis(900), None));
+            assert_eq!((delays.user, receipts), (Duration::from_millis(900), None));
         }
     }
 
@@ -231,7 +276,7 @@ mod tests {
     async fn withdrawn_charge_leaves_no_record_unless_others_are_in_progress() {
         let store = store();
         let (one, other) = (guess(1, "one"), guess(1, "other"));
-        let ([of_one, _], [of_other, _]) = (receipts(&store, &one), receipts(&store, &other));
+        let [of_one, of_other] = [&one, &other].map(|guess| receipts(&store, guess).user);
         store.withdraw(of_one, one.password);
         assert!(store.charged(of_other).is_some());
         store.withdraw(of_other, other.password);

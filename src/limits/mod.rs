@@ -11,6 +11,9 @@
 //! wrong password is refunded. It waits for the delay of its spelling; the entry, once it is found, decides
 //! whether it is bound at all (`gate`). A user at a prefix known from an earlier login has a separate account
 //! there: only failures for this user at this prefix delay it.
+//!
+//! **Password spraying.** Of the guesses of users that a prefix is not known for, the distinct names are counted
+//! (`spraying`), and delay only such guesses.
 
 mod attempts;
 mod bucket;
@@ -21,6 +24,7 @@ mod ledger;
 mod memory;
 mod permits;
 mod rules;
+mod spraying;
 mod store;
 
 use std::net::IpAddr;
@@ -96,10 +100,10 @@ impl Throttle {
     }
 
     /// How many there are of each kind, in the order of [`ThrottleRecord`].
-    fn entries(&self) -> [u64; 4] {
+    fn entries(&self) -> [u64; 5] {
         let ledger = self.ledger.load();
-        let ([prefixes, users], [names, known]) = (ledger.local.entries(), ledger.users.entries());
-        [prefixes, users, names, known]
+        let ([prefixes, users, refused], [names, known]) = (ledger.local.entries(), ledger.users.entries());
+        [prefixes, users, names, known, refused]
     }
 
     /// Counts a connection without a login of its own: an nginx auth request.

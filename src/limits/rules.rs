@@ -8,7 +8,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::base::net;
-use crate::config::{self, FailedLogins, Limit, LimitRule, Mode};
+use crate::config::{self, FailedLogins, Limit, LimitRule, Mode, PasswordSpraying};
 use crate::telemetry::labels::ThrottleEffect;
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
@@ -28,6 +28,7 @@ pub(super) struct Rules {
     pub(super) memory: config::Memory,
     pub(super) failed_logins_per_prefix: FailedLogins,
     pub(super) failed_logins_per_user: FailedLogins,
+    pub(super) password_spraying: PasswordSpraying,
     pub(super) connections_per_prefix: Limit,
     pub(super) handshakes: Limit,
     pub(super) handshakes_per_prefix: Limit,
@@ -45,6 +46,7 @@ impl Rules {
             memory: settings.memory.clone(),
             failed_logins_per_prefix: settings.failed_logins_per_prefix,
             failed_logins_per_user: settings.failed_logins_per_user,
+            password_spraying: settings.password_spraying,
             connections_per_prefix: settings.connections_per_prefix,
             handshakes: settings.handshakes,
             handshakes_per_prefix: settings.handshakes_per_prefix,
@@ -95,8 +97,15 @@ impl Enforcement {
         }
     }
 
-    /// An attempt waits, or would wait.
-    pub(super) fn delayed(&self, rule: LimitRule, mode: Mode) {
+    /// An attempt waits, or would wait. Of password spraying the network is logged in either mode, because no other
+    /// line shows that its failures belong together.
+    pub(super) fn delayed(&self, rule: LimitRule, mode: Mode, client: IpAddr) {
         self.metrics.throttled(rule, ThrottleEffect::Delayed, mode).inc();
+        if rule == LimitRule::PasswordSpraying
+            && let Some(suppressed) = self.repeats.allow("many names refused", &client.to_string())
+        {
+            let mode = mode.label();
+            warn!(rule = rule.label(), mode, %client, suppressed, "many names of one network refused within a minute");
+        }
     }
 }

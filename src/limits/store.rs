@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use super::keys::HashedKey;
 use crate::base::credential::AttemptDigest;
-use crate::config::{FailedLogins, Mode};
+use crate::config::{FailedLogins, Mode, PasswordSpraying};
 
 /// A charge whose answer must be awaited. An error: the store is unavailable.
 pub(crate) type LaterCharge = Pin<Box<dyn Future<Output = io::Result<Charge>> + Send>>;
 
 /// A store of counters.
 pub(crate) trait CounterStore: fmt::Debug + Send + Sync {
-    /// Charges a guess to its user and its prefix, both or none: concurrent guesses are no faster than sequential
-    /// ones. `Ok`: the answer; `Err`: the answer comes later.
+    /// Charges a guess to its user, its prefix and the names refused there, all or none: concurrent guesses are no
+    /// faster than sequential ones. `Ok`: the answer; `Err`: the answer comes later.
     fn charge(&self, guess: &Guess) -> Result<Charge, LaterCharge>;
 
     /// Charges an entry before the bind.
@@ -35,8 +35,8 @@ pub(crate) trait CounterStore: fmt::Debug + Send + Sync {
     fn withdraw(&self, receipt: Receipt, password: AttemptDigest);
 
     /// Resets a user: the account is removed, so that most users have none for long. The prefix is credited
-    /// with this user's failures, not with those of others there: an account of one's own buys no guesses at
-    /// others. Attempts in progress are credited, too.
+    /// with this user's failures and loses this name, not those of others there: an account of one's own buys no
+    /// guesses at others. Attempts in progress are credited, too.
     fn reset(&self, user: HashedKey, prefix: HashedKey);
 
     /// Resets a user, whatever the spelling of the guesses.
@@ -55,26 +55,47 @@ pub(crate) struct Guess {
     pub(super) known: bool,
     pub(super) user_rule: FailedLogins,
     pub(super) prefix_rule: FailedLogins,
+    /// The name that counts among those refused to the prefix, unless the user has logged in from there before.
+    pub(super) name: Option<(HashedKey, PasswordSpraying)>,
+}
+
+/// The delays that a guess requires, whatever the modes of the rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Delays {
+    /// By the user's failures.
+    pub(super) user: Duration,
+    /// By the prefix's failures.
+    pub(super) prefix: Duration,
+    /// By the names refused to the prefix.
+    pub(super) names: Duration,
 }
 
 impl Guess {
-    /// How long the guess has to wait, by these delays of user and prefix.
-    pub(super) fn delay(&self, user: Duration, prefix: Duration) -> Duration {
-        enforced(&self.user_rule, user).max(enforced(&self.prefix_rule, prefix))
+    /// Mode and longest delay of the rule about names.
+    fn names_rule(&self) -> (Mode, Duration) {
+        self.name.map_or((Mode::DryRun, Duration::MAX), |(_, rule)| (rule.mode, rule.max_delay))
+    }
+
+    /// How long the guess has to wait: the longest of the delays, not their sum.
+    pub(super) fn delay(&self, delays: &Delays) -> Duration {
+        let failures = enforced(self.user_rule.mode, delays.user).max(enforced(self.prefix_rule.mode, delays.prefix));
+        failures.max(enforced(self.names_rule().0, delays.names))
     }
 
     /// Whether the guess is refused, and not charged then.
-    pub(super) fn is_refused(&self, at_limit: bool, user: Duration, prefix: Duration) -> bool {
-        let is_over = |rule: &FailedLogins, delay| rule.mode == Mode::Enforce && delay > rule.max_delay;
+    pub(super) fn is_refused(&self, at_limit: bool, delays: &Delays) -> bool {
+        let (mode, most) = self.names_rule();
+        let is_over = |mode, most, delay| mode == Mode::Enforce && delay > most;
         at_limit && self.user_rule.mode == Mode::Enforce
-            || is_over(&self.user_rule, user)
-            || is_over(&self.prefix_rule, prefix)
+            || is_over(self.user_rule.mode, self.user_rule.max_delay, delays.user)
+            || is_over(self.prefix_rule.mode, self.prefix_rule.max_delay, delays.prefix)
+            || is_over(mode, most, delays.names)
     }
 }
 
 /// A delay if its rule is enforced.
-pub(super) fn enforced(rule: &FailedLogins, delay: Duration) -> Duration {
-    match rule.mode {
+pub(super) fn enforced(mode: Mode, delay: Duration) -> Duration {
+    match mode {
         Mode::Enforce => delay,
         Mode::DryRun => Duration::ZERO,
     }
@@ -89,13 +110,20 @@ pub(crate) enum Charge {
     Counted {
         /// Whether the user's limit is reached.
         at_limit: bool,
-        /// The delay that the user's failures require, whatever the rule's mode.
-        user: Duration,
-        /// The delay that the prefix's failures require, whatever the rule's mode.
-        prefix: Duration,
-        /// The charges of user and prefix; `None`: it is refused.
-        receipts: Option<[Receipt; 2]>,
+        /// The delays that are required.
+        delays: Delays,
+        /// The charges; `None`: it is refused.
+        receipts: Option<Receipts>,
     },
+}
+
+/// The charges of a guess.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Receipts {
+    pub(super) user: Receipt,
+    pub(super) prefix: Receipt,
+    /// `None`: the name had been refused to the prefix before, and stays so whatever comes of this guess.
+    pub(super) name: Option<Receipt>,
 }
 
 /// A guess at an entry, before the bind.
@@ -128,6 +156,13 @@ pub(crate) enum Account {
     User(HashedKey),
     /// A prefix.
     Prefix(HashedKey),
+    /// A name among those refused to a prefix.
+    Name {
+        /// The prefix.
+        prefix: HashedKey,
+        /// The name.
+        name: HashedKey,
+    },
 }
 
 /// A charge that may be refunded. After a reset of the account a refund has no effect.

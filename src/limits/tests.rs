@@ -1,6 +1,7 @@
 //! Each rule on a paused clock.
 
 mod remote;
+mod spraying;
 
 use futures_util::FutureExt as _;
 use tokio::time::advance;
@@ -8,7 +9,7 @@ use tokio::time::advance;
 use super::store::Guess;
 use super::*;
 use crate::base::net;
-use crate::config::{FailedLogins, Mode};
+use crate::config::{FailedLogins, Mode, PasswordSpraying};
 use crate::directory::EntryName;
 use crate::directory::{EntryId, Realm};
 use crate::telemetry::labels::ThrottleEffect;
@@ -63,6 +64,12 @@ impl Door {
             },
             failed_logins_per_prefix: failed_logins(100),
             failed_logins_per_user: failed_logins(3),
+            password_spraying: PasswordSpraying {
+                mode: Mode::Enforce,
+                names_per_minute: 200,
+                first_delay: BASE,
+                max_delay: ms(4_000),
+            },
             connections_per_prefix: limit(2),
             handshakes: limit(4),
             handshakes_per_prefix: limit(3),
@@ -543,6 +550,7 @@ async fn flood_of_names_and_networks_is_bounded_and_evicts_no_other() {
             known: false,
             user_rule: door.settings.failed_logins_per_user,
             prefix_rule: door.settings.failed_logins_per_prefix,
+            name: Some((n, door.settings.password_spraying)),
         };
         ledger.local.charge_now(&guess);
         if n % 5_000 == 0 {
@@ -636,7 +644,7 @@ async fn reload_drops_only_counters_with_changed_bounds() {
 fn limit_names_the_key_of_its_rule() {
     assert_eq!(Limited(LimitRule::Handshakes).to_string(), "throttle.handshakes: limit reached");
     let delaying: Vec<_> = LimitRule::ALL.iter().filter(|rule| rule.delays()).map(|rule| rule.label()).collect();
-    assert_eq!(delaying, ["failed_logins_per_prefix", "failed_logins_per_user"]);
+    assert_eq!(delaying, ["failed_logins_per_prefix", "failed_logins_per_user", "password_spraying"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -655,5 +663,5 @@ async fn attempt_in_progress_is_settled_where_it_was_charged() {
     let after = door.throttle.ledger.load();
     after.local.run_pending();
     after.users.run_pending();
-    assert_eq!(door.throttle.entries(), [0; 4]);
+    assert_eq!(door.throttle.entries(), [0; 5]);
 }

@@ -266,6 +266,8 @@ labels! {
         Names => "names",
         /// The prefixes from which a user has logged in.
         KnownNetworks => "known_networks",
+        /// The names refused to a prefix within a minute.
+        RefusedNames => "refused_names",
     }
 }
 

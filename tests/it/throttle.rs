@@ -154,6 +154,43 @@ fn network_is_delayed_for_every_name_except_in_a_dry_run() {
 }
 
 #[test]
+fn spraying_names_is_delayed_except_for_users_known_there() {
+    for mode in ["dry_run", "enforce"] {
+        let rule = json!({"mode": mode, "names_per_minute": 3, "first_delay": "100ms", "max_delay": "800ms"});
+        let config = config().set("/throttle/password_spraying", rule);
+        let usher = Usher::start(config.set("/throttle/exempt", json!(["127.0.0.4"])));
+        Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("alice", &password_of("alice")).ok();
+        for from in [ELSEWHERE, OFFICE] {
+            let mut sprayer = Imap::tls_from(from, usher.imaps_port());
+            // An existing name is one of them, and its reply and delay are those of the others.
+            for name in ["user0", "bob", "user1", "user0", "user2", "user3"] {
+                sprayer.login(name, &format!("spring of {name}")).is("NO [AUTHENTICATIONFAILED]");
+            }
+        }
+        let delayed = |login: &str| {
+            let event = usher.login(login);
+            (event["limited_by"].as_str().map(str::to_owned), event["delay_ms"].as_f64())
+        };
+        let waits = |delay: f64| {
+            let enforced = mode == "enforce";
+            (enforced.then(|| "password_spraying".to_owned()), enforced.then_some(delay))
+        };
+        assert_eq!([delayed("bob"), delayed("user1")], [(None, None), (None, None)]);
+        assert_eq!([delayed("user2"), delayed("user3")], [waits(100.0), waits(200.0)]);
+        assert_eq!(throttled(&usher, "password_spraying", "delayed", mode), 2.0, "the office is exempt");
+        let line = usher.wait_log("many names of one network refused within a minute", |_| true);
+        assert_eq!((&line["client"], &line["mode"]), (&json!("127.0.0.3"), &json!(mode)), "{line}");
+        // A user with an earlier login from there does not wait, with a typo or without, cached or not.
+        expire_the_cache();
+        let mut known = Imap::tls_from(ELSEWHERE, usher.imaps_port());
+        known.login("alice", "a typo").is("NO [AUTHENTICATIONFAILED]");
+        known.login("alice", &password_of("alice")).ok();
+        let events = [usher.nth_login(2, "alice"), usher.nth_login(3, "alice")];
+        assert!(events.iter().all(|event| event["delay_ms"].is_null()), "{events:?}");
+    }
+}
+
+#[test]
 fn connections_of_a_network_are_limited_without_a_reply() {
     let mut usher = Usher::start(config().set("/throttle/connections_per_prefix", limit(2)));
     let mut first = Imap::tls_from(ELSEWHERE, usher.imaps_port());

@@ -35,7 +35,7 @@ pub(crate) use process::{Admin, AuthHttp, ConfigReload, Control, Log, LogFormat,
 pub(crate) use routing::{
     Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Probe, Routing, TokenLogin,
 };
-pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
+pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, PasswordSpraying, Throttle};
 pub(crate) use tls::{CertificateFiles, ClientAuth, ClientCertificates, Group, Tls, TlsVersion};
 pub(crate) use tokens::{HttpUrl, Introspection, KeySource, TokenIssuer};
 

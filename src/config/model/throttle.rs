@@ -21,6 +21,8 @@ pub struct Throttle {
     pub failed_logins_per_prefix: FailedLogins,
     /// Wrong passwords for one user.
     pub failed_logins_per_user: FailedLogins,
+    /// Names refused to one prefix.
+    pub password_spraying: PasswordSpraying,
     /// Connections of one prefix, before and after login.
     pub connections_per_prefix: Limit,
     /// TLS handshakes under way in all.
@@ -63,6 +65,8 @@ labels! {
         FailedLoginsPerPrefix => "failed_logins_per_prefix",
         /// Wrong passwords for one user.
         FailedLoginsPerUser => "failed_logins_per_user",
+        /// Names refused to one prefix within a minute.
+        PasswordSpraying => "password_spraying",
         /// Connections of one prefix.
         ConnectionsPerPrefix => "connections_per_prefix",
         /// TLS handshakes in progress in total.
@@ -82,7 +86,7 @@ impl LimitRule {
     /// Whether it delays before it refuses.
     #[must_use]
     pub(crate) const fn delays(self) -> bool {
-        matches!(self, Self::FailedLoginsPerPrefix | Self::FailedLoginsPerUser)
+        matches!(self, Self::FailedLoginsPerPrefix | Self::FailedLoginsPerUser | Self::PasswordSpraying)
     }
 }
 
@@ -96,6 +100,19 @@ pub struct FailedLogins {
     /// Wrong passwords from unknown networks, beyond which no password is sent to the directory.
     pub limit: Option<u32>,
     /// How long the first one that is not free has to wait; each further one twice as long.
+    pub first_delay: Duration,
+    /// The longest delay; an attempt that would have to wait longer is refused.
+    pub max_delay: Duration,
+}
+
+/// A delay that grows with the names refused to one prefix within a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PasswordSpraying {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// Names without a delay.
+    pub names_per_minute: u32,
+    /// How long the first one above them has to wait; each further one twice as long.
     pub first_delay: Duration,
     /// The longest delay; an attempt that would have to wait longer is refused.
     pub max_delay: Duration,

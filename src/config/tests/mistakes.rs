@@ -725,7 +725,7 @@ fn duplicate_keys_are_reported() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:97: cache: given twice, first in line 65: keep one",
+            "/etc/usher/config.yaml:98: cache: given twice, first in line 65: keep one",
         ]
     );
 }
@@ -823,6 +823,10 @@ fn throttle_mistakes_are_reported() {
     rule("failed_logins_per_user", "{max_delay: 6s}", ".max_delay", "write 100ms to 5s (default 4s)");
     rule("failed_logins_per_user", "{first_delay: 3s, max_delay: 2s}", ".first_delay", "longer than `max_delay`");
     rule("logins_per_second", "{per: 3}", ".per", "unknown key");
+    rule("password_spraying", "{names_per_minute: 241}", ".names_per_minute", "write 1 to 240 (default 30)");
+    rule("password_spraying", "{max_delay: 6s}", ".max_delay", "write 100ms to 5s (default 4s)");
+    rule("password_spraying", "{first_delay: 3s, max_delay: 2s}", ".first_delay", "longer than `max_delay`");
+    rule("password_spraying", "{free_failures: 3}", ".free_failures", "unknown key");
 }
 
 #[test]
