@@ -167,7 +167,7 @@ impl Shared {
             tracker: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
             maintenance: Maintenance::new(Arc::clone(&closer)),
             closer,
-            throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
+            throttle: Throttle::new(&snapshot.config.throttle, snapshot.shares.clone(), Arc::clone(&metrics)),
             fleet: fleet(&snapshot, &metrics),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,

@@ -20,6 +20,7 @@ use super::source::Sources;
 use super::state::{AddressStatus, ProtocolStatus};
 use crate::base::tasks::{self, Task};
 use crate::config::{self, Address, Probe};
+use crate::limits::Shares;
 use crate::proto::capabilities;
 use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
@@ -52,6 +53,8 @@ pub(super) struct Pool {
     pub(super) sources: Sources,
     pub(super) settings: config::Health,
     addresses: Mutex<AddressSet>,
+    /// By how many ushers the rate of slow start is divided.
+    shares: Shares,
     /// Whether the server reads a login's message that goes with the command; no once it has shown otherwise.
     initial_responses: AtomicBool,
     /// Notifies waiting logins of a change.
@@ -75,6 +78,7 @@ impl Pool {
         endpoint: &config::Endpoint,
         settings: &config::Backend,
         own: &Arc<[SocketAddr]>,
+        shares: Shares,
     ) -> Self {
         let literal = endpoint.addresses.iter().all(|address| address.host.parse::<IpAddr>().is_ok());
         let due = (!literal).then(Instant::now);
@@ -92,6 +96,7 @@ impl Pool {
             sources: Sources::new(&settings.source),
             settings: settings.health.clone(),
             addresses: Mutex::new(set),
+            shares,
             initial_responses: AtomicBool::new(true),
             changed: watch::Sender::new(()),
         }
@@ -207,7 +212,7 @@ impl Pool {
 
     /// When a login may go after an outage; `None` if that is later than it may wait.
     pub(super) fn slot(&self, patience: Duration) -> Option<Instant> {
-        self.addresses().slow_start.slot(patience, Instant::now())
+        self.addresses().slow_start.slot(patience, self.shares.count(), Instant::now())
     }
 
     /// Records a fault of the server; local faults are ignored.
@@ -420,7 +425,7 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
         let config = config::parse(std::path::Path::new("/c.yaml"), text).unwrap();
         let backend = &config.routing.backends[0];
         let own: Arc<[SocketAddr]> = Arc::from([]);
-        let pool = Pool::new(&"server3".into(), &backend.endpoints[0], backend, &own);
+        let pool = Pool::new(&"server3".into(), &backend.endpoints[0], backend, &own, Shares::default());
         let address = at(&["192.0.2.3:993"])[0];
         let opened = |reason: rustix::io::Errno| {
             for _ in 0..10 {

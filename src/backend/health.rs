@@ -281,8 +281,8 @@ impl SlowStart {
         self.run = Some(SlowStartRun { began: now, next: now });
     }
 
-    /// When a login may go; `None` if that is later than it may wait.
-    pub(super) fn slot(&mut self, patience: Duration, now: Instant) -> Option<Instant> {
+    /// When a login may go; `None` if that is later than it may wait. The rate is shared with so many ushers.
+    pub(super) fn slot(&mut self, patience: Duration, ushers: u32, now: Instant) -> Option<Instant> {
         self.run.take_if(|course| now >= course.began + self.length);
         let Some(course) = &mut self.run else { return Some(now) };
         let slot = course.next.max(now);
@@ -290,7 +290,7 @@ impl SlowStart {
             return None;
         }
         let share = (slot - course.began).as_secs_f64() / self.length.as_secs_f64();
-        let rate = INITIAL_RATE * (DOUBLINGS * share).exp2();
+        let rate = INITIAL_RATE * (DOUBLINGS * share).exp2() / f64::from(ushers.max(1));
         course.next = slot + Duration::from_secs_f64(1.0 / rate);
         Some(slot)
     }
@@ -428,30 +428,41 @@ mod tests {
     async fn slow_start_doubles_ten_times_and_ends() {
         let mut slow_start = SlowStart::new(Duration::from_secs(10));
         let wait = Duration::from_secs(1);
-        assert_eq!(slow_start.slot(wait, Instant::now()), Some(Instant::now()), "no outage, no slow start");
+        assert_eq!(slow_start.slot(wait, 1, Instant::now()), Some(Instant::now()), "no outage, no slow start");
         slow_start.begin(Instant::now());
         let began = Instant::now();
         // All logins arrive at once: count those admitted within the second that a login may wait.
         let mut slots = Vec::new();
-        while let Some(slot) = slow_start.slot(wait, Instant::now()) {
+        while let Some(slot) = slow_start.slot(wait, 1, Instant::now()) {
             slots.push(slot - began);
         }
         assert_eq!(slots.first(), Some(&Duration::ZERO), "the first goes at once");
         assert!((13..=16).contains(&slots.len()), "10 to 20 logins a second in the first second: {slots:?}");
         advance(Duration::from_secs(5)).await;
         let mut second = 0;
-        while slow_start.slot(wait, Instant::now()).is_some() {
+        while slow_start.slot(wait, 1, Instant::now()).is_some() {
             second += 1;
         }
         assert!((400..=500).contains(&second), "320 to 640 a second in the sixth second: {second}");
         advance(Duration::from_secs(5)).await;
-        assert!((0..10_000).all(|_| slow_start.slot(Duration::ZERO, Instant::now()).is_some()));
+        assert!((0..10_000).all(|_| slow_start.slot(Duration::ZERO, 1, Instant::now()).is_some()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_start_is_shared() {
+        let mut slow_start = SlowStart::new(Duration::from_secs(10));
+        slow_start.begin(Instant::now());
+        let mut slots = 0;
+        while slow_start.slot(Duration::from_secs(1), 5, Instant::now()).is_some() {
+            slots += 1;
+        }
+        assert!((3..=4).contains(&slots), "2 to 4 logins a second in the first second, of 10 to 20: {slots}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn slow_start_of_no_length_is_off() {
         let mut slow_start = SlowStart::new(Duration::ZERO);
         slow_start.begin(Instant::now());
-        assert!((0..1_000).all(|_| slow_start.slot(Duration::ZERO, Instant::now()).is_some()));
+        assert!((0..1_000).all(|_| slow_start.slot(Duration::ZERO, 1, Instant::now()).is_some()));
     }
 }

@@ -18,6 +18,7 @@ mod observed;
 mod probe;
 mod rejections;
 mod resolve;
+mod slots;
 mod source;
 pub(crate) mod state;
 
@@ -26,9 +27,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::IntGauge;
 use rustls::pki_types::ServerName;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use crate::base::clock::wait_until;
@@ -36,6 +35,7 @@ use crate::base::credential::{Credential, CredentialSecret, Login, TokenForm};
 use crate::base::labels::Label as _;
 use crate::base::secret::Secret;
 use crate::config::{self, Forward, TokenLogin};
+use crate::limits::Shares;
 use crate::outcome::Refusal;
 use crate::proto::transcript::Transcript;
 use crate::proto::{self, BackSettings, Origin, PROTOCOLS, Protocol};
@@ -47,6 +47,7 @@ use endpoint::{Endpoint, Handshakes};
 pub(crate) use error::{Awaited, BackendError};
 use health::BreakerState;
 use rejections::Rejections;
+use slots::{LoginSlot, LoginSlots};
 use state::BackendStatus;
 
 /// How long a login waits for a slot while too many are in progress or after an outage.
@@ -68,10 +69,7 @@ pub(crate) struct Backend {
     service: Option<Service>,
     /// The account that logs in for a user that acts for a mailbox.
     impersonation: Option<Service>,
-    /// Slots for logins in progress.
-    slots: Arc<Semaphore>,
-    logins_in_flight: usize,
-    in_flight: IntGauge,
+    slots: Arc<LoginSlots>,
     rejections: Arc<Rejections>,
     endpoints: HashMap<&'static str, Arc<Endpoint>>,
 }
@@ -107,6 +105,21 @@ pub(crate) struct BackendFiles {
     pub probe: Option<Service>,
 }
 
+/// What all backends have in common.
+#[derive(Debug)]
+pub(crate) struct BackendContext<'a> {
+    /// The most untagged bytes before a reply.
+    pub untagged_limit: usize,
+    /// usher's own name.
+    pub host: &'a Arc<str>,
+    /// usher's listeners, to which no backend may lead.
+    pub own: &'a Arc<[SocketAddr]>,
+    /// By how many ushers what a backend bears is divided.
+    pub shares: &'a Shares,
+    /// Every metric.
+    pub metrics: &'a Arc<Metrics>,
+}
+
 /// How long a login at a backend took; filled as far as it came.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Phases {
@@ -117,26 +130,23 @@ pub(crate) struct Phases {
 }
 
 impl Backend {
-    /// A backend as configured, with what its files hold. `host` is usher's own name, `own` are its listeners,
-    /// to which no backend may lead. The health of the addresses is taken over from `previous`, which was
-    /// configured alike.
+    /// A backend as configured, with what its files hold. The health of the addresses is taken over from
+    /// `previous`, which was configured alike.
     #[must_use]
     pub(crate) fn new(
         settings: &config::Backend,
         files: BackendFiles,
-        untagged_limit: usize,
-        host: &Arc<str>,
-        own: &Arc<[SocketAddr]>,
-        metrics: &Arc<Metrics>,
+        context: &BackendContext<'_>,
         previous: Option<&Self>,
     ) -> Self {
+        let BackendContext { untagged_limit, host, own, shares, metrics } = *context;
         let name: Arc<str> = settings.name.as_str().into();
         let BackendFiles { tls, service, impersonation, probe } = files;
         let impersonation = impersonation.or_else(|| service.clone());
         let rejections = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.rejections));
         let endpoints = std::iter::zip(&settings.endpoints, tls).map(|(endpoint, (server_name, tls_config))| {
             let kept = previous.and_then(|previous| previous.endpoints.get(endpoint.protocol.name));
-            let new = || Arc::new(Pool::new(&name, endpoint, settings, own));
+            let new = || Arc::new(Pool::new(&name, endpoint, settings, own, shares.clone()));
             let endpoint = Endpoint {
                 protocol: endpoint.protocol,
                 tls: endpoint.tls,
@@ -156,7 +166,8 @@ impl Backend {
             };
             (endpoint.protocol.name, Arc::new(endpoint))
         });
-        let new = || Arc::new(Semaphore::new(settings.logins_in_flight));
+        let taken = || metrics.backend_logins_in_flight.with_label_values(&[&*name]);
+        let new = || LoginSlots::new(settings.logins_in_flight, shares.clone(), taken());
         Self {
             pass_refusals: settings.pass_refusals,
             token: settings.token.clone(),
@@ -164,8 +175,6 @@ impl Backend {
             service,
             impersonation,
             slots: previous.map_or_else(new, |previous| Arc::clone(&previous.slots)),
-            logins_in_flight: settings.logins_in_flight,
-            in_flight: metrics.backend_logins_in_flight.with_label_values(&[&*name]),
             endpoints: endpoints.collect(),
             rejections,
             name,
@@ -299,13 +308,10 @@ impl Backend {
     /// Waits for a slot among the logins in progress, and for slow start after an outage.
     async fn login_slot(&self, endpoint: &Endpoint) -> Result<LoginSlot<'_>, BackendError> {
         let patience = Instant::now() + SLOT_WAIT;
-        let permit = timeout_at(patience, self.slots.acquire()).await.map_err(|_| BackendError::Full)?;
-        // The semaphore is never closed.
-        let permit = permit.map_err(|_| BackendError::Full)?;
+        let free = self.slots.acquire(patience).await.ok_or(BackendError::Full)?;
         let left = patience.saturating_duration_since(Instant::now());
         let slot = endpoint.pool.slot(left).ok_or(BackendError::SlowStart)?;
-        self.in_flight.inc();
-        let place = LoginSlot { _permit: permit, in_flight: &self.in_flight };
+        let place = free.begin();
         wait_until(slot).await;
         Ok(place)
     }
@@ -333,22 +339,9 @@ impl Backend {
         let serving = PROTOCOLS.iter().filter_map(|protocol| self.endpoints.get(protocol.name));
         BackendStatus {
             name: self.name.to_string(),
-            logins_in_flight: u64::try_from(self.in_flight.get()).unwrap_or(0),
-            logins_in_flight_limit: self.logins_in_flight,
+            logins_in_flight: self.slots.taken(),
+            logins_in_flight_limit: self.slots.limit(),
             protocols: serving.map(|endpoint| endpoint.pool.status()).collect(),
         }
-    }
-}
-
-/// A slot among the logins in progress, released on drop.
-#[derive(Debug)]
-struct LoginSlot<'a> {
-    _permit: SemaphorePermit<'a>,
-    in_flight: &'a IntGauge,
-}
-
-impl Drop for LoginSlot<'_> {
-    fn drop(&mut self) {
-        self.in_flight.dec();
     }
 }

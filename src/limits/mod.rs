@@ -24,6 +24,7 @@ mod ledger;
 mod memory;
 mod permits;
 mod rules;
+mod shares;
 mod spraying;
 mod store;
 
@@ -49,6 +50,7 @@ use permits::HeldCounts;
 pub(crate) use permits::{AwaitingProxyHeader, ConnectionPermit, HandshakePermit, SessionPermit};
 pub(crate) use rules::Limited;
 use rules::{Enforcement, Rules, acting};
+pub(crate) use shares::Shares;
 
 /// The rate limits of the process.
 pub(crate) struct Throttle {
@@ -61,6 +63,8 @@ pub(crate) struct Throttle {
     sessions_by_prefix: Arc<HeldCounts>,
     /// When the next login is due at an even pace.
     pace: Mutex<Option<Instant>>,
+    /// By how many ushers `logins_per_second` is divided.
+    shares: Shares,
 }
 
 impl std::fmt::Debug for Throttle {
@@ -70,9 +74,9 @@ impl std::fmt::Debug for Throttle {
 }
 
 impl Throttle {
-    /// Starts without any record.
+    /// Starts without any record. Limits of what the mail servers bear are divided by `shares`.
     #[must_use]
-    pub(crate) fn new(settings: &config::Throttle, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(settings: &config::Throttle, shares: Shares, metrics: Arc<Metrics>) -> Self {
         Self {
             enforcement: Enforcement { metrics, repeats: Repeats::default() },
             ledger: ArcSwap::from_pointee(Ledger::local(Rules::compile(settings), Keys::new())),
@@ -82,6 +86,7 @@ impl Throttle {
             sessions: Arc::default(),
             sessions_by_prefix: Arc::default(),
             pace: Mutex::default(),
+            shares,
         }
     }
 
@@ -205,7 +210,7 @@ impl Throttle {
             )?;
         }
         let Limit { mode, limit } = rules.logins_per_second;
-        if !self.within_rate(limit) {
+        if !self.within_rate(self.shares.of(limit)) {
             self.enforcement.limit_reached(LimitRule::LoginsPerSecond, mode, client)?;
         }
         Ok(SessionPermit { _held: [all, here] })

@@ -77,7 +77,7 @@ impl Door {
             sessions_per_user_and_prefix: limit(2),
             logins_per_second: limit(1_000),
         };
-        Self { throttle: Throttle::new(&settings, Arc::new(Metrics::new())), settings }
+        Self { throttle: Throttle::new(&settings, Shares::default(), Arc::new(Metrics::new())), settings }
     }
 
     fn guess(&self, from: &str, login: &str, password: &str) -> Result<PendingAttempt<'_>, Limited> {
@@ -531,6 +531,17 @@ async fn login_rate_allows_a_burst_and_limits_the_average() {
     advance(ms(500)).await;
     let more = (0..30).filter(|n| door.session("192.0.2.1", &format!("uid={n}")).is_ok()).count();
     assert_eq!(more, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn login_rate_is_shared_and_limits_of_one_user_are_not() {
+    let mut door = Door::new();
+    door.set(|rules| rules.logins_per_second.limit = 10);
+    door.throttle.shares.divisor().store(3, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((0..30).filter(|n| door.session("192.0.2.1", &format!("uid={n}")).is_ok()).count(), 4);
+    advance(Duration::from_secs(10)).await;
+    let held: Vec<_> = (1..9).filter_map(|n| door.session(&format!("192.0.2.{n}"), ALICE).ok()).collect();
+    assert_eq!(held.len(), 3);
 }
 
 #[tokio::test(start_paused = true)]

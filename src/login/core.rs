@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::{Backend, BackendFiles};
+use crate::backend::{Backend, BackendContext, BackendFiles};
 use crate::cache::Cache;
 use crate::config::{self, Config};
 use crate::directory::Directory;
-use crate::limits::Throttle;
+use crate::limits::{Shares, Throttle};
 use crate::login::authn::Authenticator;
 use crate::proto::TokenHints;
 use crate::sessions::maintenance::Maintenance;
@@ -35,6 +35,8 @@ pub(crate) struct LoginCore {
     pub token_hints: Arc<TokenHints>,
     /// The backends.
     pub backends: Backends,
+    /// By how many ushers limits of what the backends bear are divided. Kept from the first configuration on.
+    pub shares: Shares,
 }
 
 /// What backends are built from, besides the config.
@@ -68,15 +70,17 @@ impl LoginCore {
         let token_hints = TokenHints { scope: tokens.scope(), discovery: tokens.discovery().map(str::to_owned) };
         let authn = Authenticator::new(directory, cache, tracked, config.limits.connections);
         let authn = authn.with_tokens(Arc::clone(&tokens));
+        let shares = previous.map(|old| old.shares.clone()).unwrap_or_default();
         let untagged_limit = config.limits.max_backend_greeting;
+        let context = BackendContext { untagged_limit, host, own, shares: &shares, metrics };
         // Files were read for each backend of this config.
         let backends = config.routing.backends.iter().filter_map(|settings| {
             let files = files.remove(&settings.name)?;
             let kept = kept.and_then(|old| old.backend_like(settings));
-            Some(Backend::new(settings, files, untagged_limit, host, own, metrics, kept))
+            Some(Backend::new(settings, files, &context, kept))
         });
         let backends = Backends::new(backends);
-        Self { config, authn, tokens, token_hints: token_hints.into(), backends }
+        Self { config, authn, tokens, token_hints: token_hints.into(), backends, shares }
     }
 
     /// The settings by which directory changes are judged.

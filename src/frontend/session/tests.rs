@@ -13,6 +13,7 @@ use crate::config;
 use crate::config_files::Fingerprint;
 use crate::directory::memory::{Memory, MemoryFault};
 use crate::directory::{Directory, Entry};
+use crate::limits::Shares;
 use crate::login::attempt::{ATTEMPT_TIMEOUT, next_refusal_tick};
 use crate::login::authn::Authenticator;
 use crate::login::core::{Backends, LoginCore};
@@ -145,6 +146,7 @@ limits: {{{limits}}}
                 tokens,
                 token_hints: Arc::default(),
                 backends: Backends::default(),
+                shares: Shares::default(),
             }),
         };
         let log = crate::telemetry::log::unread();

@@ -15,7 +15,7 @@ use crate::backend::BackendFiles;
 use crate::config::{self, Config};
 use crate::directory::memory::Memory;
 use crate::directory::{Directory, Entry};
-use crate::limits::Throttle;
+use crate::limits::{Shares, Throttle};
 use crate::login::core::{BackendParts, InForce};
 use crate::proto;
 use crate::sessions::closer::Closer;
@@ -65,7 +65,7 @@ impl Process {
         let closer = Arc::new(Closer::new(Arc::clone(&sessions)));
         let directory = Memory::with_user("alice", "sesame", Entry::for_tests(DN, &["server3"]));
         Self {
-            limits: Throttle::new(&config.throttle, Arc::clone(&metrics)),
+            limits: Throttle::new(&config.throttle, Shares::default(), Arc::clone(&metrics)),
             core: ArcSwap::from_pointee(core(config, &directory, &metrics, None)),
             tracking: ChangeTracker::new(Arc::clone(&sessions), Arc::clone(&closer), Arc::clone(&metrics)),
             maintenance: Maintenance::new(closer),
