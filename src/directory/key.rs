@@ -69,6 +69,23 @@ impl EntryKey {
         Self { realm, name: EntryName::Dn(Arc::clone(dn)) }
     }
 
+    /// Bytes that are the same wherever the entry is known by the same name: the case and spacing of a DN may differ
+    /// between a template and the directory.
+    #[must_use]
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![self.realm.0];
+        match &self.name {
+            EntryName::Id(id) => bytes.extend(id.0),
+            EntryName::Dn(dn) => {
+                for part in dn.to_lowercase().split(',') {
+                    bytes.push(b',');
+                    bytes.extend(part.trim().bytes());
+                }
+            }
+        }
+        bytes
+    }
+
     /// Whether the entry is identified by its id.
     #[must_use]
     pub const fn has_id(&self) -> bool {

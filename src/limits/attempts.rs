@@ -4,12 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::warn;
-
 use super::gate::BindGate;
 use super::ledger::{AttemptOrigin, Ledger};
 use super::rules::{Enforcement, Limited};
-use super::store::{Charge, Delays, Guess, enforced};
+use super::store::{Charge, Delays, Guess, Subject, enforced};
 use crate::base::credential::{Credential, CredentialSecret};
 use crate::config::{FailedLogins, LimitRule, Mode, PasswordSpraying};
 use crate::directory::EntryKey;
@@ -52,7 +50,7 @@ impl<'a> PendingAttempt<'a> {
         credential: &Credential,
     ) -> Result<Self, Limited> {
         let origin = ledger.origin(client, credential.charged());
-        let guess = guess(&ledger, origin, credential);
+        let guess = guess(&ledger, origin, client, credential);
         Self::charge(ledger, enforcement, client, origin, guess).await
     }
 
@@ -68,7 +66,7 @@ impl<'a> PendingAttempt<'a> {
     ) -> Result<Self, Limited> {
         let origin = ledger.token_origin(client);
         let user_rule = FailedLogins { free_failures: u32::MAX, limit: None, ..ledger.rules.failed_logins_per_user };
-        let guess = Guess { user_rule, ..guess(&ledger, origin, credential) };
+        let guess = Guess { user_rule, ..guess(&ledger, origin, client, credential) };
         Self::charge(ledger, enforcement, client, origin, guess).await
     }
 
@@ -76,25 +74,21 @@ impl<'a> PendingAttempt<'a> {
         ledger: Arc<Ledger>,
         enforcement: &'a Enforcement,
         client: IpAddr,
-        origin: AttemptOrigin,
+        mut origin: AttemptOrigin,
         guess: Guess,
     ) -> Result<Self, Limited> {
         if ledger.rules.is_exempt(client) {
-            let gate = BindGate::exempt(ledger, origin, guess.password);
+            let gate = BindGate::exempt(ledger, origin, guess.subject, guess.password);
             return Ok(Self::new(enforcement, gate, Duration::ZERO, None));
         }
         let charge = match ledger.store.charge(&guess) {
             Ok(charge) => charge,
-            Err(later) => later.await.unwrap_or_else(|error| {
-                if let Some(suppressed) = enforcement.repeats.allow("counter store", "charge") {
-                    warn!(%error, suppressed, "shared counters unavailable; counting in this process alone");
-                }
-                ledger.local.charge_now(&guess)
-            }),
+            Err(later) => later.await,
         };
         let (delay, by, receipts) = match charge {
             Charge::Repeated(delay) => (delay, None, None),
-            Charge::Counted { at_limit, delays, receipts } => {
+            Charge::Counted { known, at_limit, delays, receipts } => {
+                origin.known |= known;
                 if at_limit {
                     enforcement.limit_reached(LimitRule::FailedLoginsPerUser, guess.user_rule.mode, client)?;
                 }
@@ -102,7 +96,7 @@ impl<'a> PendingAttempt<'a> {
                 (delay, by, receipts)
             }
         };
-        let gate = BindGate::charged(ledger, origin, guess.password, !delay.is_zero(), receipts);
+        let gate = BindGate::charged(ledger, origin, (guess.subject, guess.password), !delay.is_zero(), receipts);
         Ok(Self::new(enforcement, gate, delay, by))
     }
 
@@ -120,10 +114,7 @@ impl<'a> PendingAttempt<'a> {
     pub(crate) fn settle(mut self, outcome: AttemptOutcome) {
         let Some(gate) = self.gate.take() else { return };
         match outcome {
-            AttemptOutcome::Right(entry) => {
-                gate.refund();
-                gate.ledger.succeeded(gate.origin, &entry);
-            }
+            AttemptOutcome::Right(entry) => gate.succeed(&entry),
             AttemptOutcome::Wrong => gate.keep(),
             AttemptOutcome::Inconclusive => gate.refund(),
         }
@@ -147,8 +138,11 @@ impl Drop for PendingAttempt<'_> {
     }
 }
 
-fn guess(ledger: &Ledger, origin: AttemptOrigin, credential: &Credential) -> Guess {
+fn guess(ledger: &Ledger, origin: AttemptOrigin, client: IpAddr, credential: &Credential) -> Guess {
     let rules = &ledger.rules;
+    // The name beside a token proves nothing.
+    let is_token = matches!(credential.secret(), CredentialSecret::Token(_));
+    let login = (!is_token).then(|| credential.charged().clone());
     // Only what may be a password tried under many names. A user that has logged in from here before is none of them.
     let is_sprayable = matches!(credential.secret(), CredentialSecret::Password(_)) && !origin.known;
     Guess {
@@ -159,6 +153,8 @@ fn guess(ledger: &Ledger, origin: AttemptOrigin, credential: &Credential) -> Gue
         user_rule: rules.failed_logins_per_user,
         prefix_rule: rules.failed_logins_per_prefix,
         name: is_sprayable.then_some((origin.name, rules.password_spraying)),
+        subject: Subject { login, network: rules.prefix(client) },
+        entry: origin.entry,
     }
 }
 

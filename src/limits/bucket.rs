@@ -34,8 +34,7 @@ struct TriedPassword {
 }
 
 impl Bucket {
-    pub(super) fn new(generation: u64) -> Self {
-        let now = Instant::now();
+    pub(super) fn new(generation: u64, now: Instant) -> Self {
         Self { generation, failures: 0, credited_until: now, allowed_at: now, tried: Vec::new() }
     }
 
@@ -104,6 +103,23 @@ impl Bucket {
         self.subtract(1);
     }
 
+    /// A password that was about to be tried is not.
+    pub(super) fn untry(&mut self, password: AttemptDigest) {
+        self.tried.retain(|tried| tried.password != password);
+    }
+
+    /// Records when a password that is being tried is due.
+    pub(super) fn set_due(&mut self, password: AttemptDigest, allowed_at: Instant) {
+        if let Some(tried) = self.tried.iter_mut().find(|tried| tried.password == password) {
+            tried.allowed_at = allowed_at;
+        }
+    }
+
+    /// Takes over what a shared store has counted.
+    pub(super) fn adopt(&mut self, failures: u32, credited_until: Instant, allowed_at: Instant) {
+        (self.failures, self.credited_until, self.allowed_at) = (failures, credited_until, allowed_at);
+    }
+
     /// Subtracts some failures.
     pub(super) fn subtract(&mut self, failures: u32) {
         self.failures = self.failures.saturating_sub(failures);
@@ -141,7 +157,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn failures_are_capped_above_the_free_ones_and_expire_one_by_one() {
-        let mut bucket = Bucket::new(0);
+        let mut bucket = Bucket::new(0, Instant::now());
         let mut now = Instant::now();
         for _ in 0..100 {
             bucket.charge(now, Duration::ZERO, &FailedLogins { limit: None, ..RULE });
@@ -156,7 +172,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn failures_are_counted_up_to_a_limit_above_the_cap() {
-        let (mut bucket, now) = (Bucket::new(0), Instant::now());
+        let (mut bucket, now) = (Bucket::new(0, Instant::now()), Instant::now());
         for _ in 0..39 {
             bucket.charge(now, Duration::ZERO, &RULE);
         }

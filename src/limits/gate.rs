@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::keys::HashedKey;
 use super::ledger::{AttemptOrigin, Ledger};
-use super::store::{EntryCharge, EntryGuess, Receipt, Receipts};
+use super::store::{EntryCharge, EntryGuess, Receipt, Receipts, Subject};
 use crate::base::credential::AttemptDigest;
 use crate::directory::EntryKey;
 
@@ -39,6 +39,7 @@ struct GateState {
 pub struct BindGate {
     pub(super) ledger: Arc<Ledger>,
     pub(super) origin: AttemptOrigin,
+    subject: Subject,
     exempt: bool,
     password: AttemptDigest,
     /// Whether the guess was delayed.
@@ -48,15 +49,20 @@ pub struct BindGate {
 
 impl BindGate {
     /// A guess of a client that is exempt.
-    pub(super) fn exempt(ledger: Arc<Ledger>, origin: AttemptOrigin, password: AttemptDigest) -> Self {
-        Self { ledger, origin, exempt: true, password, waited: false, state: Mutex::default() }
+    pub(super) fn exempt(
+        ledger: Arc<Ledger>,
+        origin: AttemptOrigin,
+        subject: Subject,
+        password: AttemptDigest,
+    ) -> Self {
+        Self { ledger, origin, subject, exempt: true, password, waited: false, state: Mutex::default() }
     }
 
     /// A guess that was charged on arrival, unless it is a repetition.
     pub(super) fn charged(
         ledger: Arc<Ledger>,
         origin: AttemptOrigin,
-        password: AttemptDigest,
+        (subject, password): (Subject, AttemptDigest),
         waited: bool,
         receipts: Option<Receipts>,
     ) -> Self {
@@ -67,7 +73,7 @@ impl BindGate {
             refused_name: receipts.name,
         });
         let state = Mutex::new(GateState { charged, ..GateState::default() });
-        Self { ledger, origin, exempt: false, password, waited, state }
+        Self { ledger, origin, subject, exempt: false, password, waited, state }
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
@@ -96,7 +102,7 @@ impl BindGate {
         let rule = rules.failed_logins_per_user;
         // A principal name is not a DN: the spelling keeps its previous entry.
         if key.identifies_entry() {
-            users.name(self.origin.name, entry);
+            users.name(self.origin.name, entry, || store.shared_id(key));
         }
         if self.is_known(key) {
             if !self.origin.known
@@ -105,20 +111,21 @@ impl BindGate {
                 // At a known prefix, guesses from elsewhere do not count, whatever was typed.
                 store.withdraw(name, self.password);
                 let home = keys.user_at(entry, self.origin.prefix);
-                state.charged.name = Some(store.charge_known(home, self.password, &rule));
+                state.charged.name = Some(store.charge_known(home, &self.subject, self.password, &rule));
             }
             return true;
         }
         let guess = EntryGuess { password: self.password, rule, waited: self.waited };
-        match store.charge_entry(entry, &guess) {
+        match store.charge_entry(entry, key, &guess) {
             // The same password again is not a new guess.
             EntryCharge::Repeated => true,
             EntryCharge::Counted { over, receipt } => {
                 state.over = over;
-                if receipt.is_some() {
+                let may = receipt.is_some();
+                if may {
                     state.charged.entry = receipt;
                 }
-                receipt.is_some()
+                may
             }
         }
     }
@@ -146,11 +153,18 @@ impl BindGate {
         self.lock().charged = Charged::default();
     }
 
+    fn take(&self) -> Vec<Receipt> {
+        let Charged { name, entry, prefix, refused_name } = std::mem::take(&mut self.lock().charged);
+        [name, entry, prefix, refused_name].into_iter().flatten().collect()
+    }
+
     /// Refunds the charges: it was not a wrong password.
     pub(super) fn refund(&self) {
-        let Charged { name, entry, prefix, refused_name } = std::mem::take(&mut self.lock().charged);
-        for receipt in [name, entry, prefix, refused_name].into_iter().flatten() {
-            self.ledger.store.refund(receipt, self.password);
-        }
+        self.ledger.store.refund(self.take(), self.password);
+    }
+
+    /// Refunds the charges: it was the right password of this entry.
+    pub(super) fn succeed(&self, entry: &EntryKey) {
+        self.ledger.succeeded(self.origin, entry, &self.subject, Some((self.take(), self.password)));
     }
 }

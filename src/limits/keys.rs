@@ -11,6 +11,11 @@ use crate::directory::{EntryKey, EntryName};
 /// A hash of a prefix, a name, an entry or a pair of them.
 pub(super) type HashedKey = u64;
 
+/// The spelling of a name, without regard to case and outer blanks.
+pub(super) fn spelling(login: &Login) -> String {
+    login.as_str().trim().to_lowercase()
+}
+
 /// The secret of the hashes, which exists in this process only.
 #[derive(Debug, Clone)]
 pub(super) struct Keys(RandomState);
@@ -32,7 +37,7 @@ impl Keys {
 
     /// The spelling of a name, without regard to case and outer blanks.
     pub(super) fn name(&self, login: &Login) -> HashedKey {
-        self.0.hash_one(login.as_str().trim().to_lowercase())
+        self.0.hash_one(spelling(login))
     }
 
     /// An entry. The case and spacing of a DN may differ between a template and the directory.

@@ -8,10 +8,21 @@ use moka::policy::EvictionPolicy;
 use tokio::time::Instant;
 
 use super::keys::HashedKey;
+use super::store::SharedId;
 use crate::config;
 
 /// Known prefixes per user: home, office, phone, and some hotels.
 const KNOWN_PER_USER: usize = 16;
+
+/// A known prefix is refreshed, and told to others, this many times while it lasts.
+const REFRESHES: u32 = 30;
+
+/// What a name leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct NamedEntry {
+    entry: HashedKey,
+    shared: Option<SharedId>,
+}
 
 #[derive(Debug)]
 struct KnownPrefix {
@@ -23,7 +34,7 @@ struct KnownPrefix {
 #[derive(Debug)]
 pub(super) struct KnownUsers {
     ttl: Duration,
-    names: moka::sync::Cache<HashedKey, HashedKey>,
+    names: moka::sync::Cache<HashedKey, NamedEntry>,
     known: moka::sync::Cache<HashedKey, Arc<Mutex<Vec<KnownPrefix>>>>,
 }
 
@@ -42,15 +53,15 @@ impl KnownUsers {
         }
     }
 
-    /// The entry that a name last led to; the name itself if unknown.
-    pub(super) fn entry(&self, name: HashedKey) -> HashedKey {
-        self.names.get(&name).unwrap_or(name)
+    /// The entry that a name last led to, the name itself if unknown; and how a shared store calls it.
+    pub(super) fn entry(&self, name: HashedKey) -> (HashedKey, Option<SharedId>) {
+        self.names.get(&name).map_or((name, None), |named| (named.entry, named.shared))
     }
 
     /// Records the entry of a name.
-    pub(super) fn name(&self, name: HashedKey, entry: HashedKey) {
-        if self.names.get(&name) != Some(entry) {
-            self.names.insert(name, entry);
+    pub(super) fn name(&self, name: HashedKey, entry: HashedKey, shared: impl FnOnce() -> Option<SharedId>) {
+        if self.names.get(&name).is_none_or(|named| named.entry != entry) {
+            self.names.insert(name, NamedEntry { entry, shared: shared() });
         }
     }
 
@@ -63,17 +74,23 @@ impl KnownUsers {
         list.iter().any(|known| known.prefix == prefix && fresh(known))
     }
 
-    /// Records that this user has logged in from this prefix.
-    pub(super) fn add_known_prefix(&self, user: HashedKey, prefix: HashedKey) {
+    /// Records that this user has logged in from this prefix. Returns whether that was not known, or not for long.
+    pub(super) fn add_known_prefix(&self, user: HashedKey, prefix: HashedKey) -> bool {
+        let now = Instant::now();
         let list = self.known.get_with(user, Arc::default);
         let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |known: &KnownPrefix| now.saturating_duration_since(known.since) < self.ttl / REFRESHES;
+        if list.iter().any(|known| known.prefix == prefix && is_recent(known)) {
+            return false;
+        }
         list.retain(|known| known.prefix != prefix);
         if list.len() >= KNOWN_PER_USER {
             list.remove(0);
         }
         // Most users have one prefix; room for four would be allocated otherwise.
         list.reserve_exact(1);
-        list.push(KnownPrefix { prefix, since: Instant::now() });
+        list.push(KnownPrefix { prefix, since: now });
+        true
     }
 
     /// How many names and users have a record.

@@ -15,10 +15,12 @@ use super::bucket::{Bucket, MOST_ABOVE_FREE};
 use super::keys::HashedKey;
 use super::spraying::{RefusedNames, WINDOW};
 use super::store::{
-    Account, Charge, CounterStore, Delays, EntryCharge, EntryGuess, Guess, LaterCharge, Receipt, Receipts,
+    Account, Charge, CounterStore, Delays, EntryCharge, EntryGuess, Guess, LaterCharge, Receipt, Receipts, Subject,
+    Success,
 };
 use crate::base::credential::AttemptDigest;
 use crate::config::{self, FailedLogins, Mode, PasswordSpraying};
+use crate::directory::EntryKey;
 
 /// Prefixes with refused names take up to 6 KiB each: one for this many of `throttle.capacity`.
 const NAMES_SHARE: u64 = 16;
@@ -63,22 +65,27 @@ impl LocalStore {
         Self { forget_every: settings.forget_every, prefixes: bounded(), users: bounded(), names, generation }
     }
 
-    fn fresh(&self) -> SharedBucket {
-        SharedBucket(Arc::new(Mutex::new(Bucket::new(self.generation.fetch_add(1, Ordering::Relaxed)))))
+    fn fresh(&self, now: Instant) -> SharedBucket {
+        SharedBucket(Arc::new(Mutex::new(Bucket::new(self.generation.fetch_add(1, Ordering::Relaxed), now))))
     }
 
-    fn prefix(&self, prefix: HashedKey) -> SharedBucket {
-        self.prefixes.get_with(prefix, || self.fresh())
+    fn prefix(&self, prefix: HashedKey, now: Instant) -> SharedBucket {
+        self.prefixes.get_with(prefix, || self.fresh(now))
     }
 
-    fn user(&self, user: HashedKey) -> SharedBucket {
-        self.users.get_with(user, || self.fresh())
+    fn user(&self, user: HashedKey, now: Instant) -> SharedBucket {
+        self.users.get_with(user, || self.fresh(now))
     }
 
     /// Charges a guess; the answer of memory is there at once.
     pub(super) fn charge_now(&self, guess: &Guess) -> Charge {
-        let (now, every) = (Instant::now(), self.forget_every);
-        let (of_user, of_prefix) = (self.user(guess.account), self.prefix(guess.prefix));
+        self.charge_at(guess, Instant::now())
+    }
+
+    /// Charges a guess that arrives at this time.
+    pub(super) fn charge_at(&self, guess: &Guess, now: Instant) -> Charge {
+        let every = self.forget_every;
+        let (of_user, of_prefix) = (self.user(guess.account, now), self.prefix(guess.prefix, now));
         let mut user = of_user.lock();
         if let Some(at) = user.tried(guess.password) {
             return Charge::Repeated(at.saturating_duration_since(now));
@@ -104,12 +111,88 @@ impl LocalStore {
             };
             let account = names.and_then(is_new).map(|name| Account::Name { prefix: guess.prefix, name });
             Receipts {
-                user: Receipt { account: Account::User(guess.account), generation: user.generation },
-                prefix: Receipt { account: Account::Prefix(guess.prefix), generation: prefix.generation },
-                name: account.map(|account| Receipt { account, generation: 0 }),
+                user: Receipt::here(Account::User(guess.account), user.generation),
+                prefix: Receipt::here(Account::Prefix(guess.prefix), prefix.generation),
+                name: account.map(|account| Receipt::here(account, 0)),
             }
         });
-        Charge::Counted { at_limit, delays, receipts }
+        Charge::Counted { known: guess.known, at_limit, delays, receipts }
+    }
+
+    /// Records that a password is being tried whose charge is asked for elsewhere. Until the answer, the same one waits
+    /// as long as it may have to. Returns how long a repeated one waits.
+    pub(super) fn announce(&self, guess: &Guess) -> Option<Duration> {
+        let now = Instant::now();
+        let of_user = self.user(guess.account, now);
+        let mut user = of_user.lock();
+        if let Some(at) = user.tried(guess.password) {
+            return Some(at.saturating_duration_since(now));
+        }
+        user.try_password(guess.password, now + guess.longest_delay());
+        None
+    }
+
+    /// The password was not tried after all.
+    pub(super) fn retract(&self, account: HashedKey, password: AttemptDigest) {
+        if let Some(user) = self.users.get(&account) {
+            user.lock().untry(password);
+        }
+    }
+
+    /// Takes over that a guess was charged elsewhere: when it is due, and its name. Returns the generations of user and
+    /// prefix.
+    pub(super) fn mirror(&self, guess: &Guess, delay: Duration, delays: &Delays, known: bool) -> [u64; 2] {
+        let now = Instant::now();
+        if let Some((name, rule)) = guess.name.as_ref().filter(|_| !known) {
+            lock(&self.names.get_with(guess.prefix, fresh_names)).charge(*name, now, delays.names, rule);
+        }
+        let of_user = self.user(guess.account, now);
+        let mut user = of_user.lock();
+        user.set_due(guess.password, now + delay);
+        [user.generation, self.prefix(guess.prefix, now).lock().generation]
+    }
+
+    /// Takes over what was counted elsewhere: how long ago time was credited and the last attempt was due, or how far
+    /// that is ahead.
+    pub(super) fn adopt(&self, account: Account, failures: u32, ago: [Duration; 2], ahead: Duration) {
+        let now = Instant::now();
+        let [credited, due] = ago.map(|time| now.checked_sub(time).unwrap_or(now));
+        let bucket = match account {
+            Account::User(user) => self.user(user, now),
+            Account::Prefix(prefix) => self.prefix(prefix, now),
+            Account::Name { .. } => return,
+        };
+        bucket.lock().adopt(failures, credited, due + ahead);
+    }
+
+    /// Refunds one charge.
+    pub(super) fn refund_one(&self, receipt: &Receipt, password: AttemptDigest) {
+        if let Account::Name { prefix, name } = receipt.account {
+            self.clear_name(prefix, name);
+        } else if let Some(bucket) = self.charged(receipt) {
+            bucket.lock().refund(password);
+        }
+    }
+
+    fn reset(&self, user: HashedKey, prefix: HashedKey) -> bool {
+        let Some(of_user) = self.users.remove(&user) else { return false };
+        let failures = of_user.lock().reset();
+        if let Some(of_prefix) = self.prefixes.get(&prefix) {
+            of_prefix.lock().subtract(failures);
+        }
+        // A name that was refused here has an account: without one, as at most cached logins, there is no name.
+        self.clear_name(prefix, user);
+        true
+    }
+
+    /// Resets a user that has shown a right password. Returns whether there was an account.
+    pub(super) fn reset_user(&self, success: &Success<'_>) -> bool {
+        let spelled = self.reset(success.account, success.prefix);
+        let other = match success.home {
+            Some(home) => self.reset(home, success.prefix),
+            None => self.users.remove(&success.user).is_some(),
+        };
+        spelled || other
     }
 
     /// Removes a name from those refused to a prefix.
@@ -120,7 +203,7 @@ impl LocalStore {
     }
 
     /// The bucket of a charge, if it is still the same.
-    fn charged(&self, receipt: Receipt) -> Option<SharedBucket> {
+    fn charged(&self, receipt: &Receipt) -> Option<SharedBucket> {
         let bucket = match receipt.account {
             Account::User(user) => self.users.get(&user),
             Account::Prefix(prefix) => self.prefixes.get(&prefix),
@@ -153,9 +236,9 @@ impl CounterStore for LocalStore {
         Ok(self.charge_now(guess))
     }
 
-    fn charge_entry(&self, entry: HashedKey, guess: &EntryGuess) -> EntryCharge {
+    fn charge_entry(&self, entry: HashedKey, _: &EntryKey, guess: &EntryGuess) -> EntryCharge {
         let now = Instant::now();
-        let of_entry = self.user(entry);
+        let of_entry = self.user(entry, now);
         let mut bucket = of_entry.lock();
         if bucket.tried(guess.password).is_some() {
             return EntryCharge::Repeated;
@@ -164,30 +247,26 @@ impl CounterStore for LocalStore {
         let receipt = (!over || guess.rule.mode == Mode::DryRun).then(|| {
             bucket.charge_now(now, &guess.rule);
             bucket.try_password(guess.password, now);
-            Receipt { account: Account::User(entry), generation: bucket.generation }
+            Receipt::here(Account::User(entry), bucket.generation)
         });
         EntryCharge::Counted { over, receipt }
     }
 
-    fn charge_known(&self, account: HashedKey, password: AttemptDigest, rule: &FailedLogins) -> Receipt {
+    fn charge_known(&self, account: HashedKey, _: &Subject, password: AttemptDigest, rule: &FailedLogins) -> Receipt {
         let now = Instant::now();
-        let of_user = self.user(account);
+        let of_user = self.user(account, now);
         let mut bucket = of_user.lock();
         bucket.charge(now, Duration::ZERO, rule);
         bucket.try_password(password, now);
-        Receipt { account: Account::User(account), generation: bucket.generation }
+        Receipt::here(Account::User(account), bucket.generation)
     }
 
-    fn refund(&self, receipt: Receipt, password: AttemptDigest) {
-        if let Account::Name { prefix, name } = receipt.account {
-            self.clear_name(prefix, name);
-        } else if let Some(bucket) = self.charged(receipt) {
-            bucket.lock().refund(password);
-        }
+    fn refund(&self, receipts: Vec<Receipt>, password: AttemptDigest) {
+        receipts.iter().for_each(|receipt| self.refund_one(receipt, password));
     }
 
     fn withdraw(&self, receipt: Receipt, password: AttemptDigest) {
-        let Some(bucket) = self.charged(receipt) else { return };
+        let Some(bucket) = self.charged(&receipt) else { return };
         let is_blank = {
             let mut bucket = bucket.lock();
             bucket.refund(password);
@@ -198,18 +277,11 @@ impl CounterStore for LocalStore {
         }
     }
 
-    fn reset(&self, user: HashedKey, prefix: HashedKey) {
-        let Some(of_user) = self.users.remove(&user) else { return };
-        let failures = of_user.lock().reset();
-        if let Some(of_prefix) = self.prefixes.get(&prefix) {
-            of_prefix.lock().subtract(failures);
+    fn succeeded(&self, charged: Option<(Vec<Receipt>, AttemptDigest)>, success: &Success<'_>) {
+        if let Some((receipts, password)) = charged {
+            self.refund(receipts, password);
         }
-        // A name that was refused here has an account: without one, as at most cached logins, there is no name.
-        self.clear_name(prefix, user);
-    }
-
-    fn forget(&self, user: HashedKey) {
-        self.users.invalidate(&user);
+        self.reset_user(success);
     }
 }
 
@@ -233,7 +305,21 @@ mod tests {
 
     fn guess(account: HashedKey, password: &str) -> Guess {
         let password = Credential::for_tests("alice", password).digest().narrow();
-        Guess { account, prefix: 7, password, known: false, user_rule: RULE, prefix_rule: RULE, name: None }
+        Guess {
+            account,
+            prefix: 7,
+            password,
+            known: false,
+            user_rule: RULE,
+            prefix_rule: RULE,
+            name: None,
+            subject: subject(),
+            entry: None,
+        }
+    }
+
+    fn subject() -> Subject {
+        Subject { login: None, network: "192.0.2.0/24".parse().unwrap() }
     }
 
     fn receipts(store: &LocalStore, guess: &Guess) -> Receipts {
@@ -248,11 +334,11 @@ mod tests {
         let Receipts { user: of_user, prefix: of_prefix, .. } = receipts(&store, &early);
         store.reset(1, 7);
         assert_ne!(of_user, receipts(&store, &guess(1, "later")).user);
-        store.refund(of_user, early.password);
+        store.refund(vec![of_user], early.password);
         let Charge::Counted { delays, .. } = store.charge_now(&guess(1, "third")) else { panic!("a new guess") };
         assert_eq!(delays.user, RULE.first_delay, "the later charge still counts");
         // The prefix is the same record as before.
-        assert_eq!(store.charged(of_prefix).map(|bucket| bucket.lock().generation), Some(of_prefix.generation));
+        assert_eq!(store.charged(&of_prefix).map(|bucket| bucket.lock().generation), Some(of_prefix.generation));
     }
 
     #[tokio::test(start_paused = true)]
@@ -278,8 +364,8 @@ mod tests {
         let (one, other) = (guess(1, "one"), guess(1, "other"));
         let [of_one, of_other] = [&one, &other].map(|guess| receipts(&store, guess).user);
         store.withdraw(of_one, one.password);
-        assert!(store.charged(of_other).is_some());
-        store.withdraw(of_other, other.password);
-        assert!(store.charged(of_other).is_none());
+        assert!(store.charged(&of_other).is_some());
+        store.withdraw(of_other.clone(), other.password);
+        assert!(store.charged(&of_other).is_none());
     }
 }

@@ -24,12 +24,14 @@ mod ledger;
 mod memory;
 mod permits;
 mod rules;
+mod sessions;
+mod shared;
 mod shares;
 mod spraying;
 mod store;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -50,7 +52,10 @@ use permits::HeldCounts;
 pub(crate) use permits::{AwaitingProxyHeader, ConnectionPermit, HandshakePermit, SessionPermit};
 pub(crate) use rules::Limited;
 use rules::{Enforcement, Rules, acting};
+use sessions::SharedSessions;
+use shared::ScriptRunner;
 pub(crate) use shares::Shares;
+use store::Subject;
 
 /// The rate limits of the process.
 pub(crate) struct Throttle {
@@ -61,6 +66,8 @@ pub(crate) struct Throttle {
     handshakes: Arc<HeldCounts>,
     sessions: Arc<HeldCounts>,
     sessions_by_prefix: Arc<HeldCounts>,
+    /// The same sessions in a store that several processes share, if there is one.
+    shared_sessions: OnceLock<Arc<SharedSessions>>,
     /// When the next login is due at an even pace.
     pace: Mutex<Option<Instant>>,
     /// By how many ushers `logins_per_second` is divided.
@@ -85,6 +92,7 @@ impl Throttle {
             handshakes: Arc::default(),
             sessions: Arc::default(),
             sessions_by_prefix: Arc::default(),
+            shared_sessions: OnceLock::new(),
             pace: Mutex::default(),
             shares,
         }
@@ -200,7 +208,10 @@ impl Throttle {
         let user = ledger.keys.entry(entry);
         let all = self.sessions.hold(user);
         let here = self.sessions_by_prefix.hold(ledger.keys.user_at(user, ledger.prefix(client)));
-        self.enforcement.within(LimitRule::SessionsPerUser, rules.sessions_per_user, all.count, client)?;
+        let shared = self.shared_sessions.get().map(|shared| shared.hold(user, entry));
+        let elsewhere = shared.as_ref().map_or(0, |(_, elsewhere)| *elsewhere);
+        let count = all.count.saturating_add(elsewhere);
+        self.enforcement.within(LimitRule::SessionsPerUser, rules.sessions_per_user, count, client)?;
         if !rules.is_exempt(client) {
             self.enforcement.within(
                 LimitRule::SessionsPerUserAndPrefix,
@@ -213,7 +224,7 @@ impl Throttle {
         if !self.within_rate(self.shares.of(limit)) {
             self.enforcement.limit_reached(LimitRule::LoginsPerSecond, mode, client)?;
         }
-        Ok(SessionPermit { _held: [all, here] })
+        Ok(SessionPermit { _held: [all, here], _shared: shared.map(|(session, _)| session) })
     }
 
     /// Charges an attempt that requires a directory lookup, and computes its delay. The [`PendingAttempt`] is then
@@ -241,7 +252,24 @@ impl Throttle {
     /// Records a correct cached password: nothing was guessed, and the prefix is known from now on.
     pub(crate) fn cached_success(&self, client: IpAddr, login: &Login, entry: &EntryKey) {
         let ledger = self.ledger.load();
-        ledger.succeeded(ledger.origin(client, login), entry);
+        let subject = Subject { login: Some(login.clone()), network: ledger.rules.prefix(client) };
+        ledger.succeeded(ledger.origin(client, login), entry, &subject, None);
+    }
+
+    /// Counts wrong passwords and sessions in a store that several processes share, while it is there. To be called once.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the fleet's end of it"))]
+    pub(crate) fn share(&self, runner: Arc<dyn ScriptRunner>) {
+        let ledger = self.ledger.load();
+        let _ = self.shared_sessions.set(SharedSessions::new(Arc::clone(&runner), ledger.rules.memory.capacity));
+        self.ledger.store(Arc::new(ledger.under(Rules::clone(&ledger.rules)).shared(Some(runner))));
+    }
+
+    /// Writes the sessions again, over a minute: the store has lost them.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the fleet's end of it"))]
+    pub(crate) async fn rewrite_sessions(&self) {
+        if let Some(shared) = self.shared_sessions.get() {
+            shared.rewrite(Duration::from_secs(60)).await;
+        }
     }
 
     /// Whether one more login stays within this rate. One second's worth may come at once.

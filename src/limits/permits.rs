@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::keys::HashedKey;
+use super::sessions::SharedSession;
 use crate::telemetry::metrics::Metrics;
 
 /// A map this small is not shrunk.
@@ -110,4 +111,6 @@ pub(crate) struct AwaitingProxyHeader {
 #[derive(Debug)]
 pub(crate) struct SessionPermit {
     pub(super) _held: [CountGuard; 2],
+    /// The same session as others count it.
+    pub(super) _shared: Option<SharedSession>,
 }

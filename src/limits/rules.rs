@@ -19,7 +19,7 @@ use crate::telemetry::metrics::Metrics;
 pub(crate) struct Limited(pub LimitRule);
 
 /// The rules in force.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Rules {
     ipv4_prefix: u8,
     ipv6_prefix: u8,

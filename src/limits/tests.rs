@@ -1,6 +1,6 @@
 //! Each rule on a paused clock.
 
-mod remote;
+mod shared;
 mod spraying;
 
 use futures_util::FutureExt as _;
@@ -562,6 +562,8 @@ async fn flood_of_names_and_networks_is_bounded_and_evicts_no_other() {
             user_rule: door.settings.failed_logins_per_user,
             prefix_rule: door.settings.failed_logins_per_prefix,
             name: Some((n, door.settings.password_spraying)),
+            subject: store::Subject { login: None, network: net::network_of(ip("192.0.2.1"), 32) },
+            entry: None,
         };
         ledger.local.charge_now(&guess);
         if n % 5_000 == 0 {

@@ -1,0 +1,124 @@
+//! The sessions of a user at all ushers of a fleet: each writes its own count behind, and hears the others' counts by
+//! the answer. No login waits for it, so that sessions which begin before the answer may exceed the limit.
+//!
+//! A count stands in the store for as long as its process lives there; where it is lost, it is written again.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::keys::HashedKey;
+use super::shared::{CounterScript, ScriptArg, ScriptRunner, SharedKey};
+use crate::directory::EntryKey;
+
+/// How long an answer is used: what it counts may have ended since.
+const FRESH: Duration = Duration::from_secs(60);
+/// How long a user's record stays in the store without a write.
+const RECORD: Duration = Duration::from_secs(7 * 86_400);
+/// How many pauses a rewriting has.
+const STEPS: u32 = 120;
+
+/// Writes a member's sessions of a user.
+pub(crate) static SESSIONS: CounterScript =
+    CounterScript { name: "sessions", text: include_str!("scripts/sessions.lua") };
+
+/// One user with sessions here.
+#[derive(Debug)]
+struct User {
+    entry: EntryKey,
+    here: u32,
+}
+
+/// The users with sessions here, as the fleet counts them.
+#[derive(Debug)]
+pub(super) struct SharedSessions {
+    runner: Arc<dyn ScriptRunner>,
+    /// Bounded by the sessions. The lock also keeps the writes of a user in order; a write is queued and not awaited.
+    users: Mutex<HashMap<HashedKey, User>>,
+    /// The sessions at other ushers, and when that was heard. Kept when the last session here has ended.
+    elsewhere: moka::sync::Cache<HashedKey, (u32, Instant)>,
+}
+
+impl SharedSessions {
+    /// At most this many answers are kept.
+    pub(super) fn new(runner: Arc<dyn ScriptRunner>, capacity: u64) -> Arc<Self> {
+        let elsewhere = moka::sync::Cache::builder().max_capacity(capacity).time_to_live(FRESH).build();
+        Arc::new(Self { runner, users: Mutex::default(), elsewhere })
+    }
+
+    /// Counts a session until the guard is dropped. Returns how many the user has elsewhere, as last heard.
+    pub(super) fn hold(self: &Arc<Self>, user: HashedKey, entry: &EntryKey) -> (SharedSession, u32) {
+        let mut users = self.lock();
+        let counted = users.entry(user).or_insert_with(|| User { entry: entry.clone(), here: 0 });
+        counted.here = counted.here.saturating_add(1);
+        let heard = self.elsewhere.get(&user).filter(|(_, heard)| heard.elapsed() < FRESH);
+        let elsewhere = heard.map_or(0, |(count, _)| count);
+        self.write(user, counted);
+        (SharedSession { sessions: Arc::clone(self), user }, elsewhere)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<HashedKey, User>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the count behind.
+    fn write(&self, user: HashedKey, counted: &User) {
+        if !self.runner.is_up() {
+            return;
+        }
+        let Some(id) = self.runner.id(SharedKey::Sessions, &[&counted.entry.to_bytes()]) else { return };
+        let (member, prefix) = self.runner.member();
+        let args = vec![
+            ScriptArg::from(member.as_bytes()),
+            counted.here.into(),
+            prefix.as_bytes().into(),
+            ScriptArg::from(RECORD),
+        ];
+        let elsewhere = self.elsewhere.clone();
+        let done = move |answer: &[i64]| {
+            if let Some(count) = answer.first().and_then(|count| u32::try_from(*count).ok()) {
+                elsewhere.insert(user, (count, Instant::now()));
+            }
+        };
+        self.runner.order(&SESSIONS, vec![self.runner.key(SharedKey::Sessions, id)], args, Some(Box::new(done)));
+    }
+
+    /// Writes all counts again over this time: the store has lost them.
+    pub(super) async fn rewrite(&self, over: Duration) {
+        // No two ushers begin at the same moment.
+        let chance = u32::try_from(RandomState::new().hash_one(0) % 100).unwrap_or_default();
+        sleep(over / STEPS * chance / 100).await;
+        let users: Vec<_> = self.lock().keys().copied().collect();
+        let size = users.len().div_ceil(STEPS as usize).max(1);
+        for some in users.chunks(size) {
+            sleep(over / STEPS).await;
+            for user in some {
+                if let Some(counted) = self.lock().get(user) {
+                    self.write(*user, counted);
+                }
+            }
+        }
+    }
+}
+
+/// A session that is counted.
+#[derive(Debug)]
+pub(super) struct SharedSession {
+    sessions: Arc<SharedSessions>,
+    user: HashedKey,
+}
+
+impl Drop for SharedSession {
+    fn drop(&mut self) {
+        let mut users = self.sessions.lock();
+        let Some(counted) = users.get_mut(&self.user) else { return };
+        counted.here = counted.here.saturating_sub(1);
+        self.sessions.write(self.user, counted);
+        if counted.here == 0 {
+            users.remove(&self.user);
+        }
+    }
+}
