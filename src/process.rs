@@ -17,7 +17,7 @@ use crate::config::{Config, Limits};
 use crate::config_files::{Files, Fingerprint};
 use crate::directory::{self, Directory};
 use crate::fleet::{Fleet, FleetFiles};
-use crate::limits::Throttle;
+use crate::limits::{FleetRunner, Throttle};
 use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
 use crate::sessions::closer::Closer;
 use crate::sessions::maintenance::Maintenance;
@@ -163,12 +163,18 @@ impl Shared {
         let registry = Arc::<Registry>::default();
         let closer = Arc::new(Closer::new(Arc::clone(&registry)));
         let traces = Traces::new(metrics.traces.clone());
+        let throttle = Throttle::new(&snapshot.config.throttle, snapshot.shares.clone(), Arc::clone(&metrics));
+        let fleet = fleet(&snapshot, &metrics);
+        if let Some(fleet) = &fleet {
+            throttle.share(Arc::new(FleetRunner::new(fleet)));
+            fleet.tell_divisor(snapshot.shares.divisor());
+        }
         Arc::new(Self {
             tracker: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
             maintenance: Maintenance::new(Arc::clone(&closer)),
             closer,
-            throttle: Throttle::new(&snapshot.config.throttle, snapshot.shares.clone(), Arc::clone(&metrics)),
-            fleet: fleet(&snapshot, &metrics),
+            throttle,
+            fleet,
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,
             registry,

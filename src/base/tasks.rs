@@ -62,6 +62,8 @@ labels! {
         FleetCommands => "fleet_commands",
         /// Writes to the fleet's store what no login waits for.
         FleetWrites => "fleet_writes",
+        /// Writes the sessions of users to the fleet's store again where they are lost.
+        FleetSessions => "fleet_sessions",
         /// Ends the sessions of a backend that is out of service.
         BackendDrain => "backend_drain",
         /// Ends the sessions that an administrator named.
@@ -88,6 +90,7 @@ impl Task {
             | Self::FleetChannel
             | Self::FleetCommands
             | Self::FleetWrites
+            | Self::FleetSessions
             | Self::BackendDrain
             | Self::Kick => false,
         }

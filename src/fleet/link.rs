@@ -277,6 +277,9 @@ fn meet(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
     fleet.metrics.fleet_config_mismatch.with_label_values(&[] as &[&str]).set(differing);
     let most = fleet.divisor.lock().unwrap_or_else(super::PoisonError::into_inner).count(members.nodes());
     fleet.most_members.store(most, Ordering::Relaxed);
+    if let Some(divisor) = fleet.divisor_out.get() {
+        divisor.store(most, Ordering::Relaxed);
+    }
     fleet.members.store(members);
 }
 

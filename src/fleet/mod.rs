@@ -28,7 +28,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -102,6 +102,8 @@ pub(crate) struct Fleet {
     members: ArcSwap<Members>,
     divisor: Mutex<Divisor>,
     most_members: AtomicU32,
+    /// Where others read it.
+    divisor_out: OnceLock<Arc<AtomicU32>>,
     table: Mutex<Table>,
     marks: watch::Sender<Arc<Marks>>,
     /// Counts the stores that this process has met: what was written to another is gone.
@@ -166,6 +168,7 @@ impl Fleet {
             members: ArcSwap::default(),
             divisor: Mutex::default(),
             most_members: AtomicU32::new(1),
+            divisor_out: OnceLock::new(),
             table: Mutex::default(),
             marks: watch::Sender::new(Arc::default()),
             generation: watch::Sender::new(0),
@@ -236,6 +239,17 @@ impl Fleet {
     #[must_use]
     pub(crate) fn most_members(&self) -> u32 {
         self.most_members.load(Ordering::Relaxed)
+    }
+
+    /// Writes that divisor here, too, from the next beat on.
+    pub(crate) fn tell_divisor(&self, divisor: Arc<AtomicU32>) {
+        let _ = self.divisor_out.set(divisor);
+    }
+
+    /// The key of a keyed digest.
+    #[must_use]
+    pub(crate) fn key_of(&self, kind: KeyKind, id: KeyedId) -> StoreKey {
+        StoreKey::keyed(&self.settings.name, kind, id)
     }
 
     /// The store's clock, in microseconds of Unix time; `None` before the first beat.

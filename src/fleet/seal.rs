@@ -164,6 +164,11 @@ impl StoreKey {
         Self(format!("usher:{fleet}:{}:{}", kind.label(), URL_SAFE_NO_PAD.encode(id.0)))
     }
 
+    /// From the text of another.
+    pub(crate) const fn written(text: String) -> Self {
+        Self(text)
+    }
+
     /// As the store has it.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {

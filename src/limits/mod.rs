@@ -17,6 +17,7 @@
 
 mod attempts;
 mod bucket;
+mod fleet;
 mod gate;
 mod keys;
 mod known;
@@ -45,6 +46,7 @@ use crate::telemetry::labels::ThrottleRecord;
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
 pub(crate) use attempts::{AttemptOutcome, PendingAttempt};
+pub(crate) use fleet::FleetRunner;
 pub(crate) use gate::BindGate;
 use keys::Keys;
 use ledger::Ledger;
@@ -257,7 +259,6 @@ impl Throttle {
     }
 
     /// Counts wrong passwords and sessions in a store that several processes share, while it is there. To be called once.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the fleet's end of it"))]
     pub(crate) fn share(&self, runner: Arc<dyn ScriptRunner>) {
         let ledger = self.ledger.load();
         let _ = self.shared_sessions.set(SharedSessions::new(Arc::clone(&runner), ledger.rules.memory.capacity));
@@ -265,7 +266,6 @@ impl Throttle {
     }
 
     /// Writes the sessions again, over a minute: the store has lost them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the fleet's end of it"))]
     pub(crate) async fn rewrite_sessions(&self) {
         if let Some(shared) = self.shared_sessions.get() {
             shared.rewrite(Duration::from_secs(60)).await;

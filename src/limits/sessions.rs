@@ -11,8 +11,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::keys::HashedKey;
-use super::shared::{CounterScript, ScriptArg, ScriptRunner, SharedKey};
+use super::shared::{ScriptArg, ScriptRunner, SharedKey};
 use crate::directory::EntryKey;
+use crate::fleet::FleetScript;
 
 /// How long an answer is used: what it counts may have ended since.
 const FRESH: Duration = Duration::from_secs(60);
@@ -22,8 +23,7 @@ const RECORD: Duration = Duration::from_secs(7 * 86_400);
 const STEPS: u32 = 120;
 
 /// Writes a member's sessions of a user.
-pub(crate) static SESSIONS: CounterScript =
-    CounterScript { name: "sessions", text: include_str!("scripts/sessions.lua") };
+pub(crate) static SESSIONS: FleetScript = FleetScript::new("sessions", include_str!("scripts/sessions.lua"));
 
 /// One user with sessions here.
 #[derive(Debug)]

@@ -25,32 +25,17 @@ use super::store::{
 use crate::base::credential::AttemptDigest;
 use crate::config::{FailedLogins, Memory, Mode};
 use crate::directory::EntryKey;
-
-/// A script, as the store gets it.
-#[cfg_attr(not(test), expect(dead_code, reason = "the fleet's end of it"))]
-#[derive(Debug)]
-pub(crate) struct CounterScript {
-    /// Its name, for errors.
-    pub(crate) name: &'static str,
-    /// Its text.
-    pub(crate) text: &'static str,
-}
+use crate::fleet::FleetScript;
 
 /// Charges a guess.
-pub(crate) static CHARGE: CounterScript = CounterScript {
-    name: "charge",
-    text: concat!(include_str!("scripts/account.lua"), include_str!("scripts/charge.lua")),
-};
+pub(crate) static CHARGE: FleetScript =
+    FleetScript::new("charge", concat!(include_str!("scripts/account.lua"), include_str!("scripts/charge.lua")));
 /// Charges an entry, or a user at a known prefix.
-pub(crate) static ENTRY: CounterScript = CounterScript {
-    name: "entry",
-    text: concat!(include_str!("scripts/account.lua"), include_str!("scripts/entry.lua")),
-};
+pub(crate) static ENTRY: FleetScript =
+    FleetScript::new("entry", concat!(include_str!("scripts/account.lua"), include_str!("scripts/entry.lua")));
 /// What follows the outcome of an attempt.
-pub(crate) static SETTLE: CounterScript = CounterScript {
-    name: "settle",
-    text: concat!(include_str!("scripts/account.lua"), include_str!("scripts/settle.lua")),
-};
+pub(crate) static SETTLE: FleetScript =
+    FleetScript::new("settle", concat!(include_str!("scripts/account.lua"), include_str!("scripts/settle.lua")));
 
 /// What a key of the store is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,10 +108,10 @@ pub(crate) trait ScriptRunner: fmt::Debug + Send + Sync {
     fn member(&self) -> (String, String);
 
     /// Runs a script and waits for the answer, for a bounded time.
-    fn eval(&self, script: &'static CounterScript, keys: Vec<String>, args: Vec<ScriptArg>) -> LaterAnswer;
+    fn eval(&self, script: &'static FleetScript, keys: Vec<String>, args: Vec<ScriptArg>) -> LaterAnswer;
 
     /// Runs a script some time later; it may be dropped. `done` gets the answer.
-    fn order(&self, script: &'static CounterScript, keys: Vec<String>, args: Vec<ScriptArg>, done: Option<OnAnswer>);
+    fn order(&self, script: &'static FleetScript, keys: Vec<String>, args: Vec<ScriptArg>, done: Option<OnAnswer>);
 }
 
 /// A store that several processes share, with this process's memory behind it.
@@ -150,7 +135,7 @@ impl Names {
         let network = subject.network.to_string().into_bytes();
         let spelling = match &subject.login {
             Some(login) => keys::spelling(login).into_bytes(),
-            // No spelling has a NUL.
+            // No name that is typed has a NUL.
             None => [b"\0token ", network.as_slice()].concat(),
         };
         Self { network, spelling }

@@ -17,7 +17,6 @@ impl Default for Shares {
 impl Shares {
     /// Where the fleet writes the divisor.
     #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "the fleet's end of it"))]
     pub(crate) fn divisor(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.0)
     }

@@ -94,6 +94,8 @@ impl Server {
             supervisor.keep(Task::FleetCommands, move || {
                 control::obey(Arc::clone(&obeying), orders.clone(), Arc::clone(&known))
             });
+            let counting = with_shared();
+            supervisor.keep(Task::FleetSessions, move || rewrite_sessions(Arc::clone(&counting)));
             for task in fleet::TASKS {
                 let fleet = Arc::clone(fleet);
                 supervisor.keep(task, move || Arc::clone(&fleet).run(task));
@@ -168,6 +170,14 @@ async fn await_directory(shared: Arc<Shared>) {
     }
     shared.directory_answered.store(true, Ordering::Relaxed);
     info!("directory reachable");
+}
+
+/// Writes the sessions of users again whenever the fleet's store is another, or was emptied.
+async fn rewrite_sessions(shared: Arc<Shared>) {
+    let Some(mut generation) = shared.fleet.as_ref().map(|fleet| fleet.generation()) else { return };
+    while generation.changed().await.is_ok() {
+        shared.throttle.rewrite_sessions().await;
+    }
 }
 
 /// Starts due probes of the directory servers and backends of the current snapshot; never returns.

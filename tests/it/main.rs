@@ -33,6 +33,7 @@ mod faults;
 mod field;
 mod fleet;
 mod fleet_commands;
+mod fleet_limits;
 mod flood;
 mod health;
 mod hostile_directory;

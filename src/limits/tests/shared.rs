@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
-use super::super::shared::{CounterScript, LaterAnswer, OnAnswer, ScriptArg, ScriptRunner, SharedKey, SharedStore};
+use super::super::shared::{LaterAnswer, OnAnswer, ScriptArg, ScriptRunner, SharedKey, SharedStore};
 use super::super::store::{Charge, CounterStore, EntryCharge, EntryGuess, Receipt, SharedId, Subject, Success};
 use super::*;
+use crate::fleet::FleetScript;
 
 /// A redis-server on a socket of its own.
 #[derive(Debug)]
@@ -101,9 +102,9 @@ impl Link {
         Arc::new(Self { redis: Arc::clone(redis), member, began, up, answers, orders: AtomicUsize::new(0) })
     }
 
-    fn execute(&self, script: &CounterScript, keys: &[String], args: &[ScriptArg]) -> io::Result<Vec<i64>> {
+    fn execute(&self, script: &FleetScript, keys: &[String], args: &[ScriptArg]) -> io::Result<Vec<i64>> {
         let clock = "local CLOCK = {ARGV[#ARGV - 1], ARGV[#ARGV]}; ARGV[#ARGV] = nil; ARGV[#ARGV] = nil\n";
-        let text = format!("{clock}{}", script.text.replace("redis.call('TIME')", "CLOCK"));
+        let text = format!("{clock}{}", script.text().replace("redis.call('TIME')", "CLOCK"));
         let now = Duration::from_secs(1_800_000_000) + self.began.elapsed();
         let mut words = vec![b"EVAL".to_vec(), text.into_bytes(), keys.len().to_string().into_bytes()];
         words.extend(keys.iter().map(|key| key.as_bytes().to_vec()));
@@ -113,7 +114,7 @@ impl Link {
         }));
         words.extend([now.as_secs().to_string(), now.subsec_micros().to_string()].map(String::into_bytes));
         let answer = self.redis.command(&words);
-        answer.map_err(|error| io::Error::other(format!("{}: {error}", script.name)))
+        answer.map_err(|error| io::Error::other(format!("{}: {error}", script.name())))
     }
 }
 
@@ -141,7 +142,7 @@ impl ScriptRunner for Link {
         (self.member.clone(), "m:".to_owned())
     }
 
-    fn eval(&self, script: &'static CounterScript, keys: Vec<String>, args: Vec<ScriptArg>) -> LaterAnswer {
+    fn eval(&self, script: &'static FleetScript, keys: Vec<String>, args: Vec<ScriptArg>) -> LaterAnswer {
         if !self.answers.load(Ordering::Relaxed) {
             return Box::pin(std::future::pending());
         }
@@ -149,7 +150,7 @@ impl ScriptRunner for Link {
         Box::pin(async { answer })
     }
 
-    fn order(&self, script: &'static CounterScript, keys: Vec<String>, args: Vec<ScriptArg>, done: Option<OnAnswer>) {
+    fn order(&self, script: &'static FleetScript, keys: Vec<String>, args: Vec<ScriptArg>, done: Option<OnAnswer>) {
         self.orders.fetch_add(1, Ordering::Relaxed);
         let answer = self.execute(script, &keys, &args).unwrap();
         if let Some(done) = done {

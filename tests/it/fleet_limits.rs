@@ -1,0 +1,104 @@
+//! Limits over three ushers with one store.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::kit::redis::Redis;
+use crate::kit::{Config, Imap, Usher, password_of};
+
+const HOME: [u8; 4] = [127, 0, 0, 2];
+const ELSEWHERE: [u8; 4] = [127, 0, 0, 3];
+
+/// An usher of the fleet `mail`.
+fn usher(redis: &Redis, node: &str, change: impl Fn(Config) -> Config) -> Usher {
+    let config = Config::shared().set("/limits/failed_logins", 100);
+    config.file("fleet.secret", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3\n");
+    let store = format!("redis://127.0.0.1:{}", redis.port);
+    // A busy machine is no slow store.
+    let fleet =
+        json!({"name": "mail", "node": node, "store": store, "secret_file": "fleet.secret", "timeout": "500ms"});
+    let usher = Usher::start(change(config.set("/fleet", fleet)));
+    usher.wait_metric("usher_fleet_up", &[], 1.0);
+    usher
+}
+
+fn three(redis: &Redis, change: impl Fn(Config) -> Config) -> Vec<Usher> {
+    let ushers: Vec<_> = ["a", "b", "c"].map(|node| usher(redis, node, &change)).into();
+    for usher in &ushers {
+        usher.wait_metric("usher_fleet_members", &[], 3.0);
+    }
+    ushers
+}
+
+fn failed_logins(free_failures: u32) -> Value {
+    json!({"mode": "enforce", "free_failures": free_failures, "first_delay": "100ms", "max_delay": "800ms"})
+}
+
+#[test]
+fn guesses_over_three_ushers_are_delayed_as_at_one() {
+    let redis = Redis::start();
+    let ushers = three(&redis, |config| config.set("/throttle/failed_logins_per_user", failed_logins(2)));
+    Imap::tls_from(HOME, ushers[0].imaps_port()).login("alice", &password_of("alice")).ok();
+    let mut delays = Vec::new();
+    for n in 0..7 {
+        let at = &ushers[n % 3];
+        let seen = at.logged().iter().filter(|line| line["message"] == "login" && line["login"] == "alice").count();
+        Imap::tls_from(ELSEWHERE, at.imaps_port())
+            .login("alice", &format!("guess {n}"))
+            .is("NO [AUTHENTICATIONFAILED]");
+        delays.push(at.nth_login(seen + 1, "alice")["delay_ms"].as_f64().unwrap_or(0.0));
+    }
+    assert_eq!(delays, [0.0, 0.0, 100.0, 200.0, 400.0, 800.0, 800.0]);
+    // The network of the earlier login is known to an usher that has never seen it.
+    Imap::tls_from(HOME, ushers[1].imaps_port()).login("alice", &password_of("alice")).ok();
+    let home = ushers[1].wait_log("login", |line| line["login"] == "alice" && line["result"] == "ok");
+    assert_eq!(home["delay_ms"], Value::Null, "{home}");
+    assert!(!redis.content().contains("alice") && !redis.content().contains("127.0.0"));
+}
+
+#[test]
+fn sessions_of_a_user_are_limited_over_three_ushers_and_end_with_their_process() {
+    let redis = Redis::start();
+    let limit = json!({"mode": "enforce", "limit": 3});
+    let mut ushers = three(&redis, |config| config.set("/throttle/sessions_per_user", limit.clone()));
+    let log_in = |usher: &Usher| {
+        let mut imap = Imap::tls_from(HOME, usher.imaps_port());
+        let reply = imap.login("alice", &password_of("alice")).tagged;
+        (imap, reply)
+    };
+    let until = |usher: &Usher, words: &str| {
+        let end = Instant::now() + Duration::from_secs(45);
+        loop {
+            let (imap, reply) = log_in(usher);
+            if reply.starts_with(words) {
+                return imap;
+            }
+            assert!(Instant::now() < end, "{reply}");
+        }
+    };
+    let held: Vec<_> = ushers.iter().map(|usher| log_in(usher).0).collect();
+    for usher in &ushers {
+        until(usher, "NO [LIMIT]");
+    }
+    // The process is gone without a goodbye: its sessions end to count.
+    let killed = ushers.remove(0);
+    killed.signal(rustix::process::Signal::KILL);
+    let _fourth = until(&ushers[0], "OK ");
+    drop(held);
+}
+
+#[test]
+fn store_that_is_gone_refuses_no_login() {
+    let mut redis = Redis::start();
+    let ushers = three(&redis, |config| config.set("/throttle/failed_logins_per_user", failed_logins(2)));
+    redis.stop();
+    for usher in &ushers {
+        usher.wait_metric("usher_fleet_up", &[], 0.0);
+        Imap::tls_from(HOME, usher.imaps_port()).login("alice", &password_of("alice")).ok();
+        for n in 0..3 {
+            Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("bob", &format!("{n}")).is("NO [AUTHENTICATIONFAILED]");
+        }
+        assert_eq!(usher.nth_login(3, "bob")["delay_ms"], 100.0, "each counts alone");
+    }
+}
