@@ -56,9 +56,9 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
     let directory = directory::open(&config.directory, tls, Arc::new(Metrics::new()));
     let shown = Escaped(arguments.login.as_bytes()).to_string();
     let login = Login::parse(arguments.login.as_bytes()).ok_or_else(|| fail(USAGE, "this is no login name"))?;
-    let entry = directory.find(&login, NameKind::Login).await.0.map_err(|error| match error {
-        DirectoryError::Unavailable(_) => fail(UNAVAILABLE, error),
-        error => fail(NO_USER, format!("{shown}: {error}")),
+    let entry = directory.find(&login, NameKind::Login).await.0.map_err(|error| {
+        let is_outage = matches!(error, DirectoryError::Unavailable(_));
+        fail(if is_outage { UNAVAILABLE } else { NO_USER }, format!("{shown}: {error}"))
     })?;
     if !entry.version.held {
         let words = match &config.directory.watch.hold_attribute {

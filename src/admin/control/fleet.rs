@@ -340,23 +340,18 @@ impl Reply {
     /// With as much of a list as an answer has room for.
     fn cut(status: StatusCode, body: Value) -> Self {
         let size = |value: &Value| serde_json::to_vec(value).map_or(usize::MAX, |text| text.len());
-        let (body, omitted) = match body {
-            Value::Array(mut items) => {
-                let mut left = LARGEST_ANSWER - FRAME;
-                let fitting = items.iter().take_while(|item| {
-                    let taken = size(item).saturating_add(1);
-                    let fits = taken <= left;
-                    left = left.saturating_sub(taken);
-                    fits
-                });
-                let kept = fitting.count();
-                let omitted = items.len() - kept;
-                items.truncate(kept);
-                (Value::Array(items), omitted)
-            }
-            other => (other, 0),
-        };
-        Self { status: status.as_u16(), omitted, body }
+        let Value::Array(mut items) = body else { return Self { status: status.as_u16(), omitted: 0, body } };
+        let mut left = LARGEST_ANSWER - FRAME;
+        let fitting = items.iter().take_while(|item| {
+            let taken = size(item).saturating_add(1);
+            let fits = taken <= left;
+            left = left.saturating_sub(taken);
+            fits
+        });
+        let kept = fitting.count();
+        let omitted = items.len() - kept;
+        items.truncate(kept);
+        Self { status: status.as_u16(), omitted, body: Value::Array(items) }
     }
 
     fn encoded(&self) -> Vec<u8> {
