@@ -27,7 +27,7 @@ fn tasks(usher: &Usher) -> BTreeSet<String> {
 }
 
 /// Tasks that this test makes panic; the others do not run with this configuration.
-const PANICKED: [&str; 18] = [
+const PANICKED: [&str; 20] = [
     "listener",
     "auth_http",
     "side_port",
@@ -45,6 +45,8 @@ const PANICKED: [&str; 18] = [
     "token_keys",
     "fleet_link",
     "fleet_channel",
+    "fleet_commands",
+    "fleet_sessions",
     "fleet_writes",
 ];
 /// A task that runs once there are unused connections.

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{FromRequestParts, Path, Query};
+use axum::extract::{FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use hyper::body::Body as _;
 
 use super::ErrorReply;
 use crate::config;
@@ -29,6 +31,16 @@ impl Rejection {
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         (self.0, Json(ErrorReply { error: self.1 })).into_response()
+    }
+}
+
+/// Rejects request bodies: no command has one.
+pub(super) async fn without_body(request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        next.run(request).await
+    } else {
+        let words = "request bodies are not allowed: put arguments into the query";
+        Rejection(StatusCode::PAYLOAD_TOO_LARGE, words.to_owned()).into_response()
     }
 }
 

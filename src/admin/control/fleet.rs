@@ -13,18 +13,20 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Extension, Path, Request as HttpRequest, State};
 use axum::http::{Method, StatusCode, Uri};
+use axum::middleware;
 use axum::routing::any;
 use axum::{Json, Router};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::{Semaphore, broadcast::error::RecvError, mpsc};
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep};
 
-use super::arguments::Rejection;
+use super::ErrorReply;
+use super::arguments::{Rejection, without_body};
 use super::caller::Caller;
-use super::{ErrorReply, Request, routes};
 use crate::base::clock::unix_now;
 use crate::fleet::{Fleet, LARGEST_ANSWER, LARGEST_MARK, MarkKind, Member, MemberId, Message};
 use crate::process::Shared;
@@ -145,6 +147,7 @@ pub(super) fn router(shared: Arc<Shared>, local: Router, known: Arc<Known>) -> R
     Router::new()
         .route("/fleet/{*path}", any(ask_all))
         .route("/nodes/{node}/{*path}", any(ask_node))
+        .layer(middleware::from_fn(without_body))
         .with_state(FleetControl { shared, local, known })
 }
 
@@ -360,9 +363,8 @@ impl Reply {
 }
 
 /// Answers other nodes and obeys their marks; never returns.
-pub(crate) async fn obey(shared: Arc<Shared>, orders: mpsc::Sender<Request>, known: Arc<Known>) {
+pub(super) async fn obey(shared: Arc<Shared>, local: Router, known: Arc<Known>) {
     let Some(fleet) = shared.fleet.clone() else { return std::future::pending().await };
-    let local = routes::local(Arc::clone(&shared), orders);
     let control = FleetControl { shared: Arc::clone(&shared), local, known };
     let (mut messages, mut marks) = (fleet.subscribe(), fleet.marks());
     let (answering, mut drains, mut last_event) = (Arc::new(Semaphore::new(AT_A_TIME)), Drains::default(), 0);

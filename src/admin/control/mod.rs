@@ -17,8 +17,8 @@ mod socket;
 mod trace;
 
 pub(crate) use client::{ControlError, ask, ask_all, encode, follow};
-pub(crate) use fleet::{Known, NodeReply, obey};
-pub(crate) use server::serve;
+pub(crate) use fleet::{Known, NodeReply};
+pub(crate) use server::{obey, serve};
 pub(crate) use shapes::{Cached, Confirmed, Dropped, ErrorReply, FleetStatus, Kicked, Leaving, Outcome, Status, User};
 pub(crate) use socket::{SocketFile, bind};
 use tokio::sync::oneshot;

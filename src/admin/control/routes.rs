@@ -4,18 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::extract::{Extension, Request as HttpRequest, State};
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
+use axum::middleware;
+use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use hyper::body::Body as _;
 use tokio::sync::{mpsc, oneshot};
 
-use super::arguments::{Part, QueryArgs, Rejection};
+use super::arguments::{Part, QueryArgs, Rejection, without_body};
 use super::caller::{Caller, audit};
-use super::fleet::{self, Known};
 use super::trace::{self, ExtraTime};
 use super::{
     Cached, Confirmed, Dropped, FleetStatus, Kicked, Leaving, Order, OrderResult, Outcome, Request, Status, User, unhex,
@@ -44,14 +42,8 @@ struct Control {
     orders: mpsc::Sender<Request>,
 }
 
-/// What the socket answers.
-pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>, known: Arc<Known>) -> Router {
-    let local = local(Arc::clone(&shared), orders);
-    fleet::router(shared, local.clone(), known).layer(middleware::from_fn(without_body)).merge(local)
-}
-
 /// What this process answers by itself.
-pub(super) fn local(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Router {
+pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Router {
     Router::new()
         .route("/sessions", get(sessions))
         .route("/kick", post(kick))
@@ -74,16 +66,6 @@ pub(super) fn local(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Route
         })
         .layer(middleware::from_fn(without_body))
         .with_state(Control { shared, orders })
-}
-
-/// Rejects request bodies: no command has one.
-async fn without_body(request: HttpRequest, next: Next) -> Response {
-    if request.body().is_end_stream() {
-        next.run(request).await
-    } else {
-        let words = "request bodies are not allowed: put arguments into the query";
-        Rejection(StatusCode::PAYLOAD_TOO_LARGE, words.to_owned()).into_response()
-    }
 }
 
 impl Control {

@@ -18,8 +18,9 @@ use tokio_util::task::TaskTracker;
 
 use super::super::slots::{ConnectionSlots, SlotLimits};
 use super::caller::Caller;
+use super::fleet::{self, Known};
 use super::trace::ExtraTime;
-use super::{Known, Request, routes};
+use super::{Request, routes};
 use crate::process::Shared;
 use crate::trace::TraceEnd;
 
@@ -47,7 +48,8 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let traces = Arc::clone(&shared.traces);
-    let router = routes::router(shared, orders, known);
+    let local = routes::router(Arc::clone(&shared), orders);
+    let router = fleet::router(shared, local.clone(), known).merge(local);
     let (slots, answering) = (ConnectionSlots::new(SLOTS), TaskTracker::new());
     loop {
         let accepted = tokio::select! {
@@ -94,6 +96,12 @@ pub(crate) async fn serve(
     traces.end_all(TraceEnd::Drain);
     answering.close();
     answering.wait().await;
+}
+
+/// Answers other nodes of the fleet and obeys their marks; never returns.
+pub(crate) async fn obey(shared: Arc<Shared>, orders: mpsc::Sender<Request>, known: Arc<Known>) {
+    let local = routes::router(Arc::clone(&shared), orders);
+    fleet::obey(shared, local, known).await;
 }
 
 #[cfg(test)]
