@@ -96,7 +96,7 @@ fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
 /// Becomes a member of a fleet, which its tasks join later.
 fn fleet(snapshot: &Snapshot, metrics: &Arc<Metrics>) -> Option<Arc<Fleet>> {
     let (settings, files) = (snapshot.config.fleet.clone()?, Arc::clone(snapshot.fleet.as_ref()?));
-    Some(Fleet::new(settings, files, snapshot.config.digest(), Arc::clone(metrics)))
+    Some(Fleet::new(settings, files, snapshot.config.fleet_digest(), Arc::clone(metrics)))
 }
 
 /// usher's own listeners.
@@ -204,7 +204,7 @@ impl Shared {
     /// Gives the fleet what a snapshot that comes into force has for it.
     pub(crate) fn update_fleet(&self, snapshot: &Snapshot) {
         if let (Some(fleet), Some(files)) = (&self.fleet, &snapshot.fleet) {
-            fleet.update(Arc::clone(files), snapshot.config.digest());
+            fleet.update(Arc::clone(files), snapshot.config.fleet_digest());
         }
     }
 

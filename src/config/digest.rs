@@ -1,8 +1,11 @@
-//! Whether the text of the file has changed since it was read.
+//! Digests of a configuration: of its text, which shows whether the file has changed since it was read, and of what the
+//! ushers of a fleet should have in common.
 
 use std::path::Path;
 
 use aws_lc_rs::digest::{self, SHA256, SHA256_OUTPUT_LEN};
+
+use super::model::{Config, Tls};
 
 /// A hash of the text of a config file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,5 +22,29 @@ impl TextDigest {
     #[must_use]
     pub(crate) fn of_file(file: &Path) -> Option<Self> {
         super::read(file).ok().map(|text| Self::of(&text))
+    }
+}
+
+impl Config {
+    /// A digest of everything that ushers of a fleet should have in common: without names and addresses of this
+    /// machine, and without what files hold. It means something to the same version of usher only.
+    #[must_use]
+    pub(crate) fn fleet_digest(&self) -> u64 {
+        let mut context = digest::Context::new(&SHA256);
+        let Self { capabilities, tls, directory, tokens, impersonation, trusted, routing, .. } = self;
+        let Self { cache, limits, throttle, .. } = self;
+        let listeners: Vec<_> = self.listeners.iter().map(|listener| (listener.protocol.name, listener.tls)).collect();
+        let fleet = self.fleet.as_ref().map(|fleet| (&fleet.name, fleet.timeout));
+        let tls = Tls { certificates: Vec::new(), ..tls.clone() };
+        let text = format!(
+            "{listeners:?}{capabilities:?}{tls:?}{directory:?}{tokens:?}{impersonation:?}{trusted:?}{routing:?}{cache:?}{limits:?}\
+             {throttle:?}{fleet:?}"
+        );
+        // Relative paths are the same wherever the configuration is.
+        let folder = self.file.parent().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
+        let text = if folder.is_empty() { text } else { text.replace(&folder, "") };
+        context.update(text.as_bytes());
+        let sum = context.finish();
+        sum.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
     }
 }

@@ -44,10 +44,10 @@ pub(crate) use digest::TextDigest;
 pub(crate) use model::{
     Address, Administrators, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache,
     CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, ConfigReload, Connections,
-    Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Fleet, Forward, Group, Health,
-    HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Memory, Mode, OnChange, OnUnavailable, PasswordSpraying, Probe, Process, Routing, ServiceAccount, StoreAddress, Throttle, Tls,
-    TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
+    Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Fleet, Forward, Group,
+    Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log,
+    LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, PasswordSpraying, Probe, Process, Routing,
+    ServiceAccount, StoreAddress, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};
@@ -101,7 +101,6 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     names::network(text).map_err(|error| error.to_string())
 }
 
-use aws_lc_rs::digest;
 use ipnet::IpNet;
 
 use crate::base::secret::PasswordFileError;
@@ -154,30 +153,6 @@ impl Config {
     #[must_use]
     pub const fn permits_acting(&self) -> bool {
         self.impersonation.administrators.is_some() || self.directory.grant_attribute.is_some()
-    }
-}
-
-impl Config {
-    /// A digest of everything that ushers of a fleet should have in common: without names and addresses of this
-    /// machine, and without what files hold. It means something to the same version of usher only.
-    #[must_use]
-    pub(crate) fn digest(&self) -> u64 {
-        let mut context = digest::Context::new(&digest::SHA256);
-        let Self { capabilities, tls, directory, tokens, impersonation, trusted, routing, .. } = self;
-        let Self { cache, limits, throttle, .. } = self;
-        let listeners: Vec<_> = self.listeners.iter().map(|listener| (listener.protocol.name, listener.tls)).collect();
-        let fleet = self.fleet.as_ref().map(|fleet| (&fleet.name, fleet.timeout));
-        let tls = Tls { certificates: Vec::new(), ..tls.clone() };
-        let text = format!(
-            "{listeners:?}{capabilities:?}{tls:?}{directory:?}{tokens:?}{impersonation:?}{trusted:?}{routing:?}{cache:?}{limits:?}\
-             {throttle:?}{fleet:?}"
-        );
-        // Relative paths are the same wherever the configuration is.
-        let folder = self.file.parent().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
-        let text = if folder.is_empty() { text } else { text.replace(&folder, "") };
-        context.update(text.as_bytes());
-        let sum = context.finish();
-        sum.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
     }
 }
 

@@ -302,7 +302,7 @@ async fn status(State(control): State<Control>, arguments: QueryArgs) -> Answer<
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
-        config: format!("{:016x}", snapshot.config.digest()),
+        config: format!("{:016x}", snapshot.config.fleet_digest()),
         ready: *shared.stage.borrow() == Stage::Serving && shared.directory_answered.load(Ordering::Relaxed),
         sessions: shared.registry.count(),
         brake_holds: shared.metrics.directory_brake.get(),

@@ -63,7 +63,7 @@ fn suspicious_settings_are_reported() {
 
 #[test]
 fn digest_is_of_what_ushers_have_in_common() {
-    let digest = |text: &str| parse_text(text).unwrap().digest();
+    let digest = |text: &str| parse_text(text).unwrap().fleet_digest();
     let text = format!("{SOUND}{FLEET}\n");
     assert_eq!(digest(&text), digest(&text));
     for (from, to) in [("node: mx1", "node: mx2"), ("hostname: mail.example.com", "hostname: mx.example.com")] {
