@@ -83,7 +83,7 @@ mod tests {
             fleet: Some(FleetStatus { up: true, clock_ahead_seconds: Some(-0.25), store_answers_after_ms: Some(0.5) }),
         };
         let shown = text(&status);
-        for part in ["0.2.0, process 7, ready, 1 session", "ends in 1d 1h", "holds 2 changes", "0.5 ms, clock -0.250 s"]
+        for part in ["0.2.0, process 7, ready, 1 session", "ends in 1d01h", "holds 2 changes", "0.5 ms, clock -0.250 s"]
         {
             assert!(shown.contains(part), "{shown}");
         }

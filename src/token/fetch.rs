@@ -28,9 +28,6 @@ use crate::tls::describe;
 use crate::tls::dial::{ByteStream, DialError, tcp};
 use crate::tls::stream::Stream;
 
-/// How long an address is tried if there are others: less than half of what a login waits for its issuer, so that one
-/// address that swallows everything, as IPv6 does where it is not routed, is no outage.
-const TRIAL: Duration = Duration::from_secs(1);
 /// The largest head of an answer, in bytes.
 const LARGEST_HEAD: usize = 32 * 1024;
 /// The largest head of a proxy's answer, in bytes.
