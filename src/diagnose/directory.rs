@@ -104,7 +104,10 @@ fn words(trouble: &UnavailableCause) -> String {
         UnavailableCause::Canary { lacks: None, .. } => "not shown".to_owned(),
         UnavailableCause::Behind { .. } => "has not caught up with the last change".to_owned(),
         UnavailableCause::Hidden { .. } => "hides the mail host or the networks of an entry".to_owned(),
-        UnavailableCause::Timeout | UnavailableCause::Busy | UnavailableCause::NoServiceAccount => trouble.to_string(),
+        UnavailableCause::Timeout
+        | UnavailableCause::Busy
+        | UnavailableCause::HeldElsewhere
+        | UnavailableCause::NoServiceAccount => trouble.to_string(),
     }
 }
 
@@ -157,6 +160,7 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
         | UnavailableCause::Canary { .. }
         | UnavailableCause::Behind { .. }
         | UnavailableCause::Hidden { .. }
+        | UnavailableCause::HeldElsewhere
         | UnavailableCause::NoServiceAccount => "check the server's own log",
     }
 }

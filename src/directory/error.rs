@@ -158,6 +158,9 @@ pub enum UnavailableCause {
         /// The server's URL.
         server: Arc<str>,
     },
+    /// The brake of another node of the fleet keeps the user at a backend that this node does not know.
+    #[error("the brake of another node keeps this user at a backend that is not known here")]
+    HeldElsewhere,
     /// `usher explain` requested attributes that only the user may read.
     #[error("no service account to read the entry with")]
     NoServiceAccount,
@@ -182,6 +185,7 @@ impl UnavailableCause {
             | Self::Canary { .. }
             | Self::Behind { .. }
             | Self::Hidden { .. }
+            | Self::HeldElsewhere
             | Self::NoServiceAccount => None,
         }
     }

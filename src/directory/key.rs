@@ -11,6 +11,11 @@ use std::sync::Arc;
 pub struct EntryId([u8; 16]);
 
 impl EntryId {
+    /// Its bytes.
+    pub(crate) const fn bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
     /// The 16 bytes of an id.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
@@ -35,6 +40,11 @@ pub struct Realm(u8);
 impl Realm {
     /// The only directory of a configuration.
     pub const DEFAULT: Self = Self(0);
+
+    /// Its number in the configuration.
+    pub(crate) const fn number(self) -> u8 {
+        self.0
+    }
 
     /// Another one.
     #[cfg(test)]

@@ -437,7 +437,8 @@ impl LoginAttempt<'_> {
             let changed = authn.entries().changed();
             match authn.entries().reconcile(held) {
                 Reconciled::Replaced(newer) if !newer.version.held => return Ok(()),
-                Reconciled::Deleted => return Ok(()),
+                // The next decision says so.
+                Reconciled::Deleted | Reconciled::HeldElsewhere => return Ok(()),
                 Reconciled::Replaced(_) | Reconciled::AsReported => {}
             }
             tokio::select! {

@@ -20,6 +20,7 @@ use crate::base::labels::labels;
 use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
 use crate::directory::{
     Availability, Directory, DirectoryError, Entry, EntryFault, EntryKey, Identity, NameKind, Networks, Trace,
+    UnavailableCause,
 };
 use crate::limits::BindGate;
 use crate::login::networks;
@@ -337,7 +338,7 @@ impl Authenticator {
         let entry = match self.entries.reconcile(entry) {
             Reconciled::AsReported => Arc::clone(entry),
             Reconciled::Replaced(newer) => newer,
-            Reconciled::Deleted => return None,
+            Reconciled::Deleted | Reconciled::HeldElsewhere => return None,
         };
         if entry.version.disabled || entry.version.held || !entry.permits(client) {
             return None;
@@ -365,7 +366,7 @@ impl Authenticator {
 
     fn is_entry_held(&self, entry: Entry) -> Option<bool> {
         match self.entries.reconcile(&entry) {
-            Reconciled::AsReported => Some(entry.version.held),
+            Reconciled::AsReported | Reconciled::HeldElsewhere => Some(entry.version.held),
             Reconciled::Replaced(newer) => Some(newer.version.held),
             Reconciled::Deleted => None,
         }
@@ -519,6 +520,7 @@ fn newest(identity: Identity, entries: &TrackedEntries) -> Result<Identity, Dire
         }
         Reconciled::Replaced(entry) => Ok(identity.with_entry(entry)),
         Reconciled::Deleted => Err(DirectoryError::NoEntry),
+        Reconciled::HeldElsewhere => Err(DirectoryError::Unavailable(UnavailableCause::HeldElsewhere)),
     }
 }
 

@@ -175,7 +175,8 @@ impl Verdict {
                     | UnavailableCause::Malformed { .. }
                     | UnavailableCause::Canary { .. }
                     | UnavailableCause::Behind { .. }
-                    | UnavailableCause::Hidden { .. } => "",
+                    | UnavailableCause::Hidden { .. }
+                    | UnavailableCause::HeldElsewhere => "",
                 };
                 Self::refused(Refusal::DirectoryUnavailable, format!("{error}{hint}"))
             }

@@ -263,6 +263,7 @@ const fn is_about_one(cause: &UnavailableCause) -> bool {
         | UnavailableCause::Canary { .. }
         | UnavailableCause::Behind { .. }
         | UnavailableCause::Hidden { .. }
+        | UnavailableCause::HeldElsewhere
         | UnavailableCause::NoServiceAccount => false,
     }
 }

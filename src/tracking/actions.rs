@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::directory::{Entry, EntryNames};
 use crate::telemetry::labels::DirectoryChange;
 use crate::tracking::compare::RouteTarget;
+use crate::tracking::fleet::BrakeNews;
 
 /// One consequence.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub(super) enum Action {
     Count(DirectoryChange),
     /// The number of changes that the brake defers.
     Deferred(usize),
+    /// Something for the other nodes of the fleet.
+    Tell(BrakeNews),
     /// Changes are reported, or missed, from now on.
     Connected(bool),
     /// A line in the log.
@@ -87,6 +90,11 @@ pub(super) enum Report {
         missing: usize,
         /// Users that a refresh returns without a mail host.
         without_mail_host: usize,
+    },
+    /// Another node has found too many users affected.
+    BrakeJoined {
+        /// The changes that this node takes back.
+        changes: usize,
     },
     /// The directory is back in its previous state.
     BrakeReleased,

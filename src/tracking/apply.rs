@@ -19,6 +19,7 @@ use crate::telemetry::log::Repeats;
 use crate::tracking::actions::{Action, Modifier, Report};
 use crate::tracking::brake::{AppliedChange, Brake};
 use crate::tracking::compare::{Difference, route_target};
+use crate::tracking::fleet::{BrakeNews, FleetCount, HeldSet};
 use crate::tracking::store::{DeferredChange, Precedence, TrackedEntries, TrackedEntry};
 
 /// A refresh that lacks this many users, or returns this many without a mail host, and more than half of the
@@ -44,6 +45,12 @@ pub(super) struct Inputs<'a> {
 #[derive(Debug, Default)]
 pub(super) struct ChangeState {
     brake: Brake,
+    /// What other nodes count; `None` without a fleet.
+    fleet: Option<FleetCount>,
+    /// Counts how often the brake has gone on or off: what is heard of earlier counts no more.
+    turns: u64,
+    /// What is held back anywhere in the fleet.
+    held: Option<Arc<HeldSet>>,
     /// Whether every change is reported.
     following: bool,
     /// The changes of a refresh, until it is complete.
@@ -114,6 +121,8 @@ impl ChangeState {
                 }
                 entries.begin_refresh(&round.server, round.local_timestamps);
                 entries.begin_round();
+                // After a reload the entries are others.
+                self.restore_brake(inputs);
                 (self.batch, self.whole) = (Some(Vec::new()), round.whole);
                 (self.set_back, self.hidden) = (0, 0);
             }
@@ -167,7 +176,7 @@ impl ChangeState {
     pub(super) fn confirm(&mut self, time: Duration, inputs: &Inputs<'_>) -> (usize, Vec<Action>) {
         let mut actions = Vec::new();
         self.brake.confirm(time, Instant::now());
-        inputs.entries.brake(false);
+        self.end_brake(inputs);
         let deferred = inputs.entries.deferred();
         let count = deferred.len();
         for (key, tracked) in deferred {
@@ -246,6 +255,9 @@ impl ChangeState {
         let difference = Difference::between(&tracked.entry, &entry, inputs.routing, exact, unix_now());
         if !difference.is_some() {
             // The values are back, if they had been different.
+            if self.fleet.is_some() && tracked.deferred.is_some() {
+                actions.push(Action::Tell(BrakeNews::Back(tracked.entry)));
+            }
             entries.refresh(&key, entry);
             return None;
         }
@@ -266,27 +278,35 @@ impl ChangeState {
         let braked = batch.iter().filter(|seen| seen.is_braked()).count();
         let is_judged = braked > 0 && !self.brake.is_on() && !self.brake.is_confirmed(now);
         let users = if is_judged { inputs.entries.users() } else { 0 };
-        let limit = Brake::limit(inputs.watch.brake, users);
+        let limit = Brake::limit(inputs.watch.brake, users.max(self.fleet.as_ref().map_or(0, FleetCount::users)));
         let implied =
             |seen: &&EntryChange| seen.is_braked() && matches!(seen.kind, ChangeKind::Deleted { implied: true });
         let missing = batch.iter().filter(implied).count();
         let without_mail_host = batch.iter().filter(|seen| seen.loses_mail_host()).count();
         let unbelievable = [missing, without_mail_host].into_iter().any(|count| count >= MISSING && count > users / 2);
         let is_too_much = self.brake.would_trip(braked, limit, now);
-        if is_judged && (unbelievable || is_too_much) {
-            let taken_back = self.brake.trip();
-            inputs.entries.brake(true);
-            let changes = braked + taken_back.len();
-            let engaged = Report::BrakeEngaged { changes, limit, users, missing, without_mail_host };
-            actions.extend([Action::Report(engaged), Action::KeepSessions]);
-            taken_back.into_iter().rev().for_each(|acted| take_back(acted, inputs, actions));
+        if is_judged && (unbelievable || is_too_much || self.would_trip_fleet(&batch, limit, now)) {
+            let recent = self.brake.recent(now).count();
+            let engaged = Report::BrakeEngaged { changes: braked + recent, limit, users, missing, without_mail_host };
+            self.engage(engaged, inputs, actions);
+            self.tell(BrakeNews::Tripped, actions);
         }
         for seen in batch {
-            if seen.is_braked() && self.brake.is_on() {
+            if seen.is_braked() && self.brake.is_on() && !self.is_unknown(&seen) {
+                self.tell(BrakeNews::Held(Arc::clone(&seen.tracked.entry)), actions);
                 defer(seen, inputs, actions);
             } else {
-                if seen.is_braked() {
-                    self.brake.acted(Arc::clone(&seen.tracked.entry), limit, now);
+                if seen.tracked.deferred.is_some() && !seen.is_braked() {
+                    // Another change, with the kept values.
+                    self.tell(BrakeNews::Back(Arc::clone(&seen.tracked.entry)), actions);
+                }
+                if seen.is_braked() && !self.brake.is_on() && !self.brake.is_confirmed(now) {
+                    let before = Arc::clone(&seen.tracked.entry);
+                    if let Some(fleet) = &mut self.fleet {
+                        fleet.changed(&before, now);
+                    }
+                    self.tell(BrakeNews::Changed(Arc::clone(&before)), actions);
+                    self.brake.acted(before, limit, now);
                 }
                 act(seen, inputs, actions);
             }
@@ -299,9 +319,9 @@ impl ChangeState {
         let mut deferred = 0;
         if self.brake.is_on() {
             deferred = inputs.entries.count_deferred();
-            if deferred == 0 {
+            if deferred == 0 && !self.brake.is_shared() {
                 self.brake.release();
-                inputs.entries.brake(false);
+                self.end_brake(inputs);
                 actions.push(Action::Report(Report::BrakeReleased));
             }
         }
@@ -318,10 +338,10 @@ fn track_session(names: &EntryNames, inputs: &Inputs<'_>) -> Option<(EntryKey, T
     Some(inputs.entries.observe(&names).unwrap_or(tracked))
 }
 
-/// Restores the previous values of a change applied just before the brake.
-fn take_back(acted: AppliedChange, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
+/// Restores the previous values of a change applied just before the brake; returns them.
+fn take_back(acted: AppliedChange, inputs: &Inputs<'_>, actions: &mut Vec<Action>) -> Option<Arc<Entry>> {
     let before = acted.before;
-    let Some((key, tracked)) = inputs.entries.observe(&before.names()) else { return };
+    let (key, tracked) = inputs.entries.observe(&before.names())?;
     let deferred =
         if tracked.deleted { DeferredChange::Deleted } else { DeferredChange::Entry(Arc::clone(&tracked.entry)) };
     if !tracked.deleted {
@@ -330,8 +350,9 @@ fn take_back(acted: AppliedChange, inputs: &Inputs<'_>, actions: &mut Vec<Action
         actions.push(Action::Report(Report::Route { dn, moved, by, reverted: true }));
     }
     let kept = if tracked.deleted { before } else { Arc::new(tracked.entry.with_route_of(&before)) };
-    inputs.entries.apply(&key, kept, Some(deferred));
+    inputs.entries.apply(&key, Arc::clone(&kept), Some(deferred));
     actions.push(Action::Forget(tracked.entry));
+    Some(kept)
 }
 
 /// Keeps a user's route, and applies the rest of the change.
@@ -400,5 +421,6 @@ fn act(seen: EntryChange, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
     }
 }
 
+mod shared;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::directory::Entry;
 
 /// The period that counts as "at once".
-const WINDOW: Duration = Duration::from_secs(60);
+pub(super) const WINDOW: Duration = Duration::from_secs(60);
 /// Changes per minute that are always allowed by default.
 const FEW: usize = 200;
 
@@ -25,6 +25,8 @@ pub(super) struct AppliedChange {
 #[derive(Debug, Default)]
 pub(super) struct Brake {
     on: bool,
+    /// It is on at all nodes of a fleet, and goes off at all of them.
+    shared: bool,
     confirmed_until: Option<Instant>,
     recent: VecDeque<AppliedChange>,
 }
@@ -32,6 +34,11 @@ pub(super) struct Brake {
 impl Brake {
     pub(super) fn is_on(&self) -> bool {
         self.on
+    }
+
+    /// Whether it goes off with the brakes of other nodes only.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// How many changes are allowed: as configured, or the larger of 200 and 2 % of the known users.
@@ -62,21 +69,27 @@ impl Brake {
     }
 
     /// Engages; returns the changes applied within the window, so that they can be reverted.
-    pub(super) fn trip(&mut self) -> Vec<AppliedChange> {
-        self.on = true;
+    pub(super) fn trip(&mut self, shared: bool, now: Instant) -> Vec<AppliedChange> {
+        (self.on, self.shared) = (true, shared);
+        self.recent.retain(|acted| now.saturating_duration_since(acted.at) < WINDOW);
         std::mem::take(&mut self.recent).into()
+    }
+
+    /// The changes applied within the window.
+    pub(super) fn recent(&self, now: Instant) -> impl Iterator<Item = &AppliedChange> {
+        self.recent.iter().filter(move |acted| now.saturating_duration_since(acted.at) < WINDOW)
     }
 
     /// Releases, for all changes within this time.
     pub(super) fn confirm(&mut self, time: Duration, now: Instant) {
-        self.on = false;
+        (self.on, self.shared) = (false, false);
         self.recent.clear();
         self.confirmed_until = (!time.is_zero()).then(|| now + time);
     }
 
     /// Goes off, because the values are back.
     pub(super) fn release(&mut self) {
-        self.on = false;
+        (self.on, self.shared) = (false, false);
     }
 }
 
@@ -107,7 +120,7 @@ mod tests {
         tokio::time::advance(WINDOW).await;
         assert!(!brake.would_trip(3, 3, Instant::now()));
         brake.acted(entry, 3, Instant::now());
-        assert_eq!(brake.trip().len(), 1);
+        assert_eq!(brake.trip(false, Instant::now()).len(), 1);
         assert!(brake.is_on());
         brake.confirm(Duration::from_secs(90), Instant::now());
         assert!(!brake.is_on() && !brake.would_trip(1_000, 3, Instant::now()));

@@ -2,15 +2,17 @@
 //!
 //! [`ChangeTracker`] takes the reported changes: `apply` determines what follows from each, without touching cache or
 //! sessions, and `tracker` carries it out. `compare` alone decides what a change means for a session. Logins see
-//! [`TrackedEntries`].
+//! [`TrackedEntries`]. `fleet` has what the brakes of several nodes share.
 
 mod actions;
 mod apply;
 mod brake;
 mod compare;
+mod fleet;
 mod store;
 mod tracker;
 
+pub(crate) use fleet::{BrakeId, BrakeNews, BrakeStatus, FleetNames, HeldSet, KeptValues, id_of};
 pub(crate) use store::Reconciled;
 pub use store::TrackedEntries;
 pub(crate) use tracker::{ChangeTracker, TrackingContext, WatchStatus};

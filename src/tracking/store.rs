@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::directory::{Entry, EntryId, EntryKey, EntryNames, Realm};
+use crate::tracking::fleet::{HeldSet, HeldValues};
 
 pub(super) use floor::Precedence;
 
@@ -75,6 +76,8 @@ pub enum Reconciled {
     Replaced(Arc<Entry>),
     /// The entry was deleted; that server does not know it yet.
     Deleted,
+    /// The brake of another node keeps the user at a place that is not known here.
+    HeldElsewhere,
 }
 
 /// The tracked entries.
@@ -100,6 +103,8 @@ struct TrackedInner {
     totals: Totals,
     round: u32,
     braked: bool,
+    /// What is held back at any node, while the brake is on.
+    held: Option<Arc<HeldSet>>,
     source: floor::WatchSource,
     /// When any entry's values last changed, according to the watch.
     last_changed: Option<Instant>,
@@ -147,20 +152,17 @@ impl TrackedEntries {
     #[must_use]
     pub fn reconcile(&self, shown: &Entry) -> Reconciled {
         let inner = self.lock();
-        let Some(tracked) = inner.get(&shown.names()) else { return Reconciled::AsReported };
-        if tracked.deleted {
-            return if tracked.is_recreated(shown) { Reconciled::AsReported } else { Reconciled::Deleted };
-        }
-        let has_caught_up = inner.is_as_new(tracked, shown, None);
-        if inner.braked
-            && tracked.proven_at.is_some()
-            && (tracked.deferred.is_some() || shown.route_differs(&tracked.entry))
-        {
-            // A lagging reply must not override what the brake does not cover, such as a hold.
-            let newest = if has_caught_up { shown } else { &tracked.entry };
-            return Reconciled::Replaced(Arc::new(newest.with_route_of(&tracked.entry)));
-        }
-        if has_caught_up { Reconciled::AsReported } else { Reconciled::Replaced(Arc::clone(&tracked.entry)) }
+        let Some(held) = inner.held.clone() else { return inner.reconcile(shown) };
+        let is_kept_here = inner.get(&shown.names()).is_some_and(TrackedEntry::is_kept_by_brake);
+        let reconciled = inner.reconcile(shown);
+        drop(inner);
+        let used = match &reconciled {
+            Reconciled::AsReported => shown,
+            Reconciled::Replaced(entry) => entry,
+            Reconciled::Deleted | Reconciled::HeldElsewhere => return reconciled,
+        };
+        // Keys are hashed: not under the lock.
+        if !is_kept_here && held.of(used) == HeldValues::Others { Reconciled::HeldElsewhere } else { reconciled }
     }
 
     /// An entry by its DN.
@@ -344,6 +346,23 @@ impl TrackedEntries {
         self.lock().braked = on;
     }
 
+    /// What is held back at any node: then [`TrackedEntries::reconcile`] refuses other values of these users than
+    /// the kept ones.
+    pub(super) fn hold_elsewhere(&self, held: Option<Arc<HeldSet>>) {
+        self.lock().held = held;
+    }
+
+    /// Users that another node holds back, and whom this one has met by other values shortly before or since. Who was
+    /// known before has the kept values, or a change deferred here.
+    #[must_use]
+    pub(super) fn known_otherwise(&self, held: &HeldSet) -> Vec<Arc<Entry>> {
+        let users = self.in_pieces(|_, tracked| {
+            let is_candidate = tracked.is_user() && tracked.deferred.is_none();
+            is_candidate.then(|| Arc::clone(&tracked.entry))
+        });
+        users.into_iter().filter(|entry| held.of(entry) == HeldValues::Others).collect()
+    }
+
     /// All entries with a deferred change.
     #[must_use]
     pub(super) fn deferred(&self) -> Vec<(EntryKey, TrackedEntry)> {
@@ -354,6 +373,12 @@ impl TrackedEntries {
     #[must_use]
     pub(super) fn count_deferred(&self) -> usize {
         self.lock().totals.deferred
+    }
+
+    /// The number of known users.
+    #[must_use]
+    pub(crate) fn known_users(&self) -> usize {
+        self.users()
     }
 
     /// The number of known users.
@@ -419,6 +444,23 @@ impl TrackedInner {
 
     fn get(&self, names: &EntryNames) -> Option<&TrackedEntry> {
         self.entries.get(&self.find(names)?)
+    }
+
+    fn reconcile(&self, shown: &Entry) -> Reconciled {
+        let Some(tracked) = self.get(&shown.names()) else { return Reconciled::AsReported };
+        if tracked.deleted {
+            return if tracked.is_recreated(shown) { Reconciled::AsReported } else { Reconciled::Deleted };
+        }
+        let has_caught_up = self.is_as_new(tracked, shown, None);
+        if self.braked
+            && tracked.proven_at.is_some()
+            && (tracked.deferred.is_some() || shown.route_differs(&tracked.entry))
+        {
+            // A lagging reply must not override what the brake does not cover, such as a hold.
+            let newest = if has_caught_up { shown } else { &tracked.entry };
+            return Reconciled::Replaced(Arc::new(newest.with_route_of(&tracked.entry)));
+        }
+        if has_caught_up { Reconciled::AsReported } else { Reconciled::Replaced(Arc::clone(&tracked.entry)) }
     }
 
     /// Changes an entry. Whatever is counted or listed by what it says is kept up to date here, and nowhere else.

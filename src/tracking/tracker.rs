@@ -4,8 +4,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use tracing::{error, info, warn};
 
@@ -20,6 +23,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::tracking::actions::{Action, Modifier, Report};
 use crate::tracking::apply::{ChangeState, Inputs};
 use crate::tracking::compare::{Newest, RouteTarget, compare, compare_acting, is_wanted};
+use crate::tracking::fleet::{BrakeId, BrakeNews, BrakeStatus, FleetNames, HeldSet};
 use crate::tracking::store::{Reconciled, TrackedEntries};
 
 /// What a change is evaluated against, and the cache that it may invalidate.
@@ -53,6 +57,18 @@ pub(crate) struct ChangeTracker {
     /// Held until everything that follows from a change is done, so that no older change is carried out after a
     /// newer one. No login takes this lock.
     state: Mutex<ChangeState>,
+    outbox: Mutex<Outbox>,
+    told: Notify,
+}
+
+/// The most news that wait; of more, all are told again.
+const MOST_NEWS: usize = 8_192;
+
+/// What waits to be told to other nodes.
+#[derive(Debug, Default)]
+struct Outbox {
+    news: VecDeque<BrakeNews>,
+    overflown: bool,
 }
 
 impl std::fmt::Debug for ChangeTracker {
@@ -65,7 +81,7 @@ impl ChangeTracker {
     /// Nothing is watched yet.
     #[must_use]
     pub(crate) fn new(registry: Arc<Registry>, closer: Arc<Closer>, metrics: Arc<Metrics>) -> Self {
-        Self { registry, closer, metrics, state: Mutex::default() }
+        Self { registry, closer, metrics, state: Mutex::default(), outbox: Mutex::default(), told: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, ChangeState> {
@@ -102,6 +118,88 @@ impl ChangeTracker {
         changes
     }
 
+    /// The same, for all nodes of a fleet.
+    pub(crate) fn confirm_for_all(&self, time: Duration, context: &TrackingContext<'_>) -> usize {
+        let changes = self.confirm(time, context);
+        self.tell(BrakeNews::Confirmed(time));
+        changes
+    }
+
+    /// Shares the brake with other nodes from now on: somebody takes its [`news`](Self::take_news).
+    pub(crate) fn join(&self, names: Arc<dyn FleetNames>) {
+        self.lock().join(names);
+    }
+
+    fn tell(&self, news: BrakeNews) {
+        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if outbox.news.len() < MOST_NEWS || matches!(news, BrakeNews::Tripped | BrakeNews::Confirmed(_)) {
+            outbox.news.push_back(news);
+        } else {
+            outbox.overflown = true;
+        }
+        drop(outbox);
+        self.told.notify_one();
+    }
+
+    /// Waits for news.
+    pub(crate) async fn has_news(&self) {
+        self.told.notified().await;
+    }
+
+    /// What is new for other nodes. After an overflow, [`all_news`](Self::all_news) are to be told, too.
+    pub(crate) fn take_news(&self) -> (Vec<BrakeNews>, bool) {
+        let outbox = std::mem::take(&mut *self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
+        (outbox.news.into(), outbox.overflown)
+    }
+
+    /// Whatever other nodes have to know of this one.
+    pub(crate) fn all_news(&self, context: &TrackingContext<'_>) -> Vec<BrakeNews> {
+        self.lock().all_news(&self.inputs(context))
+    }
+
+    /// How the brake is here.
+    pub(crate) fn brake(&self, context: &TrackingContext<'_>) -> BrakeStatus {
+        let (state, inputs) = (self.lock(), self.inputs(context));
+        // After a reload the entries are others.
+        state.restore_brake(&inputs);
+        state.brake(&inputs)
+    }
+
+    /// All nodes have applied changes of these users, so long ago; `users` is the largest number of users that a node
+    /// knows, `turns` what [`brake`](Self::brake) said before they were asked.
+    pub(crate) fn heard(
+        &self,
+        turns: u64,
+        changed: (impl IntoIterator<Item = (BrakeId, Duration)>, usize),
+        context: &TrackingContext<'_>,
+    ) {
+        let mut state = self.lock();
+        let actions = state.heard(turns, changed, &self.inputs(context));
+        self.carry_out(actions, context);
+    }
+
+    /// The brake is on at all nodes.
+    pub(crate) fn engage_for_fleet(&self, context: &TrackingContext<'_>) {
+        let mut state = self.lock();
+        let actions = state.engage_for_fleet(&self.inputs(context));
+        self.carry_out(actions, context);
+    }
+
+    /// What any node holds back.
+    pub(crate) fn hold_elsewhere(&self, held: HeldSet, context: &TrackingContext<'_>) {
+        let mut state = self.lock();
+        let actions = state.hold_elsewhere(Arc::new(held), &self.inputs(context));
+        self.carry_out(actions, context);
+    }
+
+    /// No node holds anything back any more; returns whether this is so here, and the brake off.
+    pub(crate) fn release_for_fleet(&self, context: &TrackingContext<'_>) -> bool {
+        let mut state = self.lock();
+        let (released, actions) = state.release_for_fleet(&self.inputs(context));
+        self.carry_out(actions, context);
+        released
+    }
+
     fn carry_out(&self, actions: Vec<Action>, context: &TrackingContext<'_>) {
         for action in actions {
             match action {
@@ -115,6 +213,7 @@ impl ChangeTracker {
                 Action::Deferred(changes) => {
                     self.metrics.directory_brake.set(i64::try_from(changes).unwrap_or(i64::MAX));
                 }
+                Action::Tell(news) => self.tell(news),
                 Action::Connected(is_connected) => self.metrics.directory_watch_connected.set(is_connected.into()),
                 Action::Report(report) => log(report),
             }
@@ -159,6 +258,8 @@ impl ChangeTracker {
                     consequence.reasons.first().map_or(Ok(()), |why| Err(*why))?;
                 }
                 Reconciled::Deleted => return Err(TerminationReason::Deleted),
+                // Where its own mail is does not count.
+                Reconciled::HeldElsewhere => {}
             }
         }
         let newest = match context.entries.reconcile(&basis.entry) {
@@ -169,6 +270,8 @@ impl ChangeTracker {
             }
             Reconciled::Replaced(entry) => entry,
             Reconciled::Deleted => return Err(TerminationReason::Deleted),
+            // A new decision finds that it cannot be made here.
+            Reconciled::HeldElsewhere => return Err(TerminationReason::Moved),
         };
         let consequence = compare(session, basis, Newest::Entry(&newest), context.routing, unix_now());
         if consequence.renamed {
@@ -227,6 +330,11 @@ fn log(report: Report) {
             without_mail_host,
             "too many users moved, disabled or deleted at once: their routes and sessions are kept until \
              `usher confirm`, or until the directory is back in its previous state"
+        ),
+        Report::BrakeJoined { changes } => error!(
+            changes,
+            "too many users moved, disabled or deleted at once, as another node of the fleet has found: routes and \
+             sessions are kept until `usher confirm`, or until the directory is back in its previous state"
         ),
         Report::BrakeReleased => info!("brake released: the directory is back in its previous state"),
     }

@@ -66,6 +66,7 @@ impl Setup {
             | Action::KeepSessions
             | Action::Count(_)
             | Action::Deferred(_)
+            | Action::Tell(_)
             | Action::Connected(_)
             | Action::Report(_) => format!("{action:?}"),
         };

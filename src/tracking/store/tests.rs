@@ -30,6 +30,7 @@ fn host(reconciled: Reconciled) -> String {
         Reconciled::AsReported => "as shown".to_owned(),
         Reconciled::Replaced(entry) => entry.mail_hosts[0].clone(),
         Reconciled::Deleted => "gone".to_owned(),
+        Reconciled::HeldElsewhere => "held elsewhere".to_owned(),
     }
 }
 

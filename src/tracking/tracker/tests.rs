@@ -1,5 +1,7 @@
 //! Changes and their actions, without a directory.
 
+mod fleet;
+
 use std::net::IpAddr;
 
 use tokio::task::JoinSet;
