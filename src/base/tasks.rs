@@ -60,6 +60,8 @@ labels! {
         FleetChannel => "fleet_channel",
         /// Carries out commands of other nodes of the fleet.
         FleetCommands => "fleet_commands",
+        /// Shares the brake with other nodes of the fleet.
+        FleetBrake => "fleet_brake",
         /// Writes to the fleet's store what no login waits for.
         FleetWrites => "fleet_writes",
         /// Writes the sessions of users to the fleet's store again where they are lost.
@@ -89,6 +91,7 @@ impl Task {
             | Self::FleetLink
             | Self::FleetChannel
             | Self::FleetCommands
+            | Self::FleetBrake
             | Self::FleetWrites
             | Self::FleetSessions
             | Self::BackendDrain

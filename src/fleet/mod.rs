@@ -55,7 +55,7 @@ pub(crate) use inspect::{InspectedStore, StoreFacts, inspect};
 pub(crate) use marks::{LARGEST_MARK, MarkKind, Marks};
 pub(crate) use member::{Member, MemberId, Members};
 pub(crate) use messages::{Answer, LARGEST_ANSWER, LARGEST_NOTICE, Message, NoAnswer};
-pub(crate) use script::{Arg, FleetScript, Value};
+pub(crate) use script::{Arg, BRAKE, FleetScript, Value};
 pub(crate) use seal::{KeyKind, KeyedId, Sealer, StoreKey};
 pub(crate) use store::{FleetFiles, StoreError};
 pub(crate) use writes::Done;

@@ -55,11 +55,14 @@ pub(crate) static MARK: FleetScript = FleetScript::new("mark", include_str!("scr
 /// A member ends.
 pub(crate) static LEAVE: FleetScript = FleetScript::new("leave", include_str!("scripts/leave.lua"));
 
+/// What brakes know of each other.
+pub(crate) static BRAKE: FleetScript = FleetScript::new("brake", include_str!("scripts/brake.lua"));
+
 /// Which rights the store's user has; for `usher check` alone.
 pub(crate) static RIGHTS: FleetScript = FleetScript::new("rights", include_str!("scripts/rights.lua"));
 
 /// Every script of a running fleet: loaded when a connection is made, so that no login has to send one as a whole.
-pub(crate) static ALL: [&FleetScript; 3] = [&BEAT, &MARK, &LEAVE];
+pub(crate) static ALL: [&FleetScript; 4] = [&BEAT, &MARK, &LEAVE, &BRAKE];
 
 /// An argument of a script.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ mod changes;
 mod drain;
 mod error;
 mod file_reader;
+mod fleet_brake;
 mod handover;
 mod loop_check;
 mod prepare;

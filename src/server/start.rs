@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::bind::{Listening, OpenedListener, open_all};
 use super::handover::Inherited;
-use super::{Server, StartError, changes};
+use super::{Server, StartError, changes, fleet_brake};
 use crate::admin::SidePort;
 use crate::admin::control;
 use crate::base::tasks::Task;
@@ -96,6 +96,8 @@ impl Server {
             });
             let counting = with_shared();
             supervisor.keep(Task::FleetSessions, move || rewrite_sessions(Arc::clone(&counting)));
+            let braking = with_shared();
+            supervisor.keep(Task::FleetBrake, move || fleet_brake::share(Arc::clone(&braking)));
             for task in fleet::TASKS {
                 let fleet = Arc::clone(fleet);
                 supervisor.keep(task, move || Arc::clone(&fleet).run(task));

@@ -32,6 +32,7 @@ mod external_rules;
 mod faults;
 mod field;
 mod fleet;
+mod fleet_brake;
 mod fleet_commands;
 mod fleet_limits;
 mod flood;

@@ -282,7 +282,12 @@ async fn confirm(
     let number = |_| Rejection::bad(format!("`{seconds}` is not a number of seconds"));
     let seconds: u32 = seconds.parse().map_err(number)?;
     let (shared, time) = (&control.shared, Duration::from_secs(seconds.into()));
-    let changes = shared.tracker.confirm(time, &control.snapshot().setting());
+    // Another node that asks has told all.
+    let (tracker, snapshot) = (&shared.tracker, control.snapshot());
+    let changes = match shared.fleet.is_some() && caller.node.is_none() {
+        true => tracker.confirm_for_all(time, &snapshot.setting()),
+        false => tracker.confirm(time, &snapshot.setting()),
+    };
     audit("confirm", &caller, &format!("for={seconds}s"), Some(changes));
     Ok(Json(Confirmed { changes }))
 }

@@ -259,6 +259,11 @@ impl Metrics {
                  a fleet.",
                 &[],
             ),
+            fleet_brake: gauges(
+                "usher_fleet_brake",
+                "Users whose changes the brakes of the fleet hold back, at any node; absent without a fleet.",
+                &[],
+            ),
             fleet_members: gauges(
                 "usher_fleet_members",
                 "Processes of the fleet that live, as of the last beat; absent without a fleet.",

@@ -147,6 +147,8 @@ pub struct Metrics {
     pub(crate) introspections: CounterSeries<IntrospectionResult>,
     /// Whether the fleet's store is in use; no series without a fleet.
     pub(crate) fleet_up: IntGaugeVec,
+    /// Users that the brake of any node of the fleet holds back.
+    pub(crate) fleet_brake: IntGaugeVec,
     /// Living members of the fleet.
     pub(crate) fleet_members: IntGaugeVec,
     /// By how much this machine's clock is ahead of the store's.
