@@ -52,7 +52,7 @@ use store::Connection;
 use writes::Write;
 
 pub(crate) use inspect::{InspectedStore, StoreFacts, inspect};
-pub(crate) use marks::{LARGEST_MARK, MarkKind, Marks};
+pub(crate) use marks::{LARGEST_MARK, Mark, MarkKind, Marks};
 pub(crate) use member::{Member, MemberId, Members};
 pub(crate) use messages::{Answer, LARGEST_ANSWER, LARGEST_NOTICE, Message, NoAnswer};
 pub(crate) use script::{Arg, BRAKE, FleetScript, Value};

@@ -229,6 +229,9 @@ impl TrackedEntries {
             Reconciled::AsReported => known,
             Reconciled::Replaced(entry) => entry,
             Reconciled::Deleted => return Err(DirectoryError::NoEntry),
+            Reconciled::HeldElsewhere => {
+                return Err(DirectoryError::Unavailable(UnavailableCause::HeldElsewhere));
+            }
         };
         let is_known = entry.in_group == in_group;
         Ok(if is_known { entry } else { Arc::new(Entry { in_group, ..Entry::clone(&entry) }) })
