@@ -24,7 +24,7 @@ use crate::telemetry::metrics::Metrics;
 const PAUSE: Duration = Duration::from_millis(500);
 
 const HELP: &str = "\
-The directory has to hold the user (directory.watch.hold_attribute): otherwise a new session may begin at any
+The directory has to hold the user (directory.hold_attribute): otherwise a new session may begin at any
 time. Sessions are not ended; `usher kick --user NAME --fleet` ends them.
 
 Example, a mailbox that moves to server4:
@@ -65,7 +65,7 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
             Some(attribute) => {
                 format!("{shown} is not held: set {attribute} of {} first", Escaped(entry.dn.as_bytes()))
             }
-            None => format!("{shown} is not held: directory.watch.hold_attribute is not configured"),
+            None => format!("{shown} is not held: directory.hold_attribute is not configured"),
         };
         return Err(fail(DATA, words));
     }
