@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::kit::process::write_secret;
+use crate::kit::process::{free_port, write_secret};
 use crate::kit::redis::{Redis, SlowWay};
 use crate::kit::usher::command;
 use crate::kit::{Config, Imap, Usher, password_of, shared};
@@ -153,7 +153,9 @@ fn check_says_what_is_wrong_with_the_store() {
     }
     let (code, text) = check("wrong\n");
     assert!(code != 0 && text.contains("the store refuses user or password") && !text.contains("wrong\n"), "{text}");
-    let cluster = Redis::with(&["--cluster-enabled", "yes"]);
+    // By default its members talk at another port, 10,000 higher, which may be taken.
+    let bus = free_port().to_string();
+    let cluster = Redis::with(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
     let config = member(&url(cluster.port), "mx1");
     config.write();
     let said = command(&config, &["check", "--connect"], b"");
