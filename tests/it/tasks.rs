@@ -27,7 +27,7 @@ fn tasks(usher: &Usher) -> BTreeSet<String> {
 }
 
 /// Tasks that this test makes panic; the others do not run with this configuration.
-const PANICKED: [&str; 20] = [
+const PANICKED: [&str; 21] = [
     "listener",
     "auth_http",
     "side_port",
@@ -43,6 +43,7 @@ const PANICKED: [&str; 20] = [
     "backend_probe",
     "resolver",
     "token_keys",
+    "fleet_brake",
     "fleet_link",
     "fleet_channel",
     "fleet_commands",
