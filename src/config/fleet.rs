@@ -86,7 +86,7 @@ fn stores_of(node: &Node<'_>, plaintext: bool) -> Option<Vec<StoreAddress>> {
     stores.into_iter().collect()
 }
 
-/// Why an URL is none of a store.
+/// Why a URL does not name a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 enum StoreError {
     /// Another form.

@@ -96,7 +96,7 @@ async fn look(connection: &Connection, settings: &config::Fleet) -> Result<Store
     may("+ping", connection.ping().await)?;
     let channel = format!("usher:{}:check", settings.name);
     let pattern = |sign: char| format!("{sign}usher:{}:*", settings.name);
-    // Another channel of nobody shows whether it is the command or the channel.
+    // Another channel without a reader shows whether it is the command or the channel.
     may(&format!("+publish or {}", pattern('&')), connection.publish(&channel, b"").await)?;
     may(&format!("+subscribe or {}", pattern('&')), connection.subscribe(&[channel]).await)?;
     may("+script|load", connection.load().await)?;

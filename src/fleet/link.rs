@@ -149,7 +149,7 @@ async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progres
         // Here and not where it changes: a late answer and a beat may do both at once.
         fleet.metrics.fleet_up.with_label_values(&[] as &[&str]).set(i64::from(fleet.is_up()));
         sleep(LEAST_PAUSE.saturating_sub(began.elapsed())).await;
-        // Nobody beats in step.
+        // No two members beat in step.
         let _ = timeout(jittered(BEAT_EVERY), fleet.beat_now.notified()).await;
     }
 }
@@ -326,14 +326,14 @@ fn read_marks(fleet: &Fleet, shown: &Shown<'_>, progress: &mut Progress) -> bool
         fleet.generation.send_modify(|generation| *generation += 1);
     }
     progress.epoch = shown.epoch.to_vec();
-    // Fewer marks, or older ones: they have ended, or somebody has put the old ones back.
+    // Fewer marks, or older ones: they have ended, or the store's owner has put the old ones back.
     let is_less = waits || shown.newest < progress.newest || shown.count < progress.count;
     progress.read = if is_less { 0 } else { shown.time };
     (progress.newest, progress.count) = (shown.newest, shown.count);
     changed
 }
 
-/// Writes the marks that the store lacks, and tells the others.
+/// Writes the marks that the store lacks, and notifies the others.
 async fn write_marks(fleet: &Fleet, connection: &Connection) -> Result<(), StoreError> {
     let keys = ["k", "kt", "ke"].map(|name| fleet.plain_key(name));
     let mut written = false;

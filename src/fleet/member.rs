@@ -124,7 +124,7 @@ impl Members {
 }
 
 /// By how many nodes a share is divided: the count rises at once, falls by one in 60 s, and is never more than the
-/// most nodes of the last 10 minutes. While the store is away it stays.
+/// most nodes of the last 10 minutes. While the store is unavailable it stays.
 #[derive(Debug)]
 pub(super) struct Divisor {
     value: u32,

@@ -88,7 +88,7 @@ impl fmt::Debug for Message {
 /// The answer of a member, or why there is none.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
-    /// Who was asked.
+    /// The member that was asked.
     pub(crate) member: Member,
     /// What it says.
     pub(crate) body: Result<Vec<u8>, NoAnswer>,

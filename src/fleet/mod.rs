@@ -1,6 +1,6 @@
 //! Several ushers that act as one: counts, marks and messages over a small Redis or Valkey.
 //!
-//! No answer about an identity, a password or a route comes from the store. Nothing in it names anybody: names are
+//! No answer about an identity, a password or a route comes from the store. Nothing in it names a user: names are
 //! keyed digests, everything else is sealed ([`seal`]). The fleet knows no command, no user and no route: others
 //! give it keys, scripts and bytes.
 //!
@@ -235,7 +235,7 @@ impl Fleet {
         self.members.load_full()
     }
 
-    /// By how many nodes a share is divided. It stays while the store is away.
+    /// By how many nodes a share is divided. It stays while the store is unavailable.
     #[must_use]
     pub(crate) fn most_members(&self) -> u32 {
         self.most_members.load(Ordering::Relaxed)
@@ -363,7 +363,7 @@ impl Fleet {
     /// Asks other living members, and waits for their answers until the deadline.
     ///
     /// # Errors
-    /// The store is away, or too many questions are open.
+    /// The store is unavailable, or too many questions are open.
     pub(crate) async fn ask(
         &self,
         body: Vec<u8>,
@@ -396,7 +396,7 @@ impl Fleet {
     }
 
     /// Sets a standing mark, or has an event happen in all other processes. A mark without `lasts` has no end; an
-    /// event ends by itself. While the store is away, it is written as soon as that is back.
+    /// event ends by itself. While the store is unavailable, it is written as soon as that is back.
     pub(crate) fn set_mark(&self, kind: MarkKind, key: &[u8], body: &[u8], lasts: Option<Duration>) {
         let now = self.now();
         let members = self.members();

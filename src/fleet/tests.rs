@@ -1,4 +1,4 @@
-//! Members at a real store, and what happens when it is away, slow, full, emptied, or somebody else's.
+//! Members at a real store, and what happens when it is unavailable, slow, full, emptied, or another fleet's.
 
 #[allow(dead_code, reason = "integration tests use the rest")]
 #[path = "../../tests/it/kit/process.rs"]

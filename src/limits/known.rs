@@ -14,7 +14,7 @@ use crate::config;
 /// Known prefixes per user: home, office, phone, and some hotels.
 const KNOWN_PER_USER: usize = 16;
 
-/// A known prefix is refreshed, and told to others, this many times while it lasts.
+/// A known prefix is refreshed, and sent to others, this many times while it lasts.
 const REFRESHES: u32 = 30;
 
 /// What a name leads to.

@@ -2,7 +2,7 @@
 //!
 //! A guess is charged by one script, awaited before the bind: user, prefix and the names refused there, together with what
 //! is counted for the entry that the spelling last led to. What follows is written behind. The memory of this process
-//! takes over each answer, so that it goes on from there while the store is away; it alone remembers which
+//! takes over each answer, so that it goes on from there while the store is unavailable; it alone remembers which
 //! passwords were tried, because no digest of a password leaves the process. An entry is charged between search and
 //! bind, where nothing can be awaited: by what this process knows of it, as of the answer to the charge.
 //!

@@ -1,9 +1,9 @@
-//! The brake of a fleet: what this node's brake has for others is written to the store, and what they have is told to it.
+//! The brake of a fleet: what this node's brake has for others is written to the store, and what they have is passed to it.
 //!
 //! The store has, for each round of the brake, the keyed ids of users that were changed in the last minute, and of users
 //! whose changes are held back, each with a keyed digest of the values that are kept. Whether the brake is on is a mark,
-//! whose version is the round: what belongs to an earlier round is read by nobody. No login waits for any of it. While the
-//! store is away, each node acts by what it knows.
+//! whose version is the round: what belongs to an earlier round is never read. No login waits for any of it. While the
+//! store is unavailable, each node acts by what it knows.
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -42,7 +42,7 @@ const ALONE: Duration = Duration::from_secs(10);
 const UNAWARE_MICROS: u64 = 10_000_000;
 /// A confirmation that is over and older than this means nothing to a process that has started since.
 const OLD_MICROS: u64 = 60_000_000;
-/// What tells the others that there is something to read.
+/// The notice to the others that there is something to read.
 const NOTICE: &[u8] = b"brake";
 
 /// How the mark says it.

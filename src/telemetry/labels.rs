@@ -354,7 +354,7 @@ labels! {
         Late => "late",
         /// It answered with an error.
         Error => "error",
-        /// It was not asked: it is away, or too much waits for it.
+        /// It was not asked: it is unavailable, or too much waits for it.
         Unavailable => "unavailable",
     }
 }

@@ -1,7 +1,7 @@
 //! What the brakes of several nodes share, as plain values: the users whose changes were applied in the last minute,
 //! the users whose changes are held back, and whether the brake is on. How they come and go is not known here.
 //!
-//! No route comes from another node: of a user who is held back elsewhere this node learns a digest of the values
+//! No route comes from another node: of a user that another node holds back this node learns a digest of the values
 //! that are kept. Values of its own, or of the directory, that have the digest are used; any others are not.
 
 use std::collections::{BTreeSet, HashMap};

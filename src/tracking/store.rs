@@ -352,7 +352,7 @@ impl TrackedEntries {
         self.lock().held = held;
     }
 
-    /// Users that another node holds back, and whom this one has met by other values shortly before or since. Who was
+    /// Users that another node holds back, and whom this one has met by other values shortly before or since. A user that was
     /// known before has the kept values, or a change deferred here.
     #[must_use]
     pub(super) fn known_otherwise(&self, held: &HeldSet) -> Vec<Arc<Entry>> {

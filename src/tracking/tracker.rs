@@ -61,10 +61,10 @@ pub(crate) struct ChangeTracker {
     told: Notify,
 }
 
-/// The most news that wait; of more, all are told again.
+/// The most news that wait; of more, all are sent again.
 const MOST_NEWS: usize = 8_192;
 
-/// What waits to be told to other nodes.
+/// What waits to be sent to other nodes.
 #[derive(Debug, Default)]
 struct Outbox {
     news: VecDeque<BrakeNews>,
@@ -125,7 +125,7 @@ impl ChangeTracker {
         changes
     }
 
-    /// Shares the brake with other nodes from now on: somebody takes its [`news`](Self::take_news).
+    /// Shares the brake with other nodes from now on: a task takes its [`news`](Self::take_news).
     pub(crate) fn join(&self, names: Arc<dyn FleetNames>) {
         self.lock().join(names);
     }
@@ -146,7 +146,7 @@ impl ChangeTracker {
         self.told.notified().await;
     }
 
-    /// What is new for other nodes. After an overflow, [`all_news`](Self::all_news) are to be told, too.
+    /// What is new for other nodes. After an overflow, [`all_news`](Self::all_news) are to be sent, too.
     pub(crate) fn take_news(&self) -> (Vec<BrakeNews>, bool) {
         let outbox = std::mem::take(&mut *self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
         (outbox.news.into(), outbox.overflown)

@@ -54,7 +54,7 @@ fn kick_at_one_node_ends_sessions_at_another_once() {
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(three.metric("usher_sessions", &[]), 2.0);
     assert_eq!(three.log_text().matches("\"cmd\":\"kick\"").count(), 1);
-    // What is stored and sent names nobody.
+    // What is stored names no user.
     let content = store.content();
     assert!(!content.contains("alice") && !content.contains("kick"), "{content}");
 }

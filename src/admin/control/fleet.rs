@@ -4,7 +4,7 @@
 //! The fleet carries the question and the answers, sealed, and knows nothing of them. Here a question is a request like
 //! one at the socket, with the same rules and the same line in the log, which names the node that it came from. What
 //! must not be lost is set as a mark, too: a process that missed the question carries it out within 60 s, once. It ends
-//! only sessions that began before the command did. A drain stands until it is reverted: who starts later obeys it.
+//! only sessions that began before the command did. A drain stands until it is reverted: a process that starts later follows it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -362,7 +362,7 @@ impl Reply {
     }
 }
 
-/// Answers other nodes and obeys their marks; never returns.
+/// Answers other nodes and carries out their marks; never returns.
 pub(super) async fn obey(shared: Arc<Shared>, local: Router, known: Arc<Known>) {
     let Some(fleet) = shared.fleet.clone() else { return std::future::pending().await };
     let control = FleetControl { shared: Arc::clone(&shared), local, known };

@@ -98,7 +98,7 @@ pub(crate) async fn serve(
     answering.wait().await;
 }
 
-/// Answers other nodes of the fleet and obeys their marks; never returns.
+/// Answers other nodes of the fleet and carries out their marks; never returns.
 pub(crate) async fn obey(shared: Arc<Shared>, orders: mpsc::Sender<Request>, known: Arc<Known>) {
     let local = routes::router(Arc::clone(&shared), orders);
     fleet::obey(shared, local, known).await;

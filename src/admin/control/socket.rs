@@ -95,7 +95,7 @@ pub(crate) fn bind(settings: &config::Control, successor: bool) -> io::Result<(U
     }
     let folder_fd = open(folder, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     if is_new {
-        // Whatever the umask: the socket's own mode says who may use it.
+        // Whatever the umask: the socket's own mode says which users may use it.
         fchmod(&folder_fd, Mode::from_raw_mode(0o755))?;
     }
     match statat(&folder_fd, name, AtFlags::SYMLINK_NOFOLLOW) {

@@ -1,4 +1,4 @@
-//! The store is away: nothing waits for it longer than it must.
+//! The store is unavailable: nothing waits for it longer than it must.
 
 use super::*;
 

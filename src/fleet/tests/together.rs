@@ -17,7 +17,7 @@ async fn members_meet_count_together_and_leave() {
     c.leave().await;
     drop(c);
     a.joined(2).await;
-    // Nothing in the store names anybody.
+    // Nothing in the store names a user.
     let content = store.content();
     for name in ["mx1", "mx2", "bob", "eve"] {
         assert!(!content.contains(name), "{name}: {content}");

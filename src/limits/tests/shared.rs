@@ -485,7 +485,7 @@ async fn sessions_of_a_user_are_limited_over_all_ushers() {
     }
     let _ = session(0);
     assert!(session(0).is_err());
-    // While it is away each counts alone, and an old answer refuses nobody.
+    // While it is unavailable each counts alone, and an old answer refuses nobody.
     ushers[0].1.up.store(false, Ordering::Relaxed);
     advance(Duration::from_secs(61)).await;
     assert!(session(0).is_ok());

@@ -1,4 +1,4 @@
-//! The brake as all nodes of a fleet have it: what this one is told of the others, and tells them.
+//! The brake as all nodes of a fleet have it: what this one hears of the others, and passes on to them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::tracking::brake::{Brake, WINDOW};
 use crate::tracking::fleet::{BrakeId, BrakeNews, BrakeStatus, FleetCount, FleetNames, HeldSet, HeldValues};
 
 impl ChangeState {
-    /// Whether the values of a user who is held back elsewhere are others than the kept ones: they are not to be
+    /// Whether the values of a user that another node holds back are others than the kept ones: they are not to be
     /// kept, and those of the directory are used only if they are the kept ones.
     pub(super) fn is_unknown(&self, seen: &EntryChange) -> bool {
         self.held.as_ref().is_some_and(|held| held.of(&seen.tracked.entry) == HeldValues::Others)

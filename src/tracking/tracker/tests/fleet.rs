@@ -1,4 +1,4 @@
-//! The brakes of several nodes, with a fleet that is a script: what one tells reaches the others.
+//! The brakes of several nodes, with a fleet that is a script: what one sends reaches the others.
 
 use std::collections::BTreeSet;
 
