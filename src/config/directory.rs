@@ -77,6 +77,11 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
                        everywhere: name an entry that has a value of it";
         directory.warn("networks_attribute", message);
     }
+    if networks_attribute.is_some() && find.as_ref().is_some_and(|find| !may_read(find)) {
+        let message = "without `bind_dn` the attribute is read as the user: a user that cannot read it is let in from \
+                       everywhere";
+        directory.warn("networks_attribute", message);
+    }
     let reveal_account_state = directory.flag("reveal_account_state", false);
     let disabled_by = directory.get("disabled_by").map(|node| disabled_by(&node));
     let results = results(directory);

@@ -58,4 +58,12 @@ impl Directory {
         };
         self.watch.mode != WatchMode::Off && may_read
     }
+
+    /// Whether the service account reads the entry of a user that was bound by a DN made of the name: a user that cannot
+    /// read what restricts the login would be let in.
+    #[must_use]
+    pub(crate) fn reads_as_service(&self) -> bool {
+        let is_restricted = self.networks_attribute.is_some() || self.watch.hold_attribute.is_some();
+        is_restricted && self.find.service().is_some()
+    }
 }

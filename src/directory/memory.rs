@@ -42,6 +42,8 @@ pub(crate) enum MemoryFault {
     Panic,
     /// No reply.
     Silence,
+    /// The reply takes so much longer.
+    Slow(Duration),
 }
 
 #[derive(Debug, Default)]
@@ -213,6 +215,7 @@ impl Memory {
         match fault {
             Some(MemoryFault::Panic) => panic!("a defect of the directory module"),
             Some(MemoryFault::Silence) => std::future::pending().await,
+            Some(MemoryFault::Slow(more)) => tokio::time::sleep(more).await,
             None => {}
         }
         let (entry, dn) = match floor.freshness(&entry, URL) {

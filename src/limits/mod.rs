@@ -22,6 +22,7 @@ mod gate;
 mod keys;
 mod known;
 mod ledger;
+mod lookups;
 mod memory;
 mod permits;
 mod rules;
@@ -50,6 +51,7 @@ pub(crate) use fleet::FleetRunner;
 pub(crate) use gate::BindGate;
 use keys::Keys;
 use ledger::Ledger;
+use lookups::LookupTimes;
 use permits::HeldCounts;
 pub(crate) use permits::{AwaitingProxyHeader, ConnectionPermit, HandshakePermit, SessionPermit};
 pub(crate) use rules::Limited;
@@ -74,6 +76,8 @@ pub(crate) struct Throttle {
     pace: Mutex<Option<Instant>>,
     /// By how many ushers `logins_per_second` is divided.
     shares: Shares,
+    /// How long lookups of names and passwords have taken.
+    pub(crate) lookups: LookupTimes,
 }
 
 impl std::fmt::Debug for Throttle {
@@ -97,6 +101,7 @@ impl Throttle {
             shared_sessions: OnceLock::new(),
             pace: Mutex::default(),
             shares,
+            lookups: LookupTimes::default(),
         }
     }
 

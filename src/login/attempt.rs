@@ -131,7 +131,7 @@ pub(crate) async fn attempt<F: Frontend>(
             Err(refusal) => {
                 let is_token =
                     credential.as_ref().is_ok_and(|credential| credential.secret().kind() == CredentialKind::Token);
-                let reply = attempt.reply(&refusal).await;
+                let reply = attempt.reply(&refusal, event.delay).await;
                 let reply = if is_token { reply.for_token() } else { reply };
                 Err(RefusedLogin { refusal, reply })
             }
@@ -263,16 +263,21 @@ impl LoginAttempt<'_> {
         }
     }
 
-    /// The reply to the client, returned when the reply is due.
-    async fn reply(&self, refusal: &Refusal) -> Reply {
+    /// The reply to the client, returned when the reply is due. `delay`: the throttle's.
+    async fn reply(&self, refusal: &Refusal, delay: Duration) -> Reply {
         let config = &self.core.config;
         let reply = refusal.reply(config.directory.reveal_account_state);
         let is_guess = matches!(refusal, Refusal::Token(error) if error.is_guess());
-        let is_failure = matches!(reply, Reply::AuthenticationFailed | Reply::AuthzidNotAllowed | Reply::Limit);
-        if is_guess || is_failure || refusal.is_without_route() {
+        let is_failure = matches!(reply, Reply::AuthenticationFailed | Reply::AuthzidNotAllowed);
+        if is_guess || is_failure || matches!(reply, Reply::Limit) || refusal.is_without_route() {
             // Indistinguishable replies must take the same time (CWE-208); a limit, or a login without a route,
             // must not invite an immediate retry.
-            sleep_until(self.began + next_refusal_tick(self.began.elapsed(), config.limits.refusal_delay)).await;
+            let mut taken = self.began.elapsed();
+            if is_failure {
+                // A known wrong password takes no lookup, but a right one that is refused does.
+                taken = taken.max(delay + self.context.limits.lookups.longest(config.cache.negative_ttl_max));
+            }
+            sleep_until(self.began + next_refusal_tick(taken, config.limits.refusal_delay)).await;
         }
         reply
     }
@@ -313,6 +318,7 @@ impl LoginAttempt<'_> {
                 {
                     return Ok(None);
                 }
+                let asked = Instant::now();
                 let decision = self.act(acting, credential.login(), decision).await;
                 match &decision.result {
                     Ok(proven) => {
@@ -323,7 +329,10 @@ impl LoginAttempt<'_> {
                         return Ok(Some(decision));
                     }
                     // Free of charge, it would show that the password is correct.
-                    Err(Refusal::ActingNotAllowed(_)) => Some(decision),
+                    Err(Refusal::ActingNotAllowed(_)) => {
+                        self.note_lookup(asked, &decision);
+                        Some(decision)
+                    }
                     Err(_) => return Ok(Some(decision)),
                 }
             }
@@ -340,8 +349,11 @@ impl LoginAttempt<'_> {
         let decision = match recalled {
             Some(known) => known,
             None => {
-                let decision = authn.attempt(credential, client, turn.begin_lookup()).await;
-                self.act(acting, credential.login(), decision).await
+                let (gate, asked) = (turn.begin_lookup(), Instant::now());
+                let decision = authn.attempt(credential, client, gate).await;
+                let decision = self.act(acting, credential.login(), decision).await;
+                self.note_lookup(asked, &decision);
+                decision
             }
         };
         turn.log_if_over_limit(client);
@@ -350,6 +362,14 @@ impl LoginAttempt<'_> {
         }
         turn.settle(outcome(&decision, credential));
         Ok(Some(decision))
+    }
+
+    /// Records how long a lookup has taken that began at this time, unless it failed.
+    fn note_lookup(&self, began: Instant, decision: &AuthDecision) {
+        let failed = matches!(decision.result, Err(Refusal::DirectoryUnavailable));
+        if !failed && matches!(decision.by, DecidedBy::Directory | DecidedBy::Impersonation | DecidedBy::Cache) {
+            self.context.limits.lookups.record(began.elapsed(), self.core.config.cache.negative_ttl_max);
+        }
     }
 
     /// Charges an attempt, and waits for the delay.

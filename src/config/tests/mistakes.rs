@@ -369,6 +369,25 @@ fn networks_without_a_canary_are_suspicious() {
 }
 
 #[test]
+fn networks_read_as_the_user_are_suspicious() {
+    let alone = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+routing: {backends: [{name: server3, hosts: [server3], imap: {address: '192.0.2.3:993', tls: implicit}}]}
+directory:
+  servers: ['ldaps://one']
+  user_dn: 'uid={login},dc=x'
+  networks_attribute: nets # HERE
+";
+    let told = |text: &str| {
+        let warnings = parse_text(text).unwrap().warnings;
+        warnings.into_iter().find(|warning| warning.message.contains("read as the user"))
+    };
+    let warning = told(alone).unwrap();
+    assert_eq!((warning.key.as_str(), warning.line), ("directory.networks_attribute", marked(alone)), "{warning}");
+    assert_eq!(told(&format!("{alone}  bind_dn: cn=usher\n  bind_password_file: p\n")), None);
+}
+
+#[test]
 fn password_filter_needs_a_service_account() {
     let text = replaced(
         "  base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))",

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Ldap;
+use super::entry_filter::AsReturned;
 use super::fresh::FreshnessCheck;
 use super::query::SearchRequest;
 use super::selection::DecisionTime;
@@ -87,7 +88,10 @@ impl Ldap {
             }
             None => (found, server),
         };
-        self.set_group(&mut entry, &server, time, trace).await?;
+        let shown = entry.clone();
+        let returned = AsReturned(&shown);
+        let check = FreshnessCheck { query: &query, floor: floor.unwrap_or(&returned) };
+        self.set_group(&mut entry, (&server, check), time, trace).await?;
         Ok(entry)
     }
 
@@ -122,8 +126,11 @@ impl Ldap {
         let (found, server) = found?;
         let mut entry = verdict::single_entry(found, trace)?;
         trace.dn = Some(Arc::clone(&entry.dn));
-        // The same server: the caller compares what it has shown with what is known.
-        self.set_group(&mut entry, &server, &mut time, trace).await?;
+        // The same version: the caller compares it with what is known.
+        let shown = entry.clone();
+        let returned = AsReturned(&shown);
+        let check = FreshnessCheck { query: &query, floor: &returned };
+        self.set_group(&mut entry, (&server, check), &mut time, trace).await?;
         Ok(entry)
     }
 }

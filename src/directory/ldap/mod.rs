@@ -1,7 +1,8 @@
 //! The LDAP directory: finds the entry of a login name and binds as it.
 //!
 //! There are two ways: a search as the service account followed by a bind as the DN found, or a bind as a DN
-//! (or an Active Directory principal name) built from the name, followed by a read of that entry as the user.
+//! (or an Active Directory principal name) built from the name, followed by a read of that entry as the user, or as the
+//! service account if an attribute restricts the login.
 //! A client with a certificate is found by the service account in either. Each has one deadline for all attempts. Only
 //! result 0 of a bind authenticates and only 49 is a wrong password; an account state that accompanies either takes
 //! precedence, and a name that a server does not know is no wrong password but sounds like one. An answered bind is never
@@ -176,7 +177,8 @@ impl Ldap {
                     return Err(DirectoryError::RefusedBefore { dn: entry.dn });
                 }
                 let check = floor.concerns(&entry.dn).then_some(check);
-                let asked = self.require_password_login(&entry, check.map(|_| &server), &mut time, trace).await;
+                let asked =
+                    self.require_password_login(&entry, check.map(|check| (&server, check)), &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 asked?;
 
@@ -197,7 +199,7 @@ impl Ldap {
                 let (server, lease, accepted) = bound?;
                 server.binds.give_back(lease);
                 if let Some(filter) = &self.settings.allow.filter {
-                    let at = check.map(|_| &server);
+                    let at = check.map(|check| (&server, check));
                     entry.in_group = self.entry_matches(&entry.dn, filter, at, &mut time, trace).await?;
                 }
                 Ok(Identity::from_bind(accepted, entry))
@@ -222,7 +224,8 @@ impl Ldap {
                         Some(found) => found.clone(),
                         None => self.find_named(&query, &mut time, trace).await?,
                     };
-                    self.require_password_login(&entry, Some(&server), &mut time, trace).await?;
+                    let at = (&server, FreshnessCheck { query: &query, floor });
+                    self.require_password_login(&entry, Some(at), &mut time, trace).await?;
                 }
                 // If no server returns the entry, none can lag behind with it.
                 let check = check.filter(|_| found.is_some());
@@ -240,11 +243,18 @@ impl Ldap {
                 let (server, mut lease, accepted) = bound?;
 
                 let started = Instant::now();
-                let found = server.binds.read(&mut lease, &query, time.deadline, trace).await;
+                // A user may be unable to read what restricts the login, and the canary does not show it.
+                let by_service = self.settings.reads_as_service();
+                let found = if by_service {
+                    let found = server.service.search(&query, time.deadline, trace).await;
+                    found.map_err(RequestError::cause)
+                } else {
+                    server.binds.read(&mut lease, &query, time.deadline, trace).await
+                };
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read returns, no other server gets the password.
                 let found = found.map_err(DirectoryError::Unavailable)?;
-                if self.settings.networks_attribute.is_some() {
+                if by_service || self.settings.networks_attribute.is_some() {
                     server.service.confirm(&found, time.deadline).await.map_err(DirectoryError::Unavailable)?;
                 }
                 let mut entry = verdict::read_entry(found, trace)?;

@@ -109,7 +109,7 @@ impl ServiceAccount {
         endpoint.metrics.directory_service_bind_ok.with_label_values(&[&*endpoint.url]).set(1);
         Self {
             account: settings.find.service().cloned(),
-            is_needed: searches || settings.canary.is_some(),
+            is_needed: searches || settings.canary.is_some() || settings.reads_as_service(),
             probe,
             search: Mutex::new(None),
             refused: Mutex::new(None),

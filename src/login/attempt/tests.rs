@@ -287,6 +287,20 @@ async fn right_password_from_another_network_is_refused_like_a_wrong_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn repeated_refusal_takes_as_long_whether_the_password_is_right() {
+    let process = Process::new();
+    process.directory.set_fault("alice", crate::directory::memory::MemoryFault::Slow(Duration::from_millis(2_500)));
+    process.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["198.51.100.0/24"]));
+    let frontend = Scripted::accepting();
+    for (password, binds) in [("guess", 1), ("guess", 1), ("sesame", 2), ("sesame", 3), ("guess", 3)] {
+        let began = Instant::now();
+        let refused = process.alice(password, &frontend).await.unwrap_err();
+        assert_eq!((refused.reply, process.directory.binds()), (Reply::AuthenticationFailed, binds), "{password}");
+        assert_eq!(began.elapsed(), REFUSAL_DELAY * 2, "{password}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn password_that_may_not_be_used_is_refused_like_a_wrong_one() {
     let process = Process::new();
     let frontend = Scripted::accepting();
