@@ -5,6 +5,7 @@
 //! both. It uses no socket: the frontend replies to the client and goes to the backend.
 
 mod acting;
+mod refusal_time;
 mod token;
 
 use std::net::IpAddr;
@@ -33,8 +34,6 @@ use crate::tracking::Reconciled;
 /// Every attempt is answered within this time, whatever the directory and the backend do: `check` verifies that
 /// their deadlines fit.
 pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// No refusal is held back for longer than this after its attempt began.
-const LATEST_REFUSAL: Duration = Duration::from_secs(8);
 /// How often the directory is polled about a held user, without change notification.
 const HOLD_POLL: Duration = Duration::from_secs(1);
 /// How often a login is decided again because its entry changes meanwhile: each costs a bind.
@@ -263,25 +262,6 @@ impl LoginAttempt<'_> {
         }
     }
 
-    /// The reply to the client, returned when the reply is due. `delay`: the throttle's.
-    async fn reply(&self, refusal: &Refusal, delay: Duration) -> Reply {
-        let config = &self.core.config;
-        let reply = refusal.reply(config.directory.reveal_account_state);
-        let is_guess = matches!(refusal, Refusal::Token(error) if error.is_guess());
-        let is_failure = matches!(reply, Reply::AuthenticationFailed | Reply::AuthzidNotAllowed);
-        if is_guess || is_failure || matches!(reply, Reply::Limit) || refusal.is_without_route() {
-            // Indistinguishable replies must take the same time (CWE-208); a limit, or a login without a route,
-            // must not invite an immediate retry.
-            let mut taken = self.began.elapsed();
-            if is_failure {
-                // A known wrong password takes no lookup, but a right one that is refused does.
-                taken = taken.max(delay + self.context.limits.lookups.longest(config.cache.negative_ttl_max));
-            }
-            sleep_until(self.began + next_refusal_tick(taken, config.limits.refusal_delay)).await;
-        }
-        reply
-    }
-
     /// The first decision of an attempt. A cached correct password costs nothing; any other attempt is subject
     /// to the throttle, and so is one that is refused although the password is correct. `None`: `whole`, the name as
     /// typed, is a name of its own and not those of a mailbox and of the user who acts for it.
@@ -362,14 +342,6 @@ impl LoginAttempt<'_> {
         }
         turn.settle(outcome(&decision, credential));
         Ok(Some(decision))
-    }
-
-    /// Records how long a lookup has taken that began at this time, unless it failed.
-    fn note_lookup(&self, began: Instant, decision: &AuthDecision) {
-        let failed = matches!(decision.result, Err(Refusal::DirectoryUnavailable));
-        if !failed && matches!(decision.by, DecidedBy::Directory | DecidedBy::Impersonation | DecidedBy::Cache) {
-            self.context.limits.lookups.record(began.elapsed(), self.core.config.cache.negative_ttl_max);
-        }
     }
 
     /// Charges an attempt, and waits for the delay.
@@ -510,13 +482,6 @@ fn outcome(decision: &AuthDecision, credential: &Credential) -> AttemptOutcome {
         // refunded.
         (Err(_), _) => AttemptOutcome::Inconclusive,
     }
-}
-
-/// When to reply to an attempt that has taken this long: at the next multiple of the delay. The throttle's
-/// delay is part of the time taken, not added to it.
-pub(crate) fn next_refusal_tick(taken: Duration, delay: Duration) -> Duration {
-    let beats = u32::try_from(taken.as_nanos() / delay.as_nanos().max(1) + 1).unwrap_or(u32::MAX);
-    delay.saturating_mul(beats).min(LATEST_REFUSAL)
 }
 
 #[cfg(test)]

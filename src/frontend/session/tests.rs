@@ -14,7 +14,7 @@ use crate::config_files::Fingerprint;
 use crate::directory::memory::{Memory, MemoryFault};
 use crate::directory::{Directory, Entry};
 use crate::limits::Shares;
-use crate::login::attempt::{ATTEMPT_TIMEOUT, next_refusal_tick};
+use crate::login::attempt::ATTEMPT_TIMEOUT;
 use crate::login::authn::Authenticator;
 use crate::login::core::{Backends, LoginCore};
 use crate::outcome::AccountState;
@@ -266,17 +266,6 @@ async fn silent_directory_is_an_outage_within_ten_seconds() {
     assert!(began.elapsed() <= ATTEMPT_TIMEOUT + Duration::from_secs(1));
     client.says("missing\n").await;
     client.hears("refused AuthenticationFailed\n").await;
-}
-
-#[test]
-fn refusals_are_sent_at_the_refusal_tick() {
-    let ms = Duration::from_millis;
-    for (taken, answered) in [(0, 2_000), (1, 2_000), (1_999, 2_000), (2_000, 4_000), (5_001, 6_000), (7_999, 8_000)] {
-        assert_eq!(next_refusal_tick(ms(taken), ms(2_000)), ms(answered), "{taken}");
-    }
-    assert_eq!(next_refusal_tick(ms(7_000), ms(5_000)), ms(8_000), "no later than this");
-    assert_eq!(next_refusal_tick(ms(9_000), ms(2_000)), ms(8_000), "which is over: at once");
-    assert_eq!(next_refusal_tick(ms(70), Duration::ZERO), Duration::ZERO);
 }
 
 #[tokio::test]
