@@ -32,9 +32,9 @@ use usher::internals::Metrics;
 use usher::internals::Secret;
 use usher::internals::TokenVerifier;
 use usher::internals::TrackedEntries;
-use usher::internals::open_directory;
 use usher::internals::{Authenticator, DecidedBy, LookupMode};
 use usher::internals::{Credential, CredentialSecret, Login};
+use usher::internals::{DirectoryTls, open_directory};
 
 /// Where every client is.
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -96,7 +96,7 @@ cache: {{ttl: 1d, capacity: 1000000}}
 "
     );
     let config = usher::internals::config::parse(Path::new("bench.yaml"), &text).unwrap();
-    let directory = open_directory(&config.directory, None, Arc::new(Metrics::new()));
+    let directory = open_directory(&config.directory, DirectoryTls::default(), Arc::new(Metrics::new()));
     let known = Arc::new(TrackedEntries::new(1_000_000, Duration::from_secs(600)));
     Authenticator::new(directory, Arc::new(Cache::new(&config.cache)), known, 1_000)
 }

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use zeroize::Zeroizing;
 
@@ -21,7 +20,8 @@ use crate::base::secret::Secret;
 use crate::base::sys;
 use crate::base::sys::paths::check_folder;
 use crate::base::sys::secret_files::exposure;
-use crate::config::{self, CertificateFiles, Config, Draft, KeySource, LdapScheme, Place, Problem, TokenIssuer};
+use crate::config::{self, CertificateFiles, Config, Draft, KeySource, Place, Problem, TokenIssuer};
+use crate::directory::DirectoryTls;
 use crate::fleet::{FleetFiles, Sealer};
 use crate::tls::certificate;
 use crate::tls::client::ClientTls;
@@ -38,8 +38,8 @@ const PASSWORD_ROOM: usize = 4_096;
 pub(crate) struct Files {
     /// TLS towards clients.
     pub tls: ServerTls,
-    /// TLS towards the directory, if any of its servers wants it.
-    pub directory_tls: Option<Arc<ClientConfig>>,
+    /// TLS towards the directory, as far as its servers want it.
+    pub directory_tls: DirectoryTls,
     /// Of each backend, by name.
     pub backends: HashMap<String, BackendFiles>,
     /// Of each issuer of tokens, in order.
@@ -190,14 +190,11 @@ fn auth_http_key(settings: Option<&config::AuthHttp>, place: &Place) -> Result<O
     key.map_err(|message| place.problem("auth_http.key_file", message))
 }
 
-/// TLS towards the directory, if any of its servers wants it.
+/// TLS towards the directory, as far as its servers want it.
 ///
 /// # Errors
 /// Every mistake in the directory's files.
-pub(crate) fn directory(
-    directory: &config::Directory,
-    place: &Place,
-) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
+pub(crate) fn directory(directory: &config::Directory, place: &Place) -> Result<DirectoryTls, Vec<Problem>> {
     let mut problems = Vec::new();
     // The directory reads this file when it binds, and again when a bind is refused; here it is only checked,
     // so that a restart does not fail on it.
@@ -205,20 +202,30 @@ pub(crate) fn directory(
     if let Some(Err(message)) = service.as_ref().map(|service| password(&service.password_file)) {
         problems.push(place.problem("directory.bind_password_file", message));
     }
-    let ldaps = directory.servers.iter().any(|server| server.scheme == LdapScheme::Ldaps);
-    let wants_tls = directory.starttls || ldaps;
-    let tls = wants_tls.then(|| {
+    let mut pins: Vec<_> = directory.servers.iter().filter(|server| server.has_tls(directory.starttls)).collect();
+    // One configuration, and one store of tickets, for all servers that are verified in the same way.
+    pins.sort_by_key(|server| &server.pin_sha256);
+    pins.dedup_by_key(|server| &server.pin_sha256);
+    let mut tls = DirectoryTls::default();
+    let mut faults = None;
+    for pins in pins.into_iter().map(|server| &server.pin_sha256) {
         let settings = ClientTls {
             ca: directory.ca.clone(),
             client_certificate: directory.client_certificate.clone(),
-            pins: Vec::new(),
+            pins: pins.clone(),
             alpn: None,
             groups: directory.groups.clone(),
             key: "directory".to_owned(),
         };
-        settings.build(place).map_err(|more| problems.extend(more)).ok()
-    });
-    if problems.is_empty() { Ok(tls.flatten()) } else { Err(problems) }
+        match settings.build(place) {
+            Ok(config) if pins.is_empty() => tls.verify(config),
+            Ok(config) => tls.pin(pins.clone(), config),
+            // The files are the same for all: their mistakes are reported once.
+            Err(more) => drop(faults.get_or_insert(more)),
+        }
+    }
+    problems.extend(faults.into_iter().flatten());
+    if problems.is_empty() { Ok(tls) } else { Err(problems) }
 }
 
 fn backends(routing: &config::Routing, place: &Place) -> Result<HashMap<String, BackendFiles>, Vec<Problem>> {

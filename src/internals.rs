@@ -5,7 +5,7 @@ pub use crate::base::credential::{Credential, CredentialSecret, Login};
 pub use crate::base::secret::{Secret, SecretBuf};
 pub use crate::base::sys::sockets;
 pub use crate::cache::Cache;
-pub use crate::directory::open as open_directory;
+pub use crate::directory::{DirectoryTls, open as open_directory};
 pub use crate::login::authn::{Authenticator, DecidedBy, LookupMode};
 pub use crate::outcome::Reply;
 pub use crate::proto::{

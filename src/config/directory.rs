@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::model::{
-    Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
-};
-use super::raw::{Node, Section, Unique};
+use super::model::{Allow, Balance, Canary, Connections, Directory, DisabledBy, Find, ServiceAccount};
+use super::raw::{Node, Section};
 use super::section::{certificate, groups};
 use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
-use super::{names, watch};
+use super::{directory_servers, names, watch};
 use crate::outcome::AccountState;
 use crate::proto::ldap::template::{self, TemplatePart, UserName};
 use crate::proto::ldap::{dn, filter};
@@ -40,7 +38,7 @@ pub(super) struct Facts {
 pub(super) fn read(directory: &Section<'_>) -> Draft {
     let starttls = directory.flag("starttls", false);
     let plaintext = directory.flag("plaintext", false);
-    let servers = servers(directory, starttls, plaintext);
+    let servers = directory_servers::read(directory, starttls, plaintext);
     let ca = directory.get("ca").map(|node| node.path());
     let client_certificate = directory.get("client_certificate").map(|node| certificate(&node));
     let groups = groups(directory);
@@ -198,42 +196,6 @@ fn results(directory: &Section<'_>) -> Option<BTreeMap<u32, AccountState>> {
         }
     }
     sound.then_some(results)
-}
-
-/// A switch that could not be read is a mistake of its own and makes none here.
-fn servers(directory: &Section<'_>, starttls: Option<bool>, plaintext: Option<bool>) -> Option<Vec<DirectoryServer>> {
-    let hint = "name at least one, such as [\"ldaps://ldap1.example.com\"]";
-    let items = directory.required("servers", hint)?.one_or_more()?;
-    let mut unique = Unique::default();
-    let mut in_clear = false;
-    let mut servers = Vec::new();
-    for item in items {
-        let Some(server) = item.parsed(names::ldap_url) else { continue };
-        unique.check(&format!("{}:{}", server.host.to_ascii_lowercase(), server.port), &item);
-        let clear = server.scheme == LdapScheme::Ldap && starttls == Some(false) && !names::is_loopback(&server.host);
-        if clear && plaintext == Some(false) {
-            item.problem(
-                "passwords would cross the network in clear: write ldaps://, or set `starttls: true`, or say \
-                 `plaintext: true` if that is what you want",
-            );
-        }
-        if starttls == Some(true) && server.scheme == LdapScheme::Ldaps {
-            item.problem(
-                "ldaps:// is TLS from the first byte: write ldap:// with `starttls: true`, or remove `starttls`",
-            );
-        }
-        in_clear |= clear;
-        servers.push(server);
-    }
-    if plaintext == Some(true) {
-        let message = if in_clear {
-            "passwords cross the network to the directory in clear"
-        } else {
-            "without effect: no server is ldap:// without StartTLS off this machine; remove it"
-        };
-        directory.warn("plaintext", message);
-    }
-    Some(servers)
 }
 
 /// `base` and `filter`, or `user_dn`.

@@ -9,6 +9,7 @@
 mod compile;
 mod digest;
 mod directory;
+mod directory_servers;
 mod fleet;
 mod impersonation;
 mod limits;

@@ -32,7 +32,7 @@ pub(super) struct Report {
 }
 
 /// A value in the file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Node<'a> {
     report: &'a Report,
     path: String,
@@ -80,6 +80,11 @@ impl<'a> Node<'a> {
             return None;
         }
         Some(text)
+    }
+
+    /// Whether keys with values stand here.
+    pub(super) fn is_mapping(&self) -> bool {
+        matches!(self.value, Value::Mapping(_))
     }
 
     /// A text that `parse` accepts.

@@ -10,7 +10,7 @@ use super::model::{
 };
 use super::names;
 use super::raw::{Node, Section, Unique};
-use super::section::{certificate, groups, protocol_names};
+use super::section::{certificate, groups, pins, protocol_names};
 use super::tokens;
 use super::units::{HOUR, MINUTE, SECOND};
 use crate::proto::proxy_header::Version;
@@ -71,8 +71,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     };
     let ca = backend.get("ca").map(|node| node.path());
     let client_certificate = backend.get("client_certificate").map(|node| certificate(&node));
-    let pins = backend.get("pin_sha256").and_then(|node| node.one_or_more());
-    let pin_sha256: Option<Vec<_>> = pins.map(|pins| pins.iter().filter_map(|node| node.parsed(names::pin)).collect());
+    let pin_sha256 = pins(backend);
     if pin_sha256.is_some() && ca.is_some() {
         backend.warn("ca", "without effect: `pin_sha256` takes the place of the chain; remove one");
     }

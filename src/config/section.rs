@@ -32,6 +32,12 @@ pub(super) fn certificate(node: &Node<'_>) -> Option<CertificateFiles> {
     node.section(pair).flatten()
 }
 
+/// `pin_sha256`: the public keys that take the place of chain and name.
+pub(super) fn pins(section: &Section<'_>) -> Option<Vec<[u8; 32]>> {
+    let pins = section.get("pin_sha256").and_then(|node| node.one_or_more())?;
+    Some(pins.iter().filter_map(|node| node.parsed(names::pin)).collect())
+}
+
 /// `groups`: key exchange groups in order of preference; without it all of them.
 pub(super) fn groups(section: &Section<'_>) -> Option<Vec<Group>> {
     match section.get("groups") {

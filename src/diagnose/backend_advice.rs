@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::certificate_advice::Verified;
 use super::{Finding, State, certificates};
 use crate::backend::diagnose::Observations;
 use crate::backend::{Awaited, BackendError};
@@ -164,17 +165,21 @@ pub(super) fn header(endpoint: &config::Endpoint, fault: &str, other: &str) -> F
 }
 
 /// What to do about a fault that is the same with a PROXY header and without.
-pub(super) fn either_header(error: &BackendError) -> String {
+pub(super) fn either_header(error: &BackendError, endpoint: &config::Endpoint) -> String {
     let more = "it is the same with a PROXY header and without: where the server expects one, is usher in its trusted \
                 networks (Dovecot: `haproxy_trusted_networks`)?";
-    match of(error) {
-        "" => more.to_owned(),
+    match of(error, endpoint) {
+        advice if advice.is_empty() => more.to_owned(),
         advice => format!("{advice}; {more}"),
     }
 }
 
 /// What to do about a server that does not answer the first message of the handshake, where that is a long one.
-pub(super) fn long_hello(error: &BackendError, settings: &config::Backend) -> Option<String> {
+pub(super) fn long_hello(
+    error: &BackendError,
+    settings: &config::Backend,
+    endpoint: &config::Endpoint,
+) -> Option<String> {
     let waits = matches!(error, BackendError::Timeout { awaited: Awaited::Tls, .. });
     let long = settings.groups.iter().any(|group| group.is_long());
     (waits && long).then(|| {
@@ -182,18 +187,26 @@ pub(super) fn long_hello(error: &BackendError, settings: &config::Backend) -> Op
             "a device on the way may drop a handshake that begins with two packets, as it does with X25519MLKEM768: try \
              `groups: [x25519, secp256r1, secp384r1]` for {}; otherwise {}",
             settings.name,
-            of(error)
+            of(error, endpoint)
         )
     })
 }
 
 /// What to do about a fault.
-pub(super) fn of(error: &BackendError) -> &'static str {
-    if let BackendError::Tls { reason } = error
-        && let Some(advice) = certificates::version_advice(reason)
-    {
-        return advice;
+pub(super) fn of(error: &BackendError, endpoint: &config::Endpoint) -> String {
+    if let BackendError::Tls { reason } = error {
+        if let Some(advice) = certificates::version_advice(reason) {
+            return advice.to_owned();
+        }
+        if let HandshakeFailure::Certificate(fault) = reason.failure {
+            return Verified::Backend(&endpoint.server_name).advice(fault);
+        }
     }
+    words(error).to_owned()
+}
+
+/// What to do about a fault that is none of a certificate.
+const fn words(error: &BackendError) -> &'static str {
     match error {
         BackendError::Resolve { .. } => "check the backend's `address` and this machine's resolver",
         BackendError::NoSource { .. } | BackendError::Source { .. } => {
@@ -204,9 +217,11 @@ pub(super) fn of(error: &BackendError) -> &'static str {
             "is the mail server running and listening on this port, does a firewall block the connection?"
         }
         BackendError::Tls { reason } => match reason.failure {
-            HandshakeFailure::Certificate(fault) => certificates::backend_advice(fault),
             HandshakeFailure::NotTls => "this port wants `tls: starttls`, or is another service's",
-            HandshakeFailure::Alert | HandshakeFailure::Incompatible | HandshakeFailure::Other => "",
+            HandshakeFailure::Certificate(_)
+            | HandshakeFailure::Alert
+            | HandshakeFailure::Incompatible
+            | HandshakeFailure::Other => "",
         },
         BackendError::Timeout { awaited: Awaited::Greeting | Awaited::RestOfGreeting, .. } => {
             "a firewall in between, a server that is too slow, or one that greets later than usher may wait (`timeout` and \

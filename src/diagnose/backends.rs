@@ -29,7 +29,8 @@ pub(super) fn subjects(
     let addresses = match &inspected.addresses {
         Ok(addresses) => addresses,
         Err(error) => {
-            return vec![subject(None, vec![Finding::problem("name", error.to_string(), backend_advice::of(error))])];
+            let advice = backend_advice::of(error, endpoint);
+            return vec![subject(None, vec![Finding::problem("name", error.to_string(), advice)])];
         }
     };
     let advertised = |one: &AddressInspection| -> Vec<String> {
@@ -113,15 +114,16 @@ fn address(
                 OtherHeader::Works => findings.push(backend_advice::header(endpoint, &words(error), "it greets")),
                 OtherHeader::InTls(next) => {
                     findings.push(backend_advice::header(endpoint, &words(error), "it answers in TLS"));
-                    findings.push(problem(next, backend_advice::of(next).to_owned()));
+                    findings.push(problem(next, backend_advice::of(next, endpoint)));
                 }
                 OtherHeader::Fails => {
-                    let advice = backend_advice::long_hello(error, settings);
-                    findings.push(problem(error, advice.unwrap_or_else(|| backend_advice::either_header(error))));
+                    let advice = backend_advice::long_hello(error, settings, endpoint);
+                    findings
+                        .push(problem(error, advice.unwrap_or_else(|| backend_advice::either_header(error, endpoint))));
                 }
                 OtherHeader::NotTried => {
-                    let advice = backend_advice::long_hello(error, settings);
-                    findings.push(problem(error, advice.unwrap_or_else(|| backend_advice::of(error).to_owned())));
+                    let advice = backend_advice::long_hello(error, settings, endpoint);
+                    findings.push(problem(error, advice.unwrap_or_else(|| backend_advice::of(error, endpoint))));
                 }
             }
         }

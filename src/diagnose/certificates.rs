@@ -1,11 +1,11 @@
-//! What certificates say, how long they still do, and what to do about one that is refused.
+//! What certificates say, and how long they still do.
 
 use super::{Finding, State};
 use crate::base::clock::{date, unix_now};
 use crate::diagnose::table::Shown;
+use crate::tls::HandshakeError;
 use crate::tls::certificate::CertificateInfo;
 use crate::tls::server::ServerTls;
-use crate::tls::{CertificateFault, HandshakeError};
 
 /// Days before its end at which a certificate is reported: enough time to renew it by hand.
 const NEAR: i64 = 14;
@@ -62,81 +62,6 @@ pub(super) fn shown(check: &'static str, before: &str, chain: &[Vec<u8>], pinned
         return Finding::ok(check, found);
     }
     Finding::new(check, State::Warning, found).advised("renew it on that server: after its end all logins fail")
-}
-
-/// What to do about a certificate of a backend that is refused.
-pub(super) const fn backend_advice(fault: CertificateFault) -> &'static str {
-    match fault {
-        CertificateFault::Expired => "renew the certificate on that server, or set pin_sha256 if it never will be",
-        CertificateFault::NotYetValid => "set the clocks of both machines; or issue the certificate again",
-        CertificateFault::UnknownIssuer => {
-            "the backend's `ca` must name who issued the certificate; without it the system's authorities count"
-        }
-        CertificateFault::MissingIssuer => {
-            "the backend's `ca` must name the issuer (without it the system's authorities count); if the issuer is an \
-             intermediate of a known authority, let the server send it"
-        }
-        CertificateFault::SelfSigned => {
-            "name a file with this certificate as the backend's `ca` (`openssl s_client -connect HOST:PORT | openssl x509`), \
-             or set pin_sha256"
-        }
-        CertificateFault::WrongName => "set `server_name` to a name that is in the certificate",
-        CertificateFault::NoName => {
-            "issue it again with a name (openssl: -addext subjectAltName=DNS:NAME), or set pin_sha256"
-        }
-        CertificateFault::Authority => {
-            "issue one for the server alone (openssl: -addext basicConstraints=critical,CA:FALSE), or set pin_sha256"
-        }
-        // No verifier accepts the signature of such a key, with or without a pin.
-        CertificateFault::ShortKey => "let the server, or its issuer, have a new key: RSA from 2048 bits, or P-256",
-        CertificateFault::WeakSignature => "issue it again, signed with SHA-256 or better, or set pin_sha256",
-        CertificateFault::OldVersion => {
-            "issue it again as X.509 v3 with a name (openssl: -addext subjectAltName=DNS:NAME), or set pin_sha256"
-        }
-        CertificateFault::WrongUsage => {
-            "issue it again for servers (openssl: -addext extendedKeyUsage=serverAuth), or set pin_sha256"
-        }
-        CertificateFault::NameConstraints => "let another authority issue it, or set pin_sha256",
-        CertificateFault::BadSignature => {
-            "is the file of the backend's `ca` that of the authority as it is now, and the server's key that of its certificate?"
-        }
-        CertificateFault::NotPinned => "if the server has a new key, add the presented one to pin_sha256",
-        CertificateFault::Other => "issue it again, or set pin_sha256",
-    }
-}
-
-/// What to do about a certificate of a directory server that is refused.
-pub(super) const fn directory_advice(fault: CertificateFault) -> &'static str {
-    match fault {
-        CertificateFault::Expired => "renew the certificate on that server",
-        CertificateFault::NotYetValid => "set the clocks of both machines; or issue the certificate again",
-        CertificateFault::UnknownIssuer => "directory.ca must name the authority that issued the server's certificate",
-        CertificateFault::MissingIssuer => {
-            "directory.ca must name the authority that issued the server's certificate; if that is an intermediate of a known \
-             authority, let the server send it"
-        }
-        CertificateFault::SelfSigned => {
-            "name a file with this certificate as directory.ca (`openssl s_client -connect HOST:636 | openssl x509`)"
-        }
-        CertificateFault::WrongName => "write the name that is in the certificate into directory.servers",
-        CertificateFault::NoName => {
-            "issue it again with the name of directory.servers (openssl: -addext subjectAltName=DNS:NAME)"
-        }
-        CertificateFault::Authority => {
-            "issue one for the server alone (openssl: -addext basicConstraints=critical,CA:FALSE)"
-        }
-        CertificateFault::ShortKey => "let the server, or its issuer, have a new key: RSA from 2048 bits, or P-256",
-        CertificateFault::WeakSignature => "issue it again, signed with SHA-256 or better",
-        CertificateFault::OldVersion => {
-            "issue it again as X.509 v3 with a name (openssl: -addext subjectAltName=DNS:NAME)"
-        }
-        CertificateFault::WrongUsage => "issue it again for servers (openssl: -addext extendedKeyUsage=serverAuth)",
-        CertificateFault::NameConstraints => "let another authority issue it",
-        CertificateFault::BadSignature => {
-            "is the file of directory.ca that of the authority as it is now, and the server's key that of its certificate?"
-        }
-        CertificateFault::NotPinned | CertificateFault::Other => "issue it again",
-    }
 }
 
 fn days(end: i64, now: i64) -> i64 {

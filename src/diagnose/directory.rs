@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::certificate_advice::Verified;
 use super::{Finding, State, Subject, certificates};
 use crate::base::credential::Login;
 use crate::config::{Config, DirectoryServer, LdapScheme, WatchMode};
@@ -56,7 +57,10 @@ fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
     let settings = &config.directory;
     let server = settings.servers.iter().find(|server| server.url == *examined.url);
     match &examined.connection {
-        Ok(Some(certificate)) => certificates::shown("connection", "TLS", std::slice::from_ref(certificate), false),
+        Ok(Some(certificate)) => {
+            let pinned = server.is_some_and(|server| !server.pin_sha256.is_empty());
+            certificates::shown("connection", "TLS", std::slice::from_ref(certificate), pinned)
+        }
         Ok(None) => match server.map(|server| server.scheme) {
             Some(LdapScheme::Ldapi) => Finding::ok("connection", "a socket of this machine"),
             Some(LdapScheme::Ldap) if !settings.starttls && settings.plaintext => Finding::new(
@@ -69,7 +73,10 @@ fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
             Some(LdapScheme::Ldap | LdapScheme::Ldaps) | None => Finding::ok("connection", "TLS"),
         },
         Err(trouble) => {
-            let tls = settings.starttls || server.is_some_and(|server| server.scheme == LdapScheme::Ldaps);
+            if let Some(advice) = server.and_then(|server| certificate_advice(trouble, server)) {
+                return Finding::problem("connection", words(trouble), for_server(&advice, server));
+            }
+            let tls = server.is_some_and(|server| server.has_tls(settings.starttls));
             let long = tls && settings.groups.iter().any(|group| group.is_long());
             let advice = if long && matches!(trouble, UnavailableCause::Timeout) {
                 format!("{}; {LONG_HELLO}", advice(trouble))
@@ -79,6 +86,13 @@ fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
             Finding::problem("connection", words(trouble), for_server(&advice, server))
         }
     }
+}
+
+/// The advice about a certificate that is refused.
+fn certificate_advice(trouble: &UnavailableCause, server: &DirectoryServer) -> Option<String> {
+    let UnavailableCause::Connection { fault: ConnectionFault::Tls(error), .. } = trouble else { return None };
+    let HandshakeFailure::Certificate(fault) = error.failure else { return None };
+    Some(Verified::Directory(server.name()).advice(fault))
 }
 
 /// The advice with the server's own address in the command.
@@ -120,11 +134,13 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
     match trouble {
         UnavailableCause::Connection { fault, .. } => match fault {
             ConnectionFault::Tls(error) => match error.failure {
-                HandshakeFailure::Certificate(fault) => certificates::directory_advice(fault),
                 HandshakeFailure::NotTls => {
                     "ldaps:// is for the TLS port, usually 636; for 389 write ldap:// with `starttls: true`"
                 }
-                HandshakeFailure::Alert | HandshakeFailure::Incompatible | HandshakeFailure::Other => TRY_OPENSSL,
+                HandshakeFailure::Certificate(_)
+                | HandshakeFailure::Alert
+                | HandshakeFailure::Incompatible
+                | HandshakeFailure::Other => TRY_OPENSSL,
             },
             ConnectionFault::StartTls(_) => {
                 "the server has no TLS for StartTLS: give it a certificate, or use ldaps://"

@@ -6,6 +6,7 @@
 mod acting;
 mod backend_advice;
 mod backends;
+mod certificate_advice;
 mod certificates;
 mod directory;
 mod fleet;

@@ -20,6 +20,7 @@ pub(crate) mod ldap;
 pub(crate) mod memory;
 mod networks;
 mod result;
+mod server_tls;
 mod users;
 
 use std::fmt;
@@ -27,8 +28,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-
-use rustls::ClientConfig;
 
 use crate::base::credential::{Credential, Login};
 use crate::config;
@@ -46,12 +45,13 @@ pub(crate) use identity::{Authority, Identity, ProvenBy, UserActing};
 pub(crate) use key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
 pub(crate) use networks::Networks;
 pub(crate) use result::ServerResult;
+pub use server_tls::DirectoryTls;
 pub(crate) use users::{ListedUser, UserListing};
 
-/// The directory of these settings. `tls` is the client configuration for its servers: roots, client certificate,
-/// versions; without it servers that require TLS cannot be reached. Connections are opened on demand.
+/// The directory of these settings. Servers that require TLS and have no configuration in `tls` cannot be reached.
+/// Connections are opened on demand.
 #[must_use]
-pub fn open(settings: &config::Directory, tls: Option<Arc<ClientConfig>>, metrics: Arc<Metrics>) -> Arc<dyn Directory> {
+pub fn open(settings: &config::Directory, tls: DirectoryTls, metrics: Arc<Metrics>) -> Arc<dyn Directory> {
     Arc::new(ldap::Ldap::new(settings, tls, metrics))
 }
 

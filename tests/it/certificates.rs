@@ -71,7 +71,7 @@ fn findings([backend, directory]: [u16; 2], ca: &Path, groups: Option<Value>) ->
 }
 
 #[test]
-fn unusable_certificates_are_reported_with_advice_that_exists() {
+fn unusable_certificates_are_reported_with_a_command_that_makes_good_ones() {
     let named = "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n";
     for (what, key, extensions, more, reason, advice) in [
         (
@@ -80,7 +80,7 @@ fn unusable_certificates_are_reported_with_advice_that_exists() {
             "subjectAltName=DNS:localhost\nbasicConstraints=CA:TRUE\n",
             "",
             "its certificate is that of an authority (CA:TRUE)",
-            "issue one for the server alone (openssl: -addext basicConstraints=critical,CA:FALSE)",
+            "issue one for the server alone (basicConstraints CA:FALSE)",
         ),
         (
             "CN alone",
@@ -88,8 +88,17 @@ fn unusable_certificates_are_reported_with_advice_that_exists() {
             "basicConstraints=CA:FALSE\n",
             "",
             "no name as subjectAltName, only the CN localhost",
-            "-addext subjectAltName=DNS:NAME",
+            "issue it again with its name as subjectAltName",
         ),
+        (
+            "another name",
+            "rsa:2048",
+            "subjectAltName=DNS:ldap.example.net\nbasicConstraints=CA:FALSE\n",
+            "",
+            "not for localhost",
+            "`server_name`",
+        ),
+        ("expired", "rsa:2048", named, "-days -1", "expired on", "renew the certificate on that server"),
         (
             "RSA 1024",
             "rsa:1024",
@@ -104,15 +113,32 @@ fn unusable_certificates_are_reported_with_advice_that_exists() {
         let folder = folder("certificates");
         issue(&folder, key, extensions, more);
         let (_server, port) = s_server(&folder);
-        let [backend, directory] = findings([port, port], &folder.join("ca.pem"), None);
-        for finding in [&backend, &directory] {
+        let found = findings([port, port], &folder.join("ca.pem"), None);
+        let commands = found.each_ref().map(|finding| {
             assert_eq!(finding["state"], "problem", "{what}: {finding:#}");
             let text = finding.to_string();
             assert!(text.contains(reason) && text.contains(advice), "{what}: {finding:#}");
+            // No pin helps against a short key, and a name needs none.
+            let pin = !matches!(what, "RSA 1024" | "another name");
+            assert_eq!(text.contains("pin_sha256"), pin, "{what}: {finding:#}");
+            let advice = finding["advice"].as_str().unwrap();
+            let command = advice.split('`').find(|part| part.starts_with("openssl req ")).unwrap();
+            command.to_owned()
+        });
+        assert!(found[0].to_string().contains("the backend's `ca` then names server.pem"), "{:#}", found[0]);
+        assert!(found[1].to_string().contains("directory.ca then names server.pem"), "{:#}", found[1]);
+        // What the command makes is accepted by both.
+        assert_eq!(commands[0], commands[1]);
+        let folder = crate::kit::process::folder("certificates");
+        run("sh", &["-c", &format!("cd \"$0\" && {}", commands[0]), &folder.display().to_string()], b"").succeeded();
+        for (made, served) in [("server.pem", "k.pem"), ("server.key", "k.key")] {
+            std::fs::copy(folder.join(made), folder.join(served)).unwrap();
         }
-        // The directory has no such key, and no pin helps against a short one.
-        assert!(!directory.to_string().contains("pin_sha256"), "{what}: {directory:#}");
-        assert_eq!(backend.to_string().contains("pin_sha256"), what != "RSA 1024", "{what}: {backend:#}");
+        let servers = [s_server(&folder), s_server(&folder)];
+        let ports = servers.each_ref().map(|(_, port)| *port);
+        for finding in findings(ports, &folder.join("server.pem"), None) {
+            assert_eq!(finding["state"], "ok", "{what}: {finding:#}");
+        }
     }
 }
 

@@ -26,6 +26,7 @@ mod demo;
 mod diagnose;
 mod dialogue;
 mod directory;
+mod directory_servers;
 mod dirsrv;
 mod external;
 mod external_rules;

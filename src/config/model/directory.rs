@@ -241,6 +241,28 @@ pub struct DirectoryServer {
     pub host: String,
     /// The port; 0 for ldapi.
     pub port: u16,
+    /// The name to verify and to send as SNI; `None`: the host.
+    pub server_name: Option<String>,
+    /// Base64 SHA-256 of the public key info, instead of chain and name; may be several.
+    pub pin_sha256: Vec<[u8; 32]>,
+}
+
+impl DirectoryServer {
+    /// The name that its certificate is verified for.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.server_name.as_deref().unwrap_or(&self.host)
+    }
+
+    /// Whether connections to it have TLS, with or without `starttls` for the whole directory.
+    #[must_use]
+    pub fn has_tls(&self, starttls: bool) -> bool {
+        match self.scheme {
+            LdapScheme::Ldap => starttls,
+            LdapScheme::Ldaps => true,
+            LdapScheme::Ldapi => false,
+        }
+    }
 }
 
 /// How an LDAP connection is made.

@@ -31,6 +31,7 @@ fn example_has_every_key() {
         ("tls: implicit}\n", "tls: implicit, zzz: 1}\n"),
         ("chain: tls", "zzz: 1\n      chain: tls"),
         ("  min_version", "  zzz: 1\n  min_version"),
+        ("servers: [", "servers: [{url: 'ldap://z', zzz: 1}, "),
         ("  starttls: true", "  zzz: 1\n  starttls: true"),
         ("  default", "  zzz: 1\n  default"),
         ("- name: server4", "- zzz: 1\n      name: server4"),
@@ -59,7 +60,7 @@ fn example_has_every_key() {
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 28, "{problems:#?}");
+    assert_eq!(problems.len(), 29, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");

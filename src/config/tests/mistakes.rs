@@ -156,6 +156,7 @@ fn certificate_mistakes_are_reported() {
     );
 }
 
+const PIN: &str = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
 const SERVERS: &str = "[\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]";
 
 #[test]
@@ -178,6 +179,30 @@ fn directory_server_mistakes_are_reported() {
         "already used by directory.servers[0]",
     );
     mistake(SERVERS, "[ldap://a, ldaps://b] # HERE", "directory.servers[1]", "`starttls: true`, or remove");
+    let one = |server: &str, key: &str, phrase: &str| {
+        mistake(SERVERS, &format!("[{server}] # HERE"), &format!("directory.servers[0]{key}"), phrase);
+    };
+    one("{server_name: a.example.com}", ".url", "missing: write the server's URL");
+    one("{url: a.example.com}", ".url", "write ldap://host");
+    one("{url: ldaps://a}", ".url", "`starttls: true`, or remove");
+    one("{url: ldap://a, server_name: \"a b\"}", ".server_name", "not a host name or IP address");
+    one("{url: ldap://a, pin_sha256: abc}", ".pin_sha256", "44 characters");
+    one("{url: ldap://a, pin_sha256: []}", ".pin_sha256", "the list is empty");
+    one("{url: ldap://a, sni: b}", ".sni", "allowed here: url, server_name, pin_sha256");
+    one("{url: \"ldapi://%2Frun%2Fldapi\", server_name: a}", ".server_name", "shows no certificate: remove it");
+    one("7", "", "found a number, but expected a text");
+    mistake(
+        SERVERS,
+        "[ldap://a, {url: \"ldap://A:389\"}] # HERE",
+        "directory.servers[1].url",
+        "already used by directory.servers[0]",
+    );
+    mistake(
+        &format!("{SERVERS}\n  starttls: true"),
+        &format!("[{{url: ldap://127.0.0.1, pin_sha256: \"{PIN}\"}}] # HERE"),
+        "directory.servers[0].pin_sha256",
+        "this server is reached without TLS",
+    );
     mistake(
         &format!("{SERVERS}\n  starttls: true"),
         "[ldap://127.0.0.1, ldap://b] # HERE",

@@ -44,6 +44,8 @@ fn every_key_is_read() {
     assert_eq!(shared.tls.ticket_keys_file, Some("/etc/usher/tls/ticket.keys".into()));
 
     let server = |url: &str, host: &str, port| DirectoryServer {
+        server_name: None,
+        pin_sha256: Vec::new(),
         url: url.into(),
         scheme: LdapScheme::Ldap,
         host: host.into(),
@@ -495,4 +497,28 @@ fn ehlo_has_the_name_of_the_client_behind_xclient() {
         let of = |name: &str| endpoints.iter().find(|endpoint| endpoint.protocol.name == name).unwrap().ehlo;
         assert_eq!((of("submission"), of("imap")), (ehlo, Ehlo::Own), "{keys}");
     }
+}
+
+#[test]
+fn directory_servers_have_names_and_pins_of_their_own() {
+    let pin = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+    let servers = |list: &str| {
+        let from = "servers: [\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]";
+        sound(from, &format!("servers: [{list}]")).directory.servers
+    };
+    let both = servers(&format!(
+        "ldap://a.example.com, {{url: \"ldap://192.0.2.1\", server_name: b.example.com, pin_sha256: [\"{pin}\"]}}"
+    ));
+    assert_eq!(
+        (both[0].name(), both[1].name(), both[1].host.as_str()),
+        ("a.example.com", "b.example.com", "192.0.2.1")
+    );
+    assert_eq!((both[0].pin_sha256.len(), both[1].pin_sha256[0][0]), (0, 0xe3));
+    let same = servers("{url: ldap://a.example.com}");
+    assert_eq!(same, servers("ldap://a.example.com"));
+    // The chain of no server is verified.
+    let text = |ca: &str| format!("servers: [{{url: ldap://a.example.com, pin_sha256: \"{pin}\"}}]\n  ca: {ca}\n  # ");
+    let config = parse_text(&replaced("ca: ldap-ca.pem", "").replace("servers: [", &text("x.pem"))).unwrap();
+    let [warning] = config.warnings.as_slice() else { panic!("{:#?}", config.warnings) };
+    assert!(warning.key == "directory.ca" && warning.message.contains("`pin_sha256` of each server"), "{warning}");
 }

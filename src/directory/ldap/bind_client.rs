@@ -48,7 +48,8 @@ impl BindClient {
         let Some(config) = dial.tls.clone() else {
             return Err(ConnectionFault::NoTls.into());
         };
-        let name = ServerName::try_from(dial.host.clone()).map_err(|error| ConnectionFault::invalid_name(&error))?;
+        let name =
+            ServerName::try_from(dial.server_name.clone()).map_err(|error| ConnectionFault::invalid_name(&error))?;
         let socket = if dial.starttls { start_tls(socket).await? } else { socket };
         let connection =
             ClientConnection::new(config, name).map_err(|error| ConnectionFault::Tls(HandshakeError::from(&error)))?;

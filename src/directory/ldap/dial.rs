@@ -26,6 +26,8 @@ pub(crate) struct Dial {
     pub(crate) host: String,
     /// The port.
     pub(crate) port: u16,
+    /// The name to verify and to send as SNI.
+    pub(crate) server_name: String,
     /// StartTLS on ldap: mandatory, there is no fallback to cleartext.
     pub(crate) starttls: bool,
     /// Roots, client certificate, versions.

@@ -54,6 +54,7 @@ impl Endpoint {
             dial: Dial {
                 scheme: server.scheme,
                 host: server.host.clone(),
+                server_name: server.name().to_owned(),
                 port: server.port,
                 starttls: settings.starttls,
                 tls,

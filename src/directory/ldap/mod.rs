@@ -46,7 +46,6 @@ mod verdict;
 
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -64,7 +63,7 @@ use self::verdict::{BindVerdicts, DnOrigin};
 use super::identity::AcceptedBind;
 use super::{
     Availability, BoxFuture, ChangeSource, ConnectionFault, Diagnosis, Directory, DirectoryError, DirectoryFuture,
-    Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Networks, Probes, RefusedBefore, Trace,
+    DirectoryTls, Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Networks, Probes, RefusedBefore, Trace,
     UnavailableCause, UserListing,
 };
 use crate::base::credential::{Credential, CredentialSecret, Login};
@@ -99,27 +98,26 @@ pub(crate) struct Ldap {
 }
 
 impl Ldap {
-    /// A directory for these settings. `tls` is the client configuration for ldaps and StartTLS:
-    /// roots, client certificate, versions; without it such servers cannot be reached.
+    /// A directory for these settings. `tls` is for ldaps and StartTLS; without it such servers cannot be reached.
     #[must_use]
-    pub(crate) fn new(settings: &config::Directory, tls: Option<Arc<ClientConfig>>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(settings: &config::Directory, tls: DirectoryTls, metrics: Arc<Metrics>) -> Self {
         Self::tuned(settings, tls, metrics, Tuning::default())
     }
 
     pub(super) fn tuned(
         settings: &config::Directory,
-        tls: Option<Arc<ClientConfig>>,
+        tls: DirectoryTls,
         metrics: Arc<Metrics>,
         tuning: Tuning,
     ) -> Self {
         let attributes = Arc::new(lookup::wanted(settings));
         let (changes, changed) = watch::channel(());
         let (is_compared, seen) = (settings.is_followed() && settings.servers.len() > 1, Arc::default());
-        let server = |server| {
+        let server = |server: &config::DirectoryServer| {
             let probe = canary_probe(settings, &attributes);
             let lag = is_compared.then(|| ReplicationLag::new(lookup::users_base(&settings.find), Arc::clone(&seen)));
             let how = (tuning, changes.clone());
-            Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, (probe, lag)))
+            Arc::new(Server::new(server, settings, tls.of(&server.pin_sha256), metrics.clone(), how, (probe, lag)))
         };
         let servers = settings.servers.iter().map(server).collect();
         let pool = ServerPool::new(servers, settings.balance, changed);

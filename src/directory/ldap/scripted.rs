@@ -139,6 +139,8 @@ impl Scripted {
             scheme,
             host: host.to_owned(),
             port: self.port,
+            server_name: None,
+            pin_sha256: Vec::new(),
         }
     }
 

@@ -106,7 +106,10 @@ struct Under {
 impl Under {
     fn test(settings: &config::Directory, tuning: Tuning) -> Self {
         let metrics = Arc::new(Metrics::new());
-        Self { ldap: Ldap::tuned(settings, None, metrics.clone(), tuning), metrics }
+        Self {
+            ldap: Ldap::tuned(settings, crate::directory::DirectoryTls::default(), metrics.clone(), tuning),
+            metrics,
+        }
     }
 
     fn new(servers: &[&Scripted], find: Find) -> Self {

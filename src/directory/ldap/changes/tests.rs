@@ -34,7 +34,7 @@ impl Under {
             watch: Watch { mode, poll_interval: Duration::from_millis(20), ..Watch::off() },
             ..config::Directory::for_tests()
         };
-        let ldap = Ldap::new(&settings, None, Arc::new(Metrics::new()));
+        let ldap = Ldap::new(&settings, None.into(), Arc::new(Metrics::new()));
         let reported = Arc::new(Mutex::new(Vec::new()));
         let (list, mut task) = (Arc::clone(&reported), JoinSet::new());
         task.spawn(async move { ldap.watch_changes(&|change| list.lock().unwrap().push(change)).await });

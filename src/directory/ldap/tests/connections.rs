@@ -139,7 +139,7 @@ async fn wait_for_a_free_connection_ends_at_the_deadline() {
     let scripted = Scripted::start(|_| Vec::new()).await;
     let mut settings = settings(vec![scripted.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
     settings.connections.max = 1;
-    let ldap = Ldap::new(&settings, None, Arc::new(Metrics::new()));
+    let ldap = Ldap::new(&settings, None.into(), Arc::new(Metrics::new()));
     let server = ldap.server(0);
     let bind = async |time: u64| {
         let deadline = Instant::now() + Duration::from_millis(time);

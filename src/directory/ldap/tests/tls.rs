@@ -33,7 +33,7 @@ async fn login_over(
 ) -> Result<Identity, DirectoryError> {
     let mut settings = settings(vec![server.server(scheme, host)], searching(None));
     settings.starttls = scheme == LdapScheme::Ldap;
-    let ldap = Ldap::new(&settings, client, Arc::new(Metrics::new()));
+    let ldap = Ldap::new(&settings, client.into(), Arc::new(Metrics::new()));
     let credential = Credential::for_tests("alice", "right");
     within(ldap.authenticate(&credential, &|_| false, &NoFloor)).await.0
 }
@@ -188,7 +188,7 @@ async fn dripping_server_before_tls_is_bounded_by_the_attempt_timeout() {
         let server = Scripted::start_on(listener, Some(acceptor.clone()), false, drip);
         let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
         (settings.starttls, settings.attempt_timeout) = (true, Duration::from_millis(300));
-        let ldap = Ldap::new(&settings, Some(client.clone()), Arc::new(Metrics::new()));
+        let ldap = Ldap::new(&settings, Some(client.clone()).into(), Arc::new(Metrics::new()));
         let credential = Credential::for_tests("alice", "right");
         let began = Instant::now();
         let result = within(ldap.authenticate(&credential, &|_| false, &NoFloor)).await.0;
