@@ -38,8 +38,8 @@ const PASSWORD_ROOM: usize = 4_096;
 pub(crate) struct Files {
     /// TLS towards clients.
     pub tls: ServerTls,
-    /// TLS towards the directory, as far as its servers want it.
-    pub directory_tls: DirectoryTls,
+    /// TLS towards each directory, in order, as far as its servers want it.
+    pub directories: Vec<DirectoryTls>,
     /// Of each backend, by name.
     pub backends: HashMap<String, BackendFiles>,
     /// Of each issuer of tokens, in order.
@@ -83,13 +83,16 @@ impl Fingerprint {
 
 /// Every file that a config names.
 fn paths(config: &Config) -> Vec<&Path> {
-    let config::Config { tls, directory, routing, .. } = config;
-    let service = directory.find.service();
-    let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().chain(&directory.client_certificate).collect();
-    let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&tls.ticket_keys_file).chain(&directory.ca).collect();
+    let config::Config { tls, directories, routing, .. } = config;
+    let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().collect();
+    let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&tls.ticket_keys_file).collect();
+    for directory in directories {
+        pairs.extend(&directory.client_certificate);
+        paths.extend(&directory.ca);
+        paths.extend(directory.find.service().map(|service| &service.password_file));
+    }
     paths.extend(&tls.crl);
     paths.extend(config.listeners.iter().flat_map(|listener| listener.clients.ca.iter().chain(&listener.clients.crl)));
-    paths.extend(service.iter().map(|service| &service.password_file));
     for issuer in &config.tokens {
         paths.extend(&issuer.ca);
         paths.extend(issuer.introspection.iter().map(|introspection| &introspection.client_secret_file));
@@ -124,7 +127,7 @@ impl Files {
         let place = &config.place;
         let mut problems = Vec::new();
         let tls = ServerTls::build(&config.tls, &config.listeners, place).map_err(|more| problems.extend(more));
-        let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
+        let directories = directories(&config.directories, place).map_err(|more| problems.extend(more));
         let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
         let issuers = issuers(&config.tokens, place).map_err(|more| problems.extend(more));
         let (user, absent) = process(&config.process, place);
@@ -133,12 +136,12 @@ impl Files {
         let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
         let fleet = config.fleet.as_ref().map(|settings| fleet(settings, place)).transpose();
         let fleet = fleet.map_err(|more| problems.extend(more));
-        match (tls, directory_tls, backends, issuers, auth_http_key, fleet) {
-            (Ok(tls), Ok(directory_tls), Ok(backends), Ok(issuers), Ok(auth_http_key), Ok(fleet))
+        match (tls, directories, backends, issuers, auth_http_key, fleet) {
+            (Ok(tls), Ok(directories), Ok(backends), Ok(issuers), Ok(auth_http_key), Ok(fleet))
                 if problems.is_empty() =>
             {
                 let warnings = warnings(config).into_iter().chain(outdated(config, &tls)).collect();
-                Ok(Self { tls, directory_tls, backends, issuers, auth_http_key, fleet, fingerprint, warnings })
+                Ok(Self { tls, directories, backends, issuers, auth_http_key, fleet, fingerprint, warnings })
             }
             (_, _, _, _, _, _) => Err(problems),
         }
@@ -150,7 +153,7 @@ impl Files {
 pub(crate) fn problems(draft: &Draft) -> Vec<Problem> {
     let place = &draft.place;
     let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, &draft.listeners, place).err());
-    let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
+    let directory = directories(&draft.directories, place).err();
     let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
     let issuers = draft.tokens.as_ref().and_then(|settings| issuers(settings, place).err());
     let control = control(draft.control.as_ref(), None, place);
@@ -190,17 +193,28 @@ fn auth_http_key(settings: Option<&config::AuthHttp>, place: &Place) -> Result<O
     key.map_err(|message| place.problem("auth_http.key_file", message))
 }
 
-/// TLS towards the directory, as far as its servers want it.
+/// TLS towards each directory.
+///
+/// # Errors
+/// Every mistake in their files.
+pub(crate) fn directories(directories: &[config::Directory], place: &Place) -> Result<Vec<DirectoryTls>, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let read = |settings| directory(settings, place).map_err(|more| problems.extend(more)).ok();
+    let all = directories.iter().filter_map(read).collect();
+    if problems.is_empty() { Ok(all) } else { Err(problems) }
+}
+
+/// TLS towards a directory, as far as its servers want it.
 ///
 /// # Errors
 /// Every mistake in the directory's files.
-pub(crate) fn directory(directory: &config::Directory, place: &Place) -> Result<DirectoryTls, Vec<Problem>> {
+fn directory(directory: &config::Directory, place: &Place) -> Result<DirectoryTls, Vec<Problem>> {
     let mut problems = Vec::new();
     // The directory reads this file when it binds, and again when a bind is refused; here it is only checked,
     // so that a restart does not fail on it.
     let service = directory.find.service();
     if let Some(Err(message)) = service.as_ref().map(|service| password(&service.password_file)) {
-        problems.push(place.problem("directory.bind_password_file", message));
+        problems.push(place.problem(&format!("{}.bind_password_file", directory.key), message));
     }
     let mut pins: Vec<_> = directory.servers.iter().filter(|server| server.has_tls(directory.starttls)).collect();
     // One configuration, and one store of tickets, for all servers that are verified in the same way.
@@ -215,7 +229,7 @@ pub(crate) fn directory(directory: &config::Directory, place: &Place) -> Result<
             pins: pins.clone(),
             alpn: None,
             groups: directory.groups.clone(),
-            key: "directory".to_owned(),
+            key: directory.key.clone(),
         };
         match settings.build(place) {
             Ok(config) if pins.is_empty() => tls.verify(config),
@@ -374,16 +388,18 @@ fn password(path: &Path) -> Result<Secret, String> {
 
 /// Every file with a secret that a config names, by its key.
 fn secrets(config: &Config) -> Vec<(String, &Path)> {
-    let config::Config { tls, directory, routing, .. } = config;
+    let config::Config { tls, directories, routing, .. } = config;
     let mut all: Vec<(String, &Path)> = Vec::new();
     for (index, pair) in tls.certificates.iter().enumerate() {
         all.push((format!("tls.certificates[{index}].key"), &pair.key));
     }
     all.extend(tls.ticket_keys_file.iter().map(|file| ("tls.ticket_keys_file".to_owned(), file.as_path())));
-    let pair = directory.client_certificate.iter();
-    all.extend(pair.map(|pair| ("directory.client_certificate.key".to_owned(), pair.key.as_path())));
-    if let Some(account) = directory.find.service() {
-        all.push(("directory.bind_password_file".to_owned(), &account.password_file));
+    for directory in directories {
+        let key = |name: &str| format!("{}.{name}", directory.key);
+        let pair = directory.client_certificate.iter();
+        all.extend(pair.map(|pair| (key("client_certificate.key"), pair.key.as_path())));
+        let account = directory.find.service();
+        all.extend(account.map(|account| (key("bind_password_file"), account.password_file.as_path())));
     }
     for (index, backend) in routing.backends.iter().enumerate() {
         let key = |name: &str| format!("routing.backends[{index}].{name}");

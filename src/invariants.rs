@@ -167,7 +167,7 @@ fn accepted(text: &str, is_filter: bool) -> Option<Template> {
          routing: {{backends: [{{name: s, hosts: [s], ca: ca.pem, imap: {{address: \"192.0.2.3:993\", tls: implicit, \
          server_name: s.example.com}}}}]}}\n"
     );
-    match config::parse(Path::new("usher.yaml"), &yaml).ok()?.directory.find {
+    match config::parse(Path::new("usher.yaml"), &yaml).ok()?.directories.into_iter().next()?.find {
         Find::Search { filter, .. } => Some(filter),
         Find::UserDn { template, .. } => Some(template),
         // Its name is made of plain letters or not at all.

@@ -15,7 +15,7 @@ use crate::base::secret::Secret;
 use crate::base::sys;
 use crate::config::{Config, Limits};
 use crate::config_files::{Files, Fingerprint};
-use crate::directory::{self, Directory};
+use crate::directory;
 use crate::fleet::{Fleet, FleetFiles};
 use crate::limits::{FleetRunner, Throttle};
 use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
@@ -26,7 +26,7 @@ use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::server::ServerTls;
 use crate::trace::Traces;
-use crate::tracking::ChangeTracker;
+use crate::tracking::ChangeTrackers;
 
 /// Everything that follows from one configuration. What a login needs of it is its core.
 #[derive(Debug)]
@@ -35,8 +35,6 @@ pub(crate) struct Snapshot {
     pub core: Arc<LoginCore>,
     /// TLS towards clients.
     pub tls: ServerTls,
-    /// The same directory as the core's, for everything but decisions.
-    pub directory: Arc<dyn Directory>,
     /// The capabilities advertised before login.
     pub offers: AdvertisedCapabilities,
     /// usher's own name in its dialogues.
@@ -54,20 +52,21 @@ impl Snapshot {
     /// is still valid under this config.
     #[must_use]
     pub(crate) fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
-        let Files { tls, directory_tls, backends: files, issuers, auth_http_key, fleet, fingerprint, warnings: _ } =
+        let Files { tls, directories, backends: files, issuers, auth_http_key, fleet, fingerprint, warnings: _ } =
             files;
-        let directory = directory::open(&config.directory, directory_tls, Arc::clone(metrics));
+        let opened = config.directories.iter().zip(directories);
+        let opened = opened.map(|(settings, tls)| directory::open(settings, tls, Arc::clone(metrics))).collect();
         let own = listening(&config);
         let host = host(&config, &tls);
         // Health data depends on usher's own listeners, too: an address among them is never connected to.
         let previous_core = previous.map(|old| &*old.core);
         let kept = previous_core.filter(|old| listening(&old.config) == own);
         let parts = BackendParts { files, host: &host, own: &own, kept };
-        let core = Arc::new(LoginCore::new(config, Arc::clone(&directory), issuers, parts, metrics, previous_core));
+        let core = Arc::new(LoginCore::new(config, opened, issuers, parts, metrics, previous_core));
         let previous_offers = previous.map(|old| &old.offers);
         let offers =
             AdvertisedCapabilities::new(&core.config.capabilities, core.backends.all(), metrics, previous_offers);
-        Self { core, tls, directory, offers, host, auth_http_key, fleet: fleet.map(Arc::new), fingerprint }
+        Self { core, tls, offers, host, auth_http_key, fleet: fleet.map(Arc::new), fingerprint }
     }
 }
 
@@ -125,8 +124,8 @@ pub(crate) struct Shared {
     pub metrics: Arc<Metrics>,
     /// The relayed sessions.
     pub registry: Arc<Registry>,
-    /// Applies changes of the directory.
-    pub tracker: ChangeTracker,
+    /// Apply changes of the directories.
+    pub trackers: ChangeTrackers,
     /// Ends sessions at a pace.
     pub closer: Arc<Closer>,
     /// The backends that are out of service.
@@ -137,7 +136,7 @@ pub(crate) struct Shared {
     pub fleet: Option<Arc<Fleet>>,
     /// The stage of the process' life.
     pub stage: watch::Sender<Stage>,
-    /// Whether the directory has answered once since the start.
+    /// Whether a directory has answered once since the start.
     pub directory_answered: AtomicBool,
     /// The log, for its level and its losses.
     pub log: log::Guard,
@@ -170,7 +169,7 @@ impl Shared {
             fleet.tell_divisor(snapshot.shares.divisor());
         }
         Arc::new(Self {
-            tracker: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
+            trackers: ChangeTrackers::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
             maintenance: Maintenance::new(Arc::clone(&closer)),
             closer,
             throttle,
@@ -194,7 +193,7 @@ impl Shared {
         LoginContext {
             in_force: &self.snapshot,
             limits: &self.throttle,
-            tracking: &self.tracker,
+            tracking: &self.trackers,
             sessions: &self.registry,
             maintenance: &self.maintenance,
             metrics: &self.metrics,

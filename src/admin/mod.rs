@@ -32,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use crate::directory::Probes;
 use crate::process::{Shared, Stage};
 use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
@@ -149,7 +150,7 @@ async fn metrics(State(metrics): State<Arc<RateLimitedText>>) -> Response {
 /// Sets the gauges that are known at each scrape.
 fn refresh(shared: &Shared, metrics: &Metrics) {
     let snapshot = shared.snapshot.load();
-    let entries = snapshot.authn.cache().entries();
+    let entries: u64 = snapshot.realms.all().iter().map(|realm| realm.authn.cache().entries()).sum();
     metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     let dropped = &metrics.log_dropped;
     dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
@@ -158,9 +159,8 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
         metrics.kernel_tcp_memory_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
     shared.throttle.measure();
-    if let Some(probes) = snapshot.directory.probes() {
-        probes.update_gauges();
-    }
+    let probes = snapshot.realms.all().iter().filter_map(|realm| realm.directory().probes());
+    probes.for_each(Probes::update_gauges);
     snapshot.tokens.measure(metrics);
     for backend in snapshot.backends.all() {
         backend.update_gauges(metrics);

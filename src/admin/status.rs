@@ -22,6 +22,8 @@ use super::overview::{self, Backend};
 use super::rendering::RateLimitedText;
 use crate::base::clock::unix_now;
 use crate::base::labels::Label as _;
+use crate::config;
+use crate::login::realms::RealmCore;
 use crate::process::{Shared, Snapshot, Stage};
 use crate::telemetry::labels::ConnectionUse;
 use crate::telemetry::metrics::Metrics;
@@ -127,7 +129,12 @@ impl Status {
     /// Problems without a section of their own.
     fn concerns(&self, snapshot: &Snapshot, page: &mut String) {
         let metrics = &self.shared.metrics;
-        let brake = metrics.directory_brake.get();
+        let directories = &snapshot.config.directories;
+        let brake: i64 = directories.iter().map(|directory| metrics.brake(&directory.name)).sum();
+        let is_lost = |directory: &config::Directory| {
+            let connected = metrics.directory_watch_connected.with_label_values(&[&directory.name]).get();
+            directory.is_followed() && connected == 0
+        };
         let confirm = format!("the brake holds the changes of {brake} users until `usher confirm`");
         let all = [
             (brake > 0, Mark::Bad, confirm.as_str()),
@@ -142,7 +149,7 @@ impl Status {
                 "changed certificates, keys or password files are invalid; the previous ones stay active",
             ),
             (
-                snapshot.config.directory.is_followed() && metrics.directory_watch_connected.get() == 0,
+                directories.iter().any(is_lost),
                 Mark::Attention,
                 "LDAP change notification lost; cached decisions may be as old as cache.ttl",
             ),
@@ -228,36 +235,43 @@ fn standing(backend: &Backend) -> (Mark, String) {
 }
 
 fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
-    let row = |url: &str| {
-        let is = |gauge: &prometheus::IntGaugeVec| gauge.with_label_values(&[url]).get() != 0;
+    let row = |realm: &RealmCore, url: &str| {
+        let labels = [realm.realm.name(), url];
+        let is = |gauge: &prometheus::IntGaugeVec| gauge.with_label_values(&labels).get() != 0;
         let (mark, words) = match (is(&metrics.directory_up), is(&metrics.directory_service_bind_ok)) {
             (true, _) => (Mark::Good, "in use"),
             (false, false) => (Mark::Bad, "rejects the service account"),
             // The series is there only where a canary is looked for.
-            (false, true) if snapshot.config.directory.canary.is_some() && !is(&metrics.directory_canary_ok) => {
+            (false, true) if realm.settings.canary.is_some() && !is(&metrics.directory_canary_ok) => {
                 (Mark::Bad, "canary entry missing")
             }
             (false, true) => (Mark::Bad, "marked down"),
         };
-        let connections = ConnectionUse::ALL.iter().map(|used| metrics.directory_connections.at(url, *used).get());
+        let connections =
+            ConnectionUse::ALL.iter().map(|used| metrics.directory_connections.at_server(labels, *used).get());
         let numbers = [
             connections.sum::<i64>(),
-            i64::try_from(metrics.directory_failovers.with_label_values(&[url]).get()).unwrap_or(i64::MAX),
+            i64::try_from(metrics.directory_failovers.with_label_values(&labels).get()).unwrap_or(i64::MAX),
         ];
         let numbers = numbers.map(|number| number.to_string());
-        let lag = snapshot
-            .directory
+        let lag = realm
+            .directory()
             .diagnose()
             .and_then(|diagnosis| diagnosis.lag(url))
             .map_or_else(|| "–".to_owned(), |lag| format!("{lag:.1}\u{a0}s"));
         let cells = numbers.into_iter().chain([lag]).map(Cell::Number);
-        (url.to_owned(), [Cell::State(mark, words.to_owned())].into_iter().chain(cells).collect())
+        let name = realm.setting(&snapshot.config.routing).shown.map_or_else(String::new, |name| format!("{name}: "));
+        (format!("{name}{url}"), [Cell::State(mark, words.to_owned())].into_iter().chain(cells).collect())
     };
+    let realms = snapshot.realms.all().iter();
     Table {
         caption: "Current connections, requests since the start that failed over to another server, and replication \
                   lag",
         heads: &["Server", "State", "Connections", "Failovers", "Lag"],
-        rows: snapshot.config.directory.servers.iter().map(|server| row(&server.url)).collect(),
+        rows: realms
+            .flat_map(|realm| realm.settings.servers.iter().map(move |server| (realm, server)))
+            .map(|(realm, server)| row(realm, &server.url))
+            .collect(),
     }
     .to_string()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Cache;
 use super::found::FoundEntry;
-use crate::directory::{Entry, EntryKey, Realm};
+use crate::directory::{Entry, EntryKey};
 
 /// The cached data of one entry.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Cache {
         // Its names may have been evicted.
         let dn: Arc<str> = name.into();
         let with_id = self.users.iter().filter(|(key, user)| key.has_id() && user.identity.entry().dn == dn);
-        let keys = with_id.map(|(key, _)| EntryKey::clone(&key)).chain([EntryKey::by_dn(Realm::DEFAULT, &dn)]);
+        let keys = with_id.map(|(key, _)| EntryKey::clone(&key)).chain([EntryKey::by_dn(self.realm, &dn)]);
         keys.filter_map(|key| self.of_entry(key, Arc::clone(&dn), KnownBy::default())).collect()
     }
 

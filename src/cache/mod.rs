@@ -81,6 +81,7 @@ struct CachedUser {
 
 /// The cache.
 pub struct Cache {
+    realm: Realm,
     ttl: Duration,
     negative_ttl: Duration,
     negative_ttl_max: Duration,
@@ -110,6 +111,7 @@ impl Cache {
         // Data that is too old for normal use may be all there is in an outage.
         let life = settings.ttl.max(settings.stale);
         Self {
+            realm: Realm::DEFAULT,
             ttl: settings.ttl,
             negative_ttl: settings.negative_ttl,
             negative_ttl_max: settings.negative_ttl_max,
@@ -123,6 +125,12 @@ impl Cache {
             forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             slots: RandomState::new(),
         }
+    }
+
+    /// The same for this directory.
+    #[must_use]
+    pub(crate) fn of_realm(self, realm: Realm) -> Self {
+        Self { realm, ..self }
     }
 
     /// The cached answer for this name and password now.

@@ -45,7 +45,7 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
             "{}: OK ({}, {}, {})",
             config.file.display(),
             count(config.listeners.len(), "listener"),
-            count(config.directory.servers.len(), "directory server"),
+            count(config.directories.iter().map(|directory| directory.servers.len()).sum(), "directory server"),
             count(config.routing.backends.len(), "backend"),
         );
     }
@@ -59,7 +59,7 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
     };
     let done = AtomicUsize::new(0);
     let looking = diagnose::inspect(&snapshot, &metrics, sample.as_ref(), &done);
-    let of = format!("of {} checked", config.routing.backends.len() + 3);
+    let of = format!("of {} checked", config.routing.backends.len() + config.directories.len() + 2);
     let report = progress::watched(&done, &of, false, looking).await;
     if arguments.json {
         match serde_json::to_string_pretty(&report) {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::explain_all;
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
+use super::{directories, explain_all};
 use crate::admin::control::{self, User};
 use crate::base::clock::unix_now;
 use crate::base::credential::{
@@ -21,9 +21,10 @@ use crate::base::secret::Secret;
 use crate::config::{self, Config, TokenLogin};
 use crate::config_files;
 use crate::diagnose::table::{Shown, ShownJson};
-use crate::directory::{self, Authority, Directory, DirectoryError, NameKind, NoFloor, Trace};
+use crate::directory::{Authority, DirectoryError, NameKind, NoFloor, Trace};
 use crate::login::acting::{self, Actor, MailboxRight};
 use crate::login::explain::Verdict;
+use crate::login::realms::{RealmCore, Realms};
 use crate::outcome::{ActingFault, Refusal};
 use crate::routing;
 use crate::telemetry::metrics::Metrics;
@@ -75,6 +76,9 @@ struct Explanation {
     server: Option<String>,
     /// Its last result, if that is not success.
     server_result: Option<String>,
+    /// The directory's name, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<String>,
     /// The attribute that names the mail server.
     attribute: String,
     servers: Vec<ServerLookup>,
@@ -133,46 +137,48 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         Some(path) => match certificate::first(path) {
             Ok(certificate) => {
                 // Whether or not a listener takes it.
-                config.directory.reads_certificates = true;
+                config.directories.iter_mut().for_each(|directory| directory.reads_certificates = true);
                 Proof::Certificate(certificate)
             }
             Err(error) => return fail(FAILED, error),
         },
     };
-    // Only the directory's files: this command needs no access to the TLS keys.
-    let directory = match config_files::directory(&config.directory, &config.place) {
-        Ok(tls) => directory::open(&config.directory, tls, Arc::new(Metrics::new())),
-        Err(problems) => return fail_config(&problems),
+    let realms = match directories::open(&config) {
+        Ok(realms) => realms,
+        Err(code) => return code,
     };
     let login = match &arguments.login {
         None if arguments.token_stdin => Some(String::new()),
         login => login.clone(),
     };
     let Some(login) = &login else {
-        return explain_all::explain(&config, &*directory, &arguments.all_users, arguments.json).await;
+        return explain_all::explain(&config, &realms, &arguments.all_users, arguments.json).await;
     };
-    let attribute = config.directory.mail_host_attribute.clone();
     let from = arguments.from.map(|address| address.to_canonical());
     // Whoever acts for a mailbox has networks of its own.
     let of_mailbox = from.filter(|_| arguments.acting.is_none());
-    let mut explanation = Explanation { login: login.clone(), attribute, from: of_mailbox, ..Explanation::default() };
+    let mut explanation = Explanation { login: login.clone(), from: of_mailbox, ..Explanation::default() };
     let code = match Login::parse(login.as_bytes()) {
         name if arguments.token_stdin && (name.is_some() || login.is_empty()) => {
             let tokens = match config_files::issuers(&config.tokens, &config.place) {
                 Ok(files) => Tokens::new(&config.tokens, files, &Arc::new(Metrics::new()), None),
                 Err(problems) => return fail_config(&problems),
             };
-            explanation.look(&*directory).await;
-            explanation.ask_by_token(&config, &*directory, &tokens, name.as_ref()).await
+            explanation.ask_by_token(&config, &realms, &tokens, name.as_ref()).await
         }
         None => explanation.judged(&config, Verdict::no_login()),
         Some(login) => {
-            explanation.query =
-                directory.diagnose().map(|diagnosis| diagnosis.describe_lookup(&login)).unwrap_or_default();
-            explanation.look(&*directory).await;
-            let mut code = explanation.ask(&config, &*directory, &login, proof).await;
+            let mut code = match realms.locate(&login).await {
+                Ok(realm) => {
+                    explanation.asks(realm);
+                    explanation.query = realm.describe_lookup(&login);
+                    explanation.look(realm).await;
+                    explanation.ask(&config, realm, &login, proof).await
+                }
+                Err(error) => explanation.judged(&config, Verdict::of_unlocated(&error)),
+            };
             if let Some(actor) = &arguments.acting {
-                let (words, refused) = acting_verdict(&config, &*directory, actor, &login, from).await;
+                let (words, refused) = acting_verdict(&config, &realms, actor, &login, from).await;
                 explanation.acting = Some(words);
                 code = if code == OK { refused } else { code };
             }
@@ -189,22 +195,29 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
             Err(error) => return fail(FAILED, error),
         }
     } else {
-        print!("{}", explanation.text(&config.directory.mail_host_attribute));
+        print!("{}", explanation.text());
     }
     ExitCode::from(code)
 }
 
 impl Explanation {
+    /// The directory that has the user.
+    fn asks(&mut self, realm: &RealmCore) {
+        self.directory = realm.realm.shown(&realm.settings).map(str::to_owned);
+        self.attribute.clone_from(&realm.settings.mail_host_attribute);
+    }
+
     /// Every server, including those that are marked down.
-    async fn look(&mut self, directory: &dyn Directory) {
-        let Some(diagnosis) = directory.diagnose() else { return };
+    async fn look(&mut self, realm: &RealmCore) {
+        let Some(diagnosis) = realm.directory().diagnose() else { return };
         for (server, found) in diagnosis.probe_all().await {
             self.servers
                 .push(ServerLookup { server: server.to_string(), error: found.err().map(|error| error.to_string()) });
         }
     }
 
-    async fn ask(&mut self, config: &Config, directory: &dyn Directory, login: &Login, proof: Proof) -> u8 {
+    async fn ask(&mut self, config: &Config, realm: &RealmCore, login: &Login, proof: Proof) -> u8 {
+        let directory = realm.directory();
         let found = if let Proof::Certificate(certificate) = proof {
             let certificate = ClientCertificate::new(certificate, CertificateProof::Key, None);
             let credential = Credential::new(login.clone(), CredentialSecret::ClientCertificate(certificate));
@@ -228,22 +241,16 @@ impl Explanation {
         };
         let (found, trace) = found;
         self.take_answer(trace);
-        self.may_use_password = match (&found, &config.directory.password_filter) {
+        self.may_use_password = match (&found, &realm.settings.password_filter) {
             (Ok(entry), Some(filter)) => directory.matches(&entry.dn, filter).await.0.ok(),
             (Err(DirectoryError::PasswordNotAllowed { .. }), _) => Some(false),
             (Ok(_) | Err(_), _) => None,
         };
-        self.judged(config, Verdict::of(config, found, login))
+        self.judged(config, Verdict::of(config, &realm.settings, found, login))
     }
 
     /// Verifies the token on standard input, and finds its entry.
-    async fn ask_by_token(
-        &mut self,
-        config: &Config,
-        directory: &dyn Directory,
-        tokens: &Tokens,
-        name: Option<&Login>,
-    ) -> u8 {
+    async fn ask_by_token(&mut self, config: &Config, realms: &Realms, tokens: &Tokens, name: Option<&Login>) -> u8 {
         tokens.run_due();
         let token = match tokens.verify(&secret_from_stdin()).await {
             Ok(token) => token,
@@ -258,6 +265,13 @@ impl Explanation {
         let Some(filter) = token.filter() else {
             return self.judged(config, Verdict::refused(Refusal::UnknownUser, "the claim lacks a part of the filter"));
         };
+        let realm = match realms.locate(token.claim()).await {
+            Ok(realm) => realm,
+            Err(error) => return self.judged(config, Verdict::of_unlocated(&error)),
+        };
+        let directory = realm.directory();
+        self.asks(realm);
+        self.look(realm).await;
         self.query.clone_from(&filter);
         let (found, trace) = directory.find_by(&filter).await;
         self.take_answer(trace);
@@ -265,7 +279,7 @@ impl Explanation {
             match directory.find(name, NameKind::Login).await.0 {
                 Ok(named) if named.key() == entry.key() => {}
                 Err(error @ DirectoryError::Unavailable(_)) => {
-                    return self.judged(config, Verdict::of(config, Err(error), name));
+                    return self.judged(config, Verdict::of(config, &realm.settings, Err(error), name));
                 }
                 Ok(_) | Err(_) => {
                     let words = "the name beside the token is not that of the entry which its claim leads to";
@@ -274,7 +288,7 @@ impl Explanation {
             }
         }
         let state = found.as_ref().ok().and_then(|entry| entry.version.account_state(unix_now()));
-        let mut verdict = Verdict::of(config, found, token.claim());
+        let mut verdict = Verdict::of(config, &realm.settings, found, token.claim());
         if let Some(state) = state {
             verdict.goal = Err(Refusal::Account { state, proven: true });
             verdict.words = format!("the entry says {}", state.label());
@@ -328,7 +342,7 @@ impl Explanation {
         OK
     }
 
-    fn text(&self, attribute: &str) -> String {
+    fn text(&self) -> String {
         let mut text = format!("{}\n", Shown(if self.login.is_empty() { "token" } else { &self.login }));
         let mut line = |name: &str, value: &str| {
             if !value.is_empty() {
@@ -343,13 +357,14 @@ impl Explanation {
                 None => line("server", &format!("{server}: ok")),
             }
         }
+        line("directory", self.directory.as_deref().unwrap_or_default());
         line("issuer", self.issuer.as_deref().unwrap_or_default());
         line("claim", self.claim.as_deref().unwrap_or_default());
         line("query", &self.query);
         line("answered by", self.server.as_deref().unwrap_or_default());
         line("answer", self.server_result.as_deref().unwrap_or_default());
         line("entry", self.dn.as_deref().unwrap_or_default());
-        line(attribute, &self.mail_host.join(", "));
+        line(&self.attribute, &self.mail_host.join(", "));
         line("may use", &self.may_use.join(", "));
         let password = match self.may_use_password {
             Some(true) => "allowed by password_filter",
@@ -390,7 +405,7 @@ fn secret_from_stdin() -> Secret {
 /// Whether a user may act for a mailbox, in words, and the exit code.
 async fn acting_verdict(
     config: &Config,
-    directory: &dyn Directory,
+    realms: &Realms,
     actor: &str,
     mailbox: &Login,
     from: Option<IpAddr>,
@@ -403,13 +418,13 @@ async fn acting_verdict(
         return (format!("{actor} is no login name"), NO_USER);
     };
     let judged = async {
-        let user = acting::target(directory, &name).await.map_err(|refusal| (&name, refusal))?;
-        let target = acting::target(directory, mailbox).await.map_err(|refusal| (mailbox, refusal))?;
+        let user = acting::target(realms, &name).await.map_err(|refusal| (&name, refusal))?;
+        let target = acting::target(realms, mailbox).await.map_err(|refusal| (mailbox, refusal))?;
         if from.is_some_and(|client| !user.permits(client)) {
             return Err((&name, Refusal::NetworkNotAllowed));
         }
         let user = Actor { entry: &user, client: from, protocol: None };
-        let judged = acting::judge(config, directory, user, (mailbox, &target)).await;
+        let judged = acting::judge(config, realms, user, (mailbox, &target)).await;
         let standing = judged.map_err(|refusal| (mailbox, refusal))?;
         // A mailbox without a route has a verdict of its own.
         let backend = routing::route(&config.routing, &target).ok().map(|route| route.backend);

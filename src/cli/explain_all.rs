@@ -12,7 +12,7 @@ use super::import_users::{backend, check_names};
 use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, fail, progress};
 use crate::config::{self, Config};
 use crate::diagnose::table::{Csv, Shown, ShownJson, thousands};
-use crate::directory::Directory;
+use crate::login::realms::Realms;
 use crate::migrate::explain_all::{Against, AllUsers, ListingError, Row, Totals};
 use crate::migrate::nginx::Recipe;
 
@@ -39,7 +39,7 @@ pub(super) struct Args {
     login_attribute: Option<String>,
 }
 
-pub(super) async fn explain(config: &Config, directory: &dyn Directory, arguments: &Args, json: bool) -> ExitCode {
+pub(super) async fn explain(config: &Config, realms: &Realms, arguments: &Args, json: bool) -> ExitCode {
     let read = |path: &Path| {
         Recipe::read(path).map_err(|error| fail(NO_INPUT, format!("{} cannot be read: {error}", path.display())))
     };
@@ -47,7 +47,7 @@ pub(super) async fn explain(config: &Config, directory: &dyn Directory, argument
         let against = against(config, arguments, read)?;
         let users = arguments.users.as_deref().map(read).transpose()?;
         if users.is_none() {
-            check_names(directory, arguments.login_attribute.as_deref())?;
+            check_names(realms.all(), arguments.login_attribute.as_deref())?;
         }
         Ok((against, users))
     })();
@@ -65,7 +65,7 @@ pub(super) async fn explain(config: &Config, directory: &dyn Directory, argument
     let done = AtomicUsize::new(0);
     let (against, done) = (against.as_ref(), &done);
     let name_attribute = arguments.login_attribute.as_deref();
-    let all_users = AllUsers { config, directory, name_attribute, against, done };
+    let all_users = AllUsers { config, realms, name_attribute, against, done };
     let mut sheet = Sheet::new(format, against.is_some());
     let asked = async {
         let mut row = |row: &Row<'_>| sheet.row(row).is_ok();

@@ -3,18 +3,16 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use super::directories;
 use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
 use crate::config::{self, Config, Find};
-use crate::config_files;
-use crate::directory::{self, Directory};
-use crate::migrate::import::{Hosts, Import};
+use crate::login::realms::RealmCore;
+use crate::migrate::import::{Asked, Hosts, Import};
 use crate::migrate::ldif::{Replace, comment};
 use crate::migrate::nginx::Recipe;
 use crate::proto::ldap::template::{Template, TemplatePart};
-use crate::telemetry::metrics::Metrics;
 
 /// What most directories call a login name.
 const USUAL_LOGIN: &str = "uid";
@@ -26,6 +24,9 @@ pub(super) struct Args {
     /// The recipe's users.txt, one name a line; - is standard input
     #[arg(value_name = "USERS.TXT")]
     file: PathBuf,
+    /// The directory that gets the LDIF, where there are several
+    #[arg(long, value_name = "NAME")]
+    directory: Option<String>,
     /// The backend of the users in the file: its name, or a value of the mail host attribute
     #[arg(long, value_name = "NAME")]
     backend: String,
@@ -97,16 +98,23 @@ async fn online(file: &Path, arguments: &Args, recipe: &Recipe) -> ExitCode {
         Err(mistakes) => return fail_config(&mistakes.problems),
     };
     if let Some(attribute) = &arguments.mail_host_attribute {
-        config.directory.mail_host_attribute.clone_from(attribute);
+        for directory in &mut config.directories {
+            directory.mail_host_attribute.clone_from(attribute);
+        }
     }
-    if let (Some(given), Find::Search { base, .. } | Find::Principal { base, .. }) =
-        (&arguments.base, &mut config.directory.find)
+    let at = match place(&config, arguments.directory.as_deref()) {
+        Ok(at) => at,
+        Err(code) => return code,
+    };
+    if let Some(given) = &arguments.base
+        && let Some(Find::Search { base, .. } | Find::Principal { base, .. }) =
+            config.directories.get_mut(at).map(|directory| &mut directory.find)
     {
         base.clone_from(given);
     }
-    let tls = match config_files::directory(&config.directory, &config.place) {
-        Ok(tls) => tls,
-        Err(problems) => return fail_config(&problems),
+    let realms = match directories::open(&config) {
+        Ok(realms) => realms,
+        Err(code) => return code,
     };
     let default = arguments.default.as_ref().or(config.routing.default.as_ref());
     let hosts = host(&config, &arguments.backend, "--backend").and_then(|backend| {
@@ -117,23 +125,48 @@ async fn online(file: &Path, arguments: &Args, recipe: &Recipe) -> ExitCode {
         Ok(hosts) => hosts,
         Err(code) => return code,
     };
-    let directory = directory::open(&config.directory, tls, Arc::new(Metrics::new()));
     let attribute = arguments.login_attribute.as_deref();
-    if let Err(code) = check_names(&*directory, attribute) {
+    let Some(realm) = realms.all().get(at) else { return fail(USAGE, "no directory is configured") };
+    if let Err(code) = check_names([realm], attribute) {
         return code;
     }
     let done = AtomicUsize::new(0);
-    let asked = Import::online(recipe, (&config, &*directory, attribute), &hosts, arguments.write_default, &done);
+    let asked = Import::online(
+        recipe,
+        (&config, Asked { realms: &realms, realm }, attribute),
+        &hosts,
+        arguments.write_default,
+        &done,
+    );
     match progress::watched(&done, "entries read", false, asked).await {
-        Ok(import) => finish(&import, &config.directory.mail_host_attribute, arguments, ""),
+        Ok(import) => finish(&import, &realm.settings.mail_host_attribute, arguments, ""),
         Err(error) => fail(UNAVAILABLE, format!("nothing is printed: {error}")),
     }
 }
 
+/// Which directory gets the LDIF.
+fn place(config: &Config, named: Option<&str>) -> Result<usize, ExitCode> {
+    let names = || config.directories.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
+    match (named, config.directories.as_slice()) {
+        (None, [_]) => Ok(0),
+        (None, _) => Err(fail(USAGE, format!("--directory is required: the one that gets the LDIF, of {}", names()))),
+        (Some(name), all) => all.iter().position(|one| one.name == name).ok_or_else(|| {
+            fail(USAGE, format!("--directory: the configuration has no directory {name}; it has {}", names()))
+        }),
+    }
+}
+
 /// Checks that the argument or the settings determine the attribute that names users.
-pub(super) fn check_names(directory: &dyn Directory, attribute: Option<&str>) -> Result<(), ExitCode> {
-    if attribute.is_none() && directory.users().is_none_or(|users| !users.determines_names()) {
-        let words = "directory.filter does not determine the attribute of the login name: give --login-attribute";
+pub(super) fn check_names<'a>(
+    realms: impl IntoIterator<Item = &'a RealmCore>,
+    attribute: Option<&str>,
+) -> Result<(), ExitCode> {
+    let lacks = |realm: &&RealmCore| realm.directory().users().is_none_or(|users| !users.determines_names());
+    if attribute.is_none()
+        && let Some(realm) = realms.into_iter().find(lacks)
+    {
+        let key = &realm.settings.key;
+        let words = format!("{key}.filter does not determine the attribute of the login name: give --login-attribute");
         return Err(fail(USAGE, words));
     }
     Ok(())

@@ -6,6 +6,7 @@ mod check;
 mod confirm;
 #[cfg(feature = "demo")]
 mod demo;
+mod directories;
 mod drain;
 mod explain;
 mod explain_all;

@@ -2,23 +2,21 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+use super::directories;
 use super::fleet::ByNode;
 use super::running::{Running, say, with_query};
 use super::{DATA, FAILED, NO_USER, OK, UNAVAILABLE, USAGE, count, fail, fail_config};
 use crate::admin::control::NodeReply;
 use crate::base::credential::Login;
 use crate::config;
-use crate::config_files;
-use crate::directory::{self, DirectoryError, NameKind};
+use crate::directory::DirectoryError;
 use crate::sessions::registry::Session;
 use crate::telemetry::log::Escaped;
-use crate::telemetry::metrics::Metrics;
 
 /// How often the sessions are counted.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -52,16 +50,15 @@ pub(super) struct Args {
 
 pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let config = config::load(file).map_err(|mistakes| fail_config(&mistakes.problems))?;
-    let tls = config_files::directory(&config.directory, &config.place).map_err(|problems| fail_config(&problems))?;
-    let directory = directory::open(&config.directory, tls, Arc::new(Metrics::new()));
+    let realms = directories::open(&config)?;
     let shown = Escaped(arguments.login.as_bytes()).to_string();
     let login = Login::parse(arguments.login.as_bytes()).ok_or_else(|| fail(USAGE, "this is no login name"))?;
-    let entry = directory.find(&login, NameKind::Login).await.0.map_err(|error| {
+    let entry = realms.find(&login).await.0.map_err(|error| {
         let is_outage = matches!(error, DirectoryError::Unavailable(_));
         fail(if is_outage { UNAVAILABLE } else { NO_USER }, format!("{shown}: {error}"))
     })?;
     if !entry.version.held {
-        let words = match &config.directory.watch.hold_attribute {
+        let words = match realms.of(&entry).and_then(|realm| realm.settings.watch.hold_attribute.as_ref()) {
             Some(attribute) => {
                 format!("{shown} is not held: set {attribute} of {} first", Escaped(entry.dn.as_bytes()))
             }

@@ -94,7 +94,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let draft = Draft {
         listeners: listeners.clone().unwrap_or_default(),
         tls: tls.clone(),
-        directory: directory.clone(),
+        directories: directory.iter().cloned().collect(),
         tokens: tokens.clone(),
         routing: routing.clone(),
         admin: admin.clone(),
@@ -112,7 +112,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             listeners: listeners?,
             capabilities: capabilities?,
             tls: tls?,
-            directory: directory?,
+            directories: vec![directory?],
             tokens: tokens?,
             trusted: trusted?,
             routing: routing?,

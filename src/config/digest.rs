@@ -31,13 +31,13 @@ impl Config {
     #[must_use]
     pub(crate) fn fleet_digest(&self) -> u64 {
         let mut context = digest::Context::new(&SHA256);
-        let Self { capabilities, tls, directory, tokens, impersonation, trusted, routing, .. } = self;
+        let Self { capabilities, tls, directories, tokens, impersonation, trusted, routing, .. } = self;
         let Self { cache, limits, throttle, .. } = self;
         let listeners: Vec<_> = self.listeners.iter().map(|listener| (listener.protocol.name, listener.tls)).collect();
         let fleet = self.fleet.as_ref().map(|fleet| (&fleet.name, fleet.timeout));
         let tls = Tls { certificates: Vec::new(), ..tls.clone() };
         let text = format!(
-            "{listeners:?}{capabilities:?}{tls:?}{directory:?}{tokens:?}{impersonation:?}{trusted:?}{routing:?}{cache:?}{limits:?}\
+            "{listeners:?}{capabilities:?}{tls:?}{directories:?}{tokens:?}{impersonation:?}{trusted:?}{routing:?}{cache:?}{limits:?}\
              {throttle:?}{fleet:?}"
         );
         // Relative paths are the same wherever the configuration is.

@@ -99,6 +99,9 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     };
     let all = || {
         Some(Directory {
+            name: Directory::DEFAULT_NAME.to_owned(),
+            key: directory.key().to_owned(),
+            domains: Vec::new(),
             servers: servers?,
             starttls: starttls?,
             ca: ca.flatten(),

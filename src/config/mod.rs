@@ -45,10 +45,10 @@ pub(crate) use digest::TextDigest;
 pub(crate) use model::{
     Address, Administrators, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache,
     CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, ConfigReload, Connections,
-    Control, Directory, DirectoryServer, DisabledBy, Draft, Ehlo, Endpoint, FailedLogins, Find, Fleet, Forward, Group,
-    Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log,
-    LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, PasswordSpraying, Probe, Process, Routing,
-    ServiceAccount, StoreAddress, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
+    Control, Directory, DirectoryServer, DisabledBy, DomainPattern, Draft, Ehlo, Endpoint, FailedLogins, Find, Fleet,
+    Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener,
+    ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, PasswordSpraying, Probe, Process,
+    Routing, ServiceAccount, StoreAddress, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};
@@ -150,10 +150,17 @@ impl Config {
         self.place.problem(key, message)
     }
 
+    /// The longest time of a whole decision.
+    #[must_use]
+    pub fn longest_decision(&self) -> std::time::Duration {
+        self.directories.iter().map(|directory| directory.timeout).max().unwrap_or_default()
+    }
+
     /// Whether any user may act for another user's mailbox.
     #[must_use]
-    pub const fn permits_acting(&self) -> bool {
-        self.impersonation.administrators.is_some() || self.directory.grant_attribute.is_some()
+    pub fn permits_acting(&self) -> bool {
+        self.impersonation.administrators.is_some()
+            || self.directories.iter().any(|directory| directory.grant_attribute.is_some())
     }
 }
 

@@ -216,6 +216,11 @@ impl<'a> Section<'a> {
         value
     }
 
+    /// The path of this section.
+    pub(super) fn key(&self) -> &str {
+        &self.path
+    }
+
     /// Where the keys of this file stand.
     pub(super) fn place(&self) -> &Arc<Place> {
         &self.report.place

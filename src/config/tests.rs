@@ -197,7 +197,7 @@ directory: {{servers: ['ldaps://one'], {keys}}}
 routing: {{backends: [{{name: server3, imap: {{address: '192.0.2.3:993', tls: implicit}}}}]}}
 "
     );
-    parse_text(&text).expect("refused").directory
+    parse_text(&text).expect("refused").directories.remove(0)
 }
 
 mod impersonation;

@@ -2,7 +2,8 @@
 
 use super::{Finding, State};
 use crate::config::Config;
-use crate::directory::{Directory, DirectoryError, UnavailableCause};
+use crate::directory::{DirectoryError, UnavailableCause};
+use crate::login::realms::Realms;
 use crate::proto::ldap::result::NO_SUCH_OBJECT;
 
 /// How many administrators are looked up.
@@ -11,11 +12,11 @@ const LOOKED_UP: usize = 100;
 const ANY: &str = "(objectClass=*)";
 
 /// The findings, if any user may act for a mailbox.
-pub(super) async fn findings(config: &Config, directory: &dyn Directory) -> Vec<Finding> {
+pub(super) async fn findings(config: &Config, realms: &Realms) -> Vec<Finding> {
     if !config.permits_acting() {
         return Vec::new();
     }
-    let mut findings = administrators(config, directory).await;
+    let mut findings = administrators(config, realms).await;
     let without = config.routing.backends.iter().filter(|backend| backend.acting_account().is_none());
     let without: Vec<_> = without.map(|backend| backend.name.as_str()).collect();
     findings.push(match without.as_slice() {
@@ -31,11 +32,12 @@ pub(super) async fn findings(config: &Config, directory: &dyn Directory) -> Vec<
 }
 
 /// Whether the directory has the entries of the administrators that are named by DN.
-async fn administrators(config: &Config, directory: &dyn Directory) -> Vec<Finding> {
+async fn administrators(config: &Config, realms: &Realms) -> Vec<Finding> {
     let Some(settings) = &config.impersonation.administrators else { return Vec::new() };
+    let Some(realm) = realms.all().first() else { return Vec::new() };
     let (mut findings, mut found) = (Vec::new(), 0);
     for dn in settings.dns.iter().take(LOOKED_UP) {
-        match directory.matches(dn, ANY).await.0 {
+        match realm.directory().matches(dn, ANY).await.0 {
             Ok(true) => found += 1,
             Ok(false) => findings.push(missing(dn)),
             Err(DirectoryError::Unavailable(cause)) if is_missing(&cause) => findings.push(missing(dn)),
@@ -66,9 +68,11 @@ fn missing(dn: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
     use crate::config;
+    use crate::directory::Directory;
     use crate::directory::memory::Memory;
 
     #[tokio::test]
@@ -84,8 +88,9 @@ impersonation: {admins: ['uid=here,dc=x', 'uid=gone,dc=x'], networks: [192.0.2.0
 ";
         let config = config::parse(Path::new("/c.yaml"), text).unwrap();
         let memory = Memory::new();
+        let realms = Realms::new(&config, vec![Arc::clone(&memory) as Arc<dyn Directory>], None);
         memory.set_match(ANY, "uid=here,dc=x");
-        let found = findings(&config, &*memory).await;
+        let found = findings(&config, &realms).await;
         let states: Vec<_> = found.iter().map(|finding| (finding.check, finding.state)).collect();
         let (administrators, acting) = ("administrators", "acting");
         let expected = [(administrators, State::Ok), (administrators, State::Warning), (acting, State::Warning)];
@@ -93,9 +98,9 @@ impersonation: {admins: ['uid=here,dc=x', 'uid=gone,dc=x'], networks: [192.0.2.0
         assert!(found[0].found.contains("1 entry") && found[1].found.contains("uid=gone,dc=x"), "{found:#?}");
         assert!(found[2].found.ends_with("at two"), "{found:#?}");
         memory.set_outage(true);
-        let found = findings(&config, &*memory).await;
+        let found = findings(&config, &realms).await;
         assert_eq!((found[0].check, found[0].state, found.len()), (administrators, State::Note, 2), "{found:#?}");
         let off = config::parse(Path::new("/c.yaml"), text.split("impersonation").next().unwrap()).unwrap();
-        assert_eq!(findings(&off, &*memory).await, []);
+        assert_eq!(findings(&off, &realms).await, []);
     }
 }

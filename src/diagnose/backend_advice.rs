@@ -25,7 +25,7 @@ pub(super) struct Patience<'a> {
 
 impl<'a> Patience<'a> {
     pub(super) fn of(config: &config::Config, settings: &'a config::Backend) -> Self {
-        Self { backend: &settings.name, timeout: settings.timeout, directory: config.directory.timeout }
+        Self { backend: &settings.name, timeout: settings.timeout, directory: config.longest_decision() }
     }
 
     /// Whether a login would have given up by then.

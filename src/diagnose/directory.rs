@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::certificate_advice::Verified;
 use super::{Finding, State, Subject, certificates};
 use crate::base::credential::Login;
-use crate::config::{Config, DirectoryServer, LdapScheme, WatchMode};
+use crate::config::{Config, Directory, DirectoryServer, LdapScheme, WatchMode};
 use crate::diagnose::table::{Shown, thousands};
 use crate::directory::{
-    ConnectionFault, Entry, LockoutPolicy, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause, UserCount,
+    ConnectionFault, Entry, LockoutPolicy, Realm, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause,
+    UserCount,
 };
 use crate::login::explain::{Verdict, tls_advice};
 use crate::proto::ldap::attributes::CERTIFICATES;
@@ -29,32 +30,52 @@ const LONG_HELLO: &str = "if `openssl s_client -groups X25519 -connect HOST:636`
 /// LDAP results that say that a limit was met.
 const LIMITS: [u32; 3] = [3, 4, 11];
 
-pub(super) fn subject(config: &Config, examined: &ServerDiagnosis, sample: Option<&Login>) -> Subject {
-    let mut findings = vec![connection(config, examined)];
-    findings.extend(examined.service.as_ref().map(|service| bound(config, service)));
+pub(super) fn subject(
+    config: &Config,
+    directory: &Directory,
+    examined: &ServerDiagnosis,
+    sample: Option<&Login>,
+) -> Subject {
+    let mut findings = vec![connection(directory, examined)];
+    findings.extend(examined.service.as_ref().map(|service| bound(directory, service)));
     if examined.service.as_ref().is_some_and(Result::is_ok) && examined.with_mail_host.is_none() {
         let words = "only users may read their entries: no further checks are possible without a service account";
         let advice = "give bind_dn and bind_password_file one that may read, for checks and for live changes";
         findings.push(Finding::new("base", State::Note, words).advised(advice));
     }
     let found = examined.sample.as_ref().is_some_and(|sample| sample.as_ref().is_ok_and(|one| one.entries > 0));
-    findings.extend(examined.base.as_ref().map(|base| read_base(config, &examined.users_base, base, found)));
-    let chosen = sample.map(Login::as_str).or(config.directory.canary.as_ref().map(|canary| canary.login.as_str()));
-    findings.extend(examined.sample.as_ref().map(|one| search(config, one, chosen)));
-    findings.extend(examined.with_mail_host.as_ref().map(|with| mail_host(config, with.as_ref())));
+    findings.extend(examined.base.as_ref().map(|base| read_base(directory, &examined.users_base, base, found)));
+    let chosen = sample.map(Login::as_str).or(directory.canary.as_ref().map(|canary| canary.login.as_str()));
+    findings.extend(examined.sample.as_ref().map(|one| search(config, directory, one, chosen)));
+    findings.extend(examined.with_mail_host.as_ref().map(|with| mail_host(config, directory, with.as_ref())));
     findings.extend(examined.with_certificate.as_ref().map(|with| listed_certificates(with.as_ref())));
     findings.extend(examined.canary.as_ref().map(canary));
-    findings.extend(examined.sync.as_ref().map(|sync| synchronization(config, sync)));
-    findings.extend(examined.users.as_ref().map(|users| size(config, users)));
+    findings.extend(examined.sync.as_ref().map(|sync| synchronization(directory, sync)));
+    findings.extend(examined.users.as_ref().map(|users| size(directory, users)));
     let users = examined.users.as_ref().and_then(|users| users.as_ref().ok());
     findings.extend(examined.password_users.as_ref().map(|matching| password_users(config, matching.as_ref(), users)));
     let lockout = examined.lockout.as_ref().and_then(|lockout| lockout.as_ref().ok()?.as_ref());
     findings.extend(lockout.map(|lockout| locking(config, lockout)));
-    Subject { kind: "directory", name: examined.url.to_string(), protocol: None, address: None, findings }
+    for advice in findings.iter_mut().filter_map(|finding| finding.advice.as_mut()) {
+        *advice = with_key(advice, &directory.key);
+    }
+    let name = match Realm::named(&directory.name).shown(directory) {
+        Some(name) => format!("{name} {}", examined.url),
+        None => examined.url.to_string(),
+    };
+    Subject { kind: "directory", name, protocol: None, address: None, findings }
 }
 
-fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
-    let settings = &config.directory;
+/// The advice with the path of this directory in place of that of the only one.
+fn with_key(advice: &str, key: &str) -> String {
+    // A page of the documentation is no key.
+    let parts: Vec<_> =
+        advice.split("docs/directory.").map(|part| part.replace("directory.", &format!("{key}."))).collect();
+    parts.join("docs/directory.")
+}
+
+fn connection(directory: &Directory, examined: &ServerDiagnosis) -> Finding {
+    let settings = directory;
     let server = settings.servers.iter().find(|server| server.url == *examined.url);
     match &examined.connection {
         Ok(Some(certificate)) => {
@@ -181,8 +202,8 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
     }
 }
 
-fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
-    let account = config.directory.find.service();
+fn bound(directory: &Directory, service: &Result<(), UnavailableCause>) -> Finding {
+    let account = directory.find.service();
     let Err(trouble) = service else {
         let who = account.map_or_else(|| "anonymous: no bind_dn is set".to_owned(), |account| account.dn.clone());
         return Finding::ok("service bind", who);
@@ -196,8 +217,8 @@ fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
             found,
             format!("the password in {file} is not that of this DN, or there is no such entry"),
         ),
-        Some(code) if tls_advice(config, code).is_some() => {
-            Finding::problem("service bind", found, tls_advice(config, code).unwrap_or_default())
+        Some(code) if tls_advice(directory, code).is_some() => {
+            Finding::problem("service bind", found, tls_advice(directory, code).unwrap_or_default())
         }
         Some(53 | 19 | 50) => Finding::problem(
             "service bind",
@@ -209,7 +230,12 @@ fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
     }
 }
 
-fn read_base(config: &Config, dn: &str, base: &Result<(ServerResult, bool), UnavailableCause>, found: bool) -> Finding {
+fn read_base(
+    directory: &Directory,
+    dn: &str,
+    base: &Result<(ServerResult, bool), UnavailableCause>,
+    found: bool,
+) -> Finding {
     match base {
         Ok((ServerResult { code: SUCCESS, .. }, true)) => Finding::ok("base", dn),
         Ok(_) if found => Finding::new(
@@ -224,14 +250,19 @@ fn read_base(config: &Config, dn: &str, base: &Result<(ServerResult, bool), Unav
         }
         Ok((result, _)) => {
             let advice = "the access rules must let the service account read this entry and what is below it";
-            let advice = access_advice(config, result.code).unwrap_or(advice);
+            let advice = access_advice(directory, result.code).unwrap_or(advice);
             Finding::problem("base", format!("{dn} is not shown ({result})"), advice)
         }
         Err(trouble) => Finding::problem("base", format!("{dn}: {}", words(trouble)), advice(trouble)),
     }
 }
 
-fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chosen: Option<&str>) -> Finding {
+fn search(
+    config: &Config,
+    directory: &Directory,
+    sample: &Result<SampleLookup, UnavailableCause>,
+    chosen: Option<&str>,
+) -> Finding {
     let sample = match sample {
         Ok(sample) => sample,
         Err(trouble) => return Finding::problem("filter", words(trouble), advice(trouble)),
@@ -260,7 +291,7 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
             let dn = Shown(&entry.dn).to_string();
             let login = chosen.and_then(|name| Login::parse(name.as_bytes()));
             let Some(login) = login else { return Finding::ok("filter", format!("{filter} finds {dn}")) };
-            let verdict = Verdict::of_entry(config, entry, &login);
+            let verdict = Verdict::of_entry(config, directory, entry, &login);
             let found = format!("{filter} finds {dn}, which {}", verdict.words);
             if verdict.goal.is_ok() {
                 Finding::ok("filter", found)
@@ -270,7 +301,7 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
             }
         }
         (None, Some(name)) => {
-            let advice = access_advice(config, sample.result.code).map_or_else(
+            let advice = access_advice(directory, sample.result.code).map_or_else(
                 || {
                     format!(
                         "is there an entry for {}? Is it below the base, may the service account search the \
@@ -285,7 +316,7 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
         (None, None) => {
             let advice = "no user could log in: check directory.base, directory.filter and the access rules for \
                           the service account";
-            let advice = access_advice(config, sample.result.code).unwrap_or(advice);
+            let advice = access_advice(directory, sample.result.code).unwrap_or(advice);
             Finding::problem("filter", format!("{filter} finds no entry ({})", sample.result), advice)
         }
     }
@@ -293,18 +324,22 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
 
 /// What to do about a server that refuses searches over this connection; `None` if the result does not
 /// say so.
-fn access_advice(config: &Config, code: u32) -> Option<&'static str> {
-    let is_anonymous = config.directory.find.service().is_none();
+fn access_advice(directory: &Directory, code: u32) -> Option<&'static str> {
+    let is_anonymous = directory.find.service().is_none();
     // Active Directory has 1, 389-DS 48 (nsslapd-allow-anonymous-access), others 50 or 53.
     let anonymous = || {
         (is_anonymous && matches!(code, 1 | 48 | 50 | 53))
             .then_some("the server may refuse anonymous searches: set directory.bind_dn and bind_password_file")
     };
-    tls_advice(config, code).or_else(anonymous)
+    tls_advice(directory, code).or_else(anonymous)
 }
 
-fn mail_host(config: &Config, with: Result<&(Option<Entry>, ServerResult), &UnavailableCause>) -> Finding {
-    let attribute = &config.directory.mail_host_attribute;
+fn mail_host(
+    config: &Config,
+    directory: &Directory,
+    with: Result<&(Option<Entry>, ServerResult), &UnavailableCause>,
+) -> Finding {
+    let attribute = &directory.mail_host_attribute;
     match with {
         Ok((Some(entry), _)) if !entry.mail_hosts.is_empty() => {
             let (value, dn) = (entry.mail_hosts.join(", "), Shown(&entry.dn).to_string());
@@ -371,8 +406,8 @@ fn canary(shown: &Result<(), UnavailableCause>) -> Finding {
     }
 }
 
-fn synchronization(config: &Config, sync: &Result<(bool, Option<ServerResult>), UnavailableCause>) -> Finding {
-    let watch = &config.directory.watch;
+fn synchronization(directory: &Directory, sync: &Result<(bool, Option<ServerResult>), UnavailableCause>) -> Finding {
+    let watch = &directory.watch;
     let code = sync.as_ref().ok().and_then(|(_, result)| Some(result.as_ref()?.code));
     let (found, advice) = match sync {
         Ok((true, _)) if matches!(code, Some(SUCCESS | SIZE_LIMIT)) && watch.mode == WatchMode::Poll => {
@@ -440,7 +475,7 @@ fn in_words(duration: Duration) -> String {
     }
 }
 
-fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding {
+fn size(directory: &Directory, users: &Result<UserCount, UnavailableCause>) -> Finding {
     let UserCount { users, result, more, paged } = match users {
         Ok(counted) => counted.clone(),
         Err(trouble) => return Finding::problem("size limit", words(trouble), advice(trouble)),
@@ -450,7 +485,7 @@ fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding
         let found = format!("the server returns only the first {number} users ({result})");
         let advice = "raise the limits of the service account (in slapd.conf: `limits dn.exact=\"BIND_DN\" \
                       size=unlimited time=unlimited`), or changes of users are missed; logins are not affected";
-        return match config.directory.watch.mode {
+        return match directory.watch.mode {
             WatchMode::Off => Finding::new("size limit", State::Note, found),
             WatchMode::Auto | WatchMode::Sync | WatchMode::Poll => Finding::problem("size limit", found, advice),
         };

@@ -128,14 +128,17 @@ pub(crate) async fn inspect(
     done: &AtomicUsize,
 ) -> Report {
     let counted = || done.fetch_add(1, Ordering::Relaxed);
-    let directory = async {
-        let examined = match snapshot.directory.diagnose() {
+    let realms = &snapshot.realms;
+    let directories = join_all(realms.all().iter().map(|realm| async move {
+        // A name of another directory is looked up there.
+        let sample = sample.filter(|name| realms.may_have(realm, name));
+        let examined = match realm.directory().diagnose() {
             Some(diagnosis) => diagnosis.examine(sample).await,
             None => Vec::new(),
         };
         counted();
-        examined
-    };
+        (realm, sample, examined)
+    }));
     let backends = join_all(snapshot.backends.all().iter().map(|backend| async {
         let inspected = backend.inspect().await;
         counted();
@@ -147,7 +150,7 @@ pub(crate) async fn inspect(
         inspected
     };
     let config = &snapshot.config;
-    let acting = acting::findings(config, &*snapshot.directory);
+    let acting = acting::findings(config, realms);
     let stores = async {
         let inspected = match (&config.fleet, &snapshot.fleet) {
             (Some(settings), Some(files)) => crate::fleet::inspect(settings, files).await,
@@ -156,7 +159,7 @@ pub(crate) async fn inspect(
         counted();
         inspected
     };
-    let (examined, inspected, issuers, acting, stores) = tokio::join!(directory, backends, issuers, acting, stores);
+    let (examined, inspected, issuers, acting, stores) = tokio::join!(directories, backends, issuers, acting, stores);
     let mut subjects = Vec::new();
     let own: Vec<_> = served(&snapshot.tls).into_iter().chain(acting).collect();
     if !own.is_empty() {
@@ -168,7 +171,9 @@ pub(crate) async fn inspect(
             findings: own,
         });
     }
-    subjects.extend(examined.iter().map(|examined| directory::subject(config, examined, sample)));
+    subjects.extend(examined.iter().flat_map(|(realm, sample, servers)| {
+        servers.iter().map(|server| directory::subject(config, &realm.settings, server, *sample))
+    }));
     subjects.extend(issuers.iter().map(tokens::subject));
     if let Some(settings) = &config.fleet {
         subjects.extend(stores.iter().map(|store| fleet::subject(settings, store)));

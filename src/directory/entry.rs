@@ -82,7 +82,7 @@ impl Entry {
     }
 
     /// An entry of which only the DN is known.
-    pub(crate) fn unread(dn: Arc<str>) -> Self {
+    pub(crate) fn unread(realm: Realm, dn: Arc<str>) -> Self {
         let (mail_hosts, logins, allowed, certificates, grants) = Default::default();
         Self {
             dn,
@@ -94,7 +94,7 @@ impl Entry {
             in_group: true,
             networks: None,
             fault: None,
-            version: EntryVersion::default(),
+            version: EntryVersion { realm, ..EntryVersion::default() },
         }
     }
 
@@ -109,7 +109,7 @@ impl Entry {
     #[cfg(test)]
     pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
         let mail_hosts = mail_hosts.iter().map(|host| (*host).to_owned()).collect();
-        Self { mail_hosts, ..Self::unread(dn.into()) }
+        Self { mail_hosts, ..Self::unread(Realm::DEFAULT, dn.into()) }
     }
 }
 

@@ -4,7 +4,9 @@
 //! An id survives a rename, and a DN that passes to another entry passes nothing on. The realm keeps two
 //! directories apart in which the same DN occurs.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::config;
 
 /// The identifier that survives a change of DN: entryUUID, nsUniqueId or objectGUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,23 +35,57 @@ impl EntryId {
     }
 }
 
-/// A directory among several. There is one today.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Realm(u8);
+/// A directory among several, by a number that its name has for the life of the process: what is kept across a reload
+/// never meets another directory. Outside the process a directory is known by its name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Realm(u32);
+
+/// The names that were ever configured, besides that of [`Realm::DEFAULT`].
+static NAMES: RwLock<Vec<&str>> = RwLock::new(Vec::new());
 
 impl Realm {
-    /// The only directory of a configuration.
+    /// The directory of a configuration with the short form.
     pub const DEFAULT: Self = Self(0);
 
-    /// Its number in the configuration.
-    pub(crate) const fn number(self) -> u8 {
-        self.0
+    /// The directory with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        if name == config::Directory::DEFAULT_NAME {
+            return Self::DEFAULT;
+        }
+        let mut names = NAMES.write().unwrap_or_else(PoisonError::into_inner);
+        let at = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+            // Only an administrator makes new names.
+            names.push(Box::leak(name.into()));
+            names.len() - 1
+        });
+        Self(u32::try_from(at + 1).unwrap_or(u32::MAX))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let names = NAMES.read().unwrap_or_else(PoisonError::into_inner);
+        let at = usize::try_from(self.0).unwrap_or(usize::MAX).checked_sub(1);
+        at.and_then(|at| names.get(at).copied()).unwrap_or(config::Directory::DEFAULT_NAME)
+    }
+
+    /// Its name, if it is one of several.
+    #[must_use]
+    pub(crate) fn shown(self, settings: &config::Directory) -> Option<&'static str> {
+        settings.is_one_of_several().then(|| self.name())
     }
 
     /// Another one.
     #[cfg(test)]
-    pub(crate) const fn for_tests(number: u8) -> Self {
-        Self(number)
+    pub(crate) fn for_tests(number: u8) -> Self {
+        Self::named(&format!("realm{number}"))
+    }
+}
+
+impl std::fmt::Debug for Realm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Realm({})", self.name())
     }
 }
 
@@ -83,7 +119,10 @@ impl EntryKey {
     /// between a template and the directory.
     #[must_use]
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![self.realm.0];
+        let realm = self.realm.name();
+        // A name is shorter than 256 bytes: where it ends is never in doubt.
+        let mut bytes = vec![u8::try_from(realm.len()).unwrap_or(u8::MAX)];
+        bytes.extend(realm.bytes());
         match &self.name {
             EntryName::Id(id) => bytes.extend(id.0),
             EntryName::Dn(dn) => {
@@ -178,6 +217,17 @@ mod tests {
             other.version.realm = Realm::for_tests(1);
             assert_ne!(other.key(), entry(id, "uid=a").key());
         }
+    }
+
+    #[test]
+    fn realm_is_the_same_for_the_same_name_and_another_for_another() {
+        assert_eq!((Realm::named("default"), Realm::DEFAULT.name()), (Realm::DEFAULT, "default"));
+        let (one, other) = (Realm::named("keys-one"), Realm::named("keys-other"));
+        assert_eq!((one, other.name()), (Realm::named("keys-one"), "keys-other"));
+        assert_ne!(one, other);
+        // A name and a DN together are never those of another pair.
+        let key = |realm, dn: &str| EntryKey::by_dn(realm, &dn.into()).to_bytes();
+        assert_ne!(key(Realm::named("a"), "b,c"), key(Realm::named("a,b"), "c"));
     }
 
     #[test]

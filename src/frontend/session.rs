@@ -429,7 +429,7 @@ impl Frontend for Conversation {
             Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
                 event.backend_reply(&words);
                 let decision =
-                    attempt.core.authn.decide_again(credential, attempt.client, proven.identity.entry()).await;
+                    attempt.core.realms.decide_again(credential, attempt.client, proven.identity.entry()).await;
                 let fresh = decision.result.as_ref().ok();
                 let fresh = fresh.and_then(|proven| attempt.target(proven, attempted.name()).ok());
                 if fresh.is_some_and(|fresh| fresh.is(&target)) {

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, Login};
 use crate::config::{Administrators, Config};
-use crate::directory::{Authority, Directory, DirectoryError, Entry, NameKind};
+use crate::directory::{Authority, DirectoryError, Entry, NameKind};
+use crate::login::realms::{RealmCore, Realms};
 use crate::outcome::{ActingFault, Refusal};
 use crate::proto::Protocol;
 use crate::proto::ldap::dn;
 use crate::routing;
-use crate::tracking::TrackedEntries;
 
 /// A login for another user's mailbox, as its names say.
 #[derive(Debug, Clone)]
@@ -92,21 +92,21 @@ pub(crate) enum MailboxRight {
 ///
 /// # Errors
 /// No entry, or the directory does not answer.
-pub(crate) async fn target(directory: &dyn Directory, name: &Login) -> Result<Entry, Refusal> {
-    directory.find(name, NameKind::Login).await.0.map_err(|error| refusal(&error))
+pub(crate) async fn target(realms: &Realms, name: &Login) -> Result<Entry, Refusal> {
+    realms.find(name).await.0.map_err(|error| refusal(&error))
 }
 
 /// The same in the version that is in force.
 ///
 /// # Errors
 /// No entry, or the directory does not answer.
-pub(super) async fn newest_target(
-    directory: &dyn Directory,
-    entries: &TrackedEntries,
-    name: &Login,
-) -> Result<Arc<Entry>, Refusal> {
-    let (found, trace) = directory.find(name, NameKind::Login).await;
-    let found = found.and_then(|entry| entries.in_force(entry, trace.server.as_ref()));
+pub(super) async fn newest_target(realms: &Realms, name: &Login) -> Result<Arc<Entry>, Refusal> {
+    let (found, trace) = realms.find(name).await;
+    let in_force = |entry: Entry| {
+        let entries = realms.of(&entry).ok_or(DirectoryError::NoEntry)?.authn.entries();
+        entries.in_force(entry, trace.server.as_ref())
+    };
+    let found = found.and_then(in_force);
     found.map_err(|error| refusal(&error))
 }
 
@@ -135,32 +135,35 @@ const fn refusal(error: &DirectoryError) -> Refusal {
 /// Why not, or the directory does not answer.
 pub(crate) async fn judge(
     config: &Config,
-    directory: &dyn Directory,
+    realms: &Realms,
     actor: Actor<'_>,
     (name, target): (&Login, &Entry),
 ) -> Result<MailboxRight, Refusal> {
-    if target.key() == actor.entry.key() || dn::is_same(&target.dn, &actor.entry.dn) {
+    let [of_actor, of_target] = [actor.entry, target].map(|entry| realms.of(entry).ok_or(Refusal::Internal));
+    let (of_actor, of_target) = (of_actor?, of_target?);
+    let is_same_directory = of_actor.realm == of_target.realm;
+    if is_same_directory && (target.key() == actor.entry.key() || dn::is_same(&target.dn, &actor.entry.dn)) {
         return Ok(MailboxRight::Owner);
     }
     let administrators = config.impersonation.administrators.as_ref();
     let refused = |fault| Err(Refusal::ActingNotAllowed(fault));
     let by_office = match administrators {
-        Some(settings) => administrator(settings, directory, actor, target).await?,
+        Some(settings) => administrator(settings, (of_actor, of_target), actor, target).await?,
         None => Err(ActingFault::NotPermitted),
     };
     let authority = match by_office {
         Ok(()) => Authority::Administrator,
-        Err(fault) => match grant(config, directory, actor, target).await? {
+        Err(fault) => match grant((of_actor, of_target), actor, target).await? {
             Some(value) => Authority::Grant(value.into()),
             None => return refused(fault),
         },
     };
     if let Some(settings) = administrators
-        && is_administrator(settings, directory, target).await?
+        && is_administrator(settings, of_target, target).await?
     {
         return refused(ActingFault::Administrator);
     }
-    if is_system_account(config, directory, name, target).await? {
+    if is_system_account(config, of_target, name, target).await? {
         return refused(ActingFault::SystemAccount);
     }
     let with_disabled = administrators.is_some_and(|settings| settings.include_disabled);
@@ -174,11 +177,11 @@ pub(crate) async fn judge(
 /// Whether a user may act as an administrator.
 async fn administrator(
     settings: &Administrators,
-    directory: &dyn Directory,
+    (of_actor, of_target): (&RealmCore, &RealmCore),
     actor: Actor<'_>,
     target: &Entry,
 ) -> Result<Result<(), ActingFault>, Refusal> {
-    if !is_administrator(settings, directory, actor.entry).await? {
+    if !is_administrator(settings, of_actor, actor.entry).await? {
         return Ok(Err(ActingFault::NotPermitted));
     }
     if actor.client.is_some_and(|client| !settings.networks.iter().any(|network| network.contains(&client))) {
@@ -188,40 +191,39 @@ async fn administrator(
         return Ok(Err(ActingFault::Protocol));
     }
     match &settings.target_filter {
-        Some(filter) if !matches(directory, target, filter).await? => Ok(Err(ActingFault::TargetFilter)),
+        Some(filter) if !matches(of_target, target, filter).await? => Ok(Err(ActingFault::TargetFilter)),
         Some(_) | None => Ok(Ok(())),
     }
 }
 
-async fn is_administrator(
-    settings: &Administrators,
-    directory: &dyn Directory,
-    entry: &Entry,
-) -> Result<bool, Refusal> {
+async fn is_administrator(settings: &Administrators, realm: &RealmCore, entry: &Entry) -> Result<bool, Refusal> {
     if settings.dns.iter().any(|name| dn::is_same(name, &entry.dn)) {
         return Ok(true);
     }
     match &settings.filter {
-        Some(filter) => matches(directory, entry, filter).await,
+        Some(filter) => matches(realm, entry, filter).await,
         None => Ok(false),
     }
 }
 
-async fn matches(directory: &dyn Directory, entry: &Entry, filter: &str) -> Result<bool, Refusal> {
-    directory.matches(&entry.dn, filter).await.0.map_err(|_| Refusal::DirectoryUnavailable)
+async fn matches(realm: &RealmCore, entry: &Entry, filter: &str) -> Result<bool, Refusal> {
+    realm.directory().matches(&entry.dn, filter).await.0.map_err(|_| Refusal::DirectoryUnavailable)
 }
 
 /// The value of `grant_attribute` by which a mailbox's entry names this user. A user that may not use the protocol
 /// itself does not act in it.
 async fn grant(
-    config: &Config,
-    directory: &dyn Directory,
+    (of_actor, of_target): (&RealmCore, &RealmCore),
     actor: Actor<'_>,
     target: &Entry,
 ) -> Result<Option<String>, Refusal> {
-    let allow = &config.directory.allow;
+    // A DN means an entry of the mailbox's own directory, and a name one that a search there finds.
+    if of_actor.realm != of_target.realm {
+        return Ok(None);
+    }
+    let allow = &of_actor.settings.allow;
     let may_use = actor.protocol.is_none_or(|protocol| routing::allowed(allow, actor.entry, protocol).is_ok());
-    if config.directory.grant_attribute.is_none() || !may_use || actor.entry.fault.is_some() {
+    if of_target.settings.grant_attribute.is_none() || !may_use || actor.entry.fault.is_some() {
         return Ok(None);
     }
     let is_dn = |value: &&String| dn::is_dn(value);
@@ -232,7 +234,7 @@ async fn grant(
     // A login name means whom a login by it would mean, whichever name the user has typed.
     for value in target.grants.iter().filter(|value| !is_dn(value)) {
         let Some(name) = Login::parse(value.as_bytes()) else { continue };
-        if is_name_of(directory, &name, actor.entry).await? {
+        if is_name_of(of_target, &name, actor.entry).await? {
             return Ok(Some(value.clone()));
         }
     }
@@ -240,17 +242,12 @@ async fn grant(
 }
 
 /// Whether the entry is an account of usher's own: such a login would be the account's, not a user's.
-async fn is_system_account(
-    config: &Config,
-    directory: &dyn Directory,
-    name: &Login,
-    target: &Entry,
-) -> Result<bool, Refusal> {
-    let service = config.directory.find.service();
+async fn is_system_account(config: &Config, realm: &RealmCore, name: &Login, target: &Entry) -> Result<bool, Refusal> {
+    let service = realm.settings.find.service();
     if service.is_some_and(|account| dn::is_same(&account.dn, &target.dn)) {
         return Ok(true);
     }
-    let mut accounts: Vec<&str> = config.directory.canary.iter().map(|canary| canary.login.as_str()).collect();
+    let mut accounts: Vec<&str> = realm.settings.canary.iter().map(|canary| canary.login.as_str()).collect();
     for backend in &config.routing.backends {
         let of_backend = backend.service.iter().chain(&backend.impersonation_service);
         accounts.extend(of_backend.chain(backend.health.probe.account()).map(|account| account.login.as_str()));
@@ -269,7 +266,7 @@ async fn is_system_account(
     // All of them, however many backends there are: an account that is left out could be entered by another name.
     for account in accounts {
         let Some(account) = Login::parse(account.as_bytes()) else { continue };
-        if is_name_of(directory, &account, target).await? {
+        if is_name_of(realm, &account, target).await? {
             return Ok(true);
         }
     }
@@ -277,8 +274,8 @@ async fn is_system_account(
 }
 
 /// Whether a login by this name is one of this entry.
-async fn is_name_of(directory: &dyn Directory, name: &Login, entry: &Entry) -> Result<bool, Refusal> {
-    match directory.find(name, NameKind::Login).await.0 {
+async fn is_name_of(realm: &RealmCore, name: &Login, entry: &Entry) -> Result<bool, Refusal> {
+    match realm.directory().find(name, NameKind::Login).await.0 {
         Ok(found) => Ok(found.key() == entry.key()),
         Err(DirectoryError::Unavailable(_)) => Err(Refusal::DirectoryUnavailable),
         Err(_) => Ok(false),

@@ -130,7 +130,7 @@ pub(crate) async fn attempt<F: Frontend>(
             Err(refusal) => {
                 let is_token =
                     credential.as_ref().is_ok_and(|credential| credential.secret().kind() == CredentialKind::Token);
-                let reply = attempt.reply(&refusal, event.delay).await;
+                let reply = attempt.reply(&refusal, event.realm, event.delay).await;
                 let reply = if is_token { reply.for_token() } else { reply };
                 Err(RefusedLogin { refusal, reply })
             }
@@ -285,12 +285,12 @@ impl LoginAttempt<'_> {
             (CredentialSecret::Password(_) | CredentialSecret::ClientCertificate(_), _) => {}
         }
         let (throttle, client) = (self.context.limits, self.client);
-        let authn = &self.core.authn;
-        if whole.and_then(|whole| authn.recall(whole, client)).is_some_and(|decision| decision.result.is_ok()) {
+        let realms = &self.core.realms;
+        if whole.and_then(|whole| realms.recall(whole, client)).is_some_and(|decision| decision.result.is_ok()) {
             return Ok(None);
         }
         let mut whole = whole;
-        let recalled = match authn.recall(credential, client) {
+        let recalled = match realms.recall(credential, client) {
             Some(decision) if decision.by == DecidedBy::Usher => return Ok(Some(decision)),
             Some(decision) if decision.result.is_ok() => {
                 if let Some(whole) = whole.take()
@@ -330,7 +330,7 @@ impl LoginAttempt<'_> {
             Some(known) => known,
             None => {
                 let (gate, asked) = (turn.begin_lookup(), Instant::now());
-                let decision = authn.attempt(credential, client, gate).await;
+                let decision = realms.attempt(credential, client, gate).await;
                 let decision = self.act(acting, credential.login(), decision).await;
                 self.note_lookup(asked, &decision);
                 decision
@@ -399,15 +399,16 @@ impl LoginAttempt<'_> {
     /// Why no backend was found.
     pub(crate) fn target(&self, proven: &Proven, name: &Login) -> Result<Target, Refusal> {
         let (config, entry) = (&self.core.config, proven.identity.entry());
+        let directory = &self.core.realms.of(entry).ok_or(Refusal::Internal)?.settings;
         routing::usable(entry)?;
-        routing::allowed(&config.directory.allow, entry, self.protocol)?;
+        routing::allowed(&directory.allow, entry, self.protocol)?;
         let route = routing::route(&config.routing, entry)?;
         let backend = self.core.backends.get(route.backend).ok_or(Refusal::Internal)?;
         let claimed = proven.token.as_ref().and_then(|token| backend.token_name(token));
         let login = match claimed {
             Some(name) => name?,
             None => {
-                let attribute = config.directory.login_attribute.as_deref();
+                let attribute = directory.login_attribute.as_deref();
                 routing::backend_login(attribute, entry, proven.name(name))?
             }
         };
@@ -422,8 +423,9 @@ impl LoginAttempt<'_> {
     /// Waits until the directory no longer holds this user, by change notification or by polling. The timeout
     /// runs from the beginning of the attempt, because the backend needs time too.
     async fn wait_for_release(&self, name: &Login, proven: &Proven) -> Result<(), Refusal> {
-        let (authn, held) = (&self.core.authn, proven.identity.entry());
-        let until = self.began + self.core.config.directory.watch.hold_timeout;
+        let held = proven.identity.entry();
+        let realm = self.core.realms.of(held).ok_or(Refusal::Internal)?;
+        let (authn, until) = (&realm.authn, self.began + realm.settings.watch.hold_timeout);
         let mut next_poll = Instant::now() + HOLD_POLL;
         loop {
             let changed = authn.entries().changed();

@@ -19,7 +19,7 @@ use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::labels;
 use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
 use crate::directory::{
-    Availability, Directory, DirectoryError, Entry, EntryFault, EntryKey, Identity, NameKind, Networks, Trace,
+    Availability, Directory, DirectoryError, Entry, EntryFault, EntryKey, Identity, NameKind, Networks, Realm, Trace,
     UnavailableCause,
 };
 use crate::limits::BindGate;
@@ -27,7 +27,7 @@ use crate::login::networks;
 use crate::outcome::{AccountState, Refusal};
 use crate::telemetry::labels::DecisionBasis;
 use crate::telemetry::log::Repeats;
-use crate::token::{Tokens, VerifiedToken};
+use crate::token::VerifiedToken;
 use crate::tracking::{Reconciled, TrackedEntries};
 
 labels! {
@@ -80,7 +80,10 @@ pub struct Proven {
     pub identity: Arc<Identity>,
     /// The token that has proven it, if one has.
     pub(crate) token: Option<Arc<VerifiedToken>>,
-    since: CacheStamp,
+    /// In the history of the cache of its directory.
+    pub(super) since: CacheStamp,
+    /// The same for the user who acts, if one does.
+    pub(super) acting_since: CacheStamp,
 }
 
 impl Proven {
@@ -97,9 +100,9 @@ impl Proven {
         named.unwrap_or_else(|| self.name(sent).clone())
     }
 
-    /// As of the same point, the identity of another user, which rests on this one.
-    pub(super) fn with_identity(&self, identity: Identity) -> Self {
-        Self { identity: Arc::new(identity), token: None, since: self.since }
+    /// The identity of another user, which rests on this one: as of `since` in the cache of its own directory.
+    pub(super) fn with_identity(&self, identity: Identity, since: CacheStamp) -> Self {
+        Self { identity: Arc::new(identity), token: None, since, acting_since: self.since }
     }
 }
 
@@ -120,6 +123,12 @@ pub struct AuthDecision {
     pub unavailable: Option<Box<str>>,
     /// Details of the directory request.
     pub trace: Trace,
+    /// The directory that has decided; `None`: none was asked.
+    pub realm: Option<Realm>,
+    /// Its name, where there are several.
+    pub directory: Option<&'static str>,
+    /// The name of another one that has an entry with this name.
+    pub other_directory: Option<&'static str>,
     /// The entry for which the password was not sent, because too many were tried.
     pub withheld: Option<EntryKey>,
     /// The token, if one was verified.
@@ -129,16 +138,17 @@ pub struct AuthDecision {
 impl AuthDecision {
     fn remembered(identity: Arc<Identity>, since: CacheStamp, by: DecidedBy) -> Self {
         let dn = Some(Arc::clone(&identity.entry().dn));
-        Self { dn, ..Self::new(Ok(Proven { identity, token: None, since }), by) }
+        Self { dn, ..Self::new(Ok(Proven { identity, token: None, since, acting_since: since }), by) }
     }
 
-    fn refused(refusal: Refusal, by: DecidedBy) -> Self {
+    pub(super) fn refused(refusal: Refusal, by: DecidedBy) -> Self {
         Self::new(Err(refusal), by)
     }
 
     fn new(result: Result<Proven, Refusal>, by: DecidedBy) -> Self {
-        let (dn, other_dn, fault, unavailable, withheld, token) = Default::default();
-        Self { result, by, dn, other_dn, fault, unavailable, trace: Trace::default(), withheld, token }
+        let (dn, other_dn, fault, unavailable, trace) = Default::default();
+        let (realm, directory, other_directory, withheld, token) = Default::default();
+        Self { result, by, dn, other_dn, fault, unavailable, trace, realm, directory, other_directory, withheld, token }
     }
 }
 
@@ -173,8 +183,8 @@ pub struct Authenticator {
     cache: Arc<Cache>,
     entries: Arc<TrackedEntries>,
     flights: Flights<FlightResult>,
-    /// The issuers of tokens, if there are any.
-    tokens: Option<Arc<Tokens>>,
+    /// The directory's name, where there are several.
+    shown: Option<&'static str>,
     repeats: Repeats,
 }
 
@@ -189,7 +199,13 @@ impl Authenticator {
     #[must_use]
     pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, entries: Arc<TrackedEntries>, flights: usize) -> Self {
         let repeats = Repeats::default();
-        Self { directory, cache, entries, flights: Flights::new(flights), tokens: None, repeats }
+        Self { directory, cache, entries, flights: Flights::new(flights), shown: None, repeats }
+    }
+
+    /// The same with this name in the log.
+    #[must_use]
+    pub(super) fn shown_as(self, shown: Option<&'static str>) -> Self {
+        Self { shown, ..self }
     }
 
     /// The cache, to be carried over a reload.
@@ -272,10 +288,6 @@ impl Authenticator {
         ask: LookupMode,
         gate: Option<&Arc<BindGate>>,
     ) -> AuthDecision {
-        if let CredentialSecret::Token(bearer) = credential.secret() {
-            // Kept apart, so that the future of a login by password is no larger.
-            return Box::pin(self.decide_by_token(credential, bearer, client, ask)).await;
-        }
         if let Some(refused) = unusable(credential) {
             return refused;
         }
@@ -303,10 +315,9 @@ impl Authenticator {
         }
     }
 
-    /// Asks the directory although the entry was cached, because a backend refused the cached decision. If the
-    /// password is wrong by now, or the entry is deleted, the cache forgets it.
-    pub async fn decide_again(&self, credential: &Credential, client: IpAddr, cached: &Entry) -> AuthDecision {
-        let decision = self.decide(credential, client, LookupMode::Directory).await;
+    /// Takes note of what the directory has said about an entry although it was cached. If the password is wrong by now,
+    /// or the entry is deleted, the cache forgets it.
+    pub(super) fn decided_again(&self, decision: &AuthDecision, cached: &Entry) {
         if let Err(
             Refusal::WrongPassword
             | Refusal::UnknownUser
@@ -320,7 +331,6 @@ impl Authenticator {
         {
             self.cache.forget(cached);
         }
-        decision
     }
 
     /// The owner of an account locked by wrong guesses, at a known prefix, with the password that was correct
@@ -346,14 +356,6 @@ impl Authenticator {
         let identity = Arc::new(Identity::clone(&identity).with_entry(entry));
         let decision = AuthDecision::remembered(identity, *since, DecidedBy::Stale);
         Some(AuthDecision { trace: trace.clone(), ..decision })
-    }
-
-    /// Whether nothing about this user was forgotten since the decision: checked again just before the client
-    /// gets OK.
-    #[must_use]
-    pub fn is_current(&self, proven: &Proven) -> bool {
-        let holds = |entry: &Entry| self.cache.holds(entry, proven.since);
-        holds(proven.identity.entry()) && proven.identity.acting().is_none_or(|acting| holds(&acting.entry))
     }
 
     /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
@@ -468,9 +470,11 @@ impl Authenticator {
         }
         let (result, dn) = match answer {
             Ok(identity) => {
-                let proven = Proven { identity: Arc::clone(identity), token: None, since: *since };
-                let permitted = networks::permit(identity.entry().networks.as_deref(), client);
-                (permitted.map(|()| proven), Some(Arc::clone(&identity.entry().dn)))
+                let (since, identity) = (*since, Arc::clone(identity));
+                let proven = Proven { identity, token: None, since, acting_since: since };
+                let entry = proven.identity.shared_entry();
+                let permitted = networks::permit(entry.networks.as_deref(), client);
+                (permitted.map(|()| proven), Some(Arc::clone(&entry.dn)))
             }
             Err(DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn }) => {
                 (Err(Refusal::WrongPassword), Some(Arc::clone(dn)))
@@ -495,7 +499,7 @@ impl Authenticator {
             Err(DirectoryError::Unavailable(cause)) => {
                 let server = trace.server.as_deref().unwrap_or("-");
                 if let Some(suppressed) = self.repeats.allow("directory", server) {
-                    warn!(reason = %cause, server, suppressed, "directory lookup failed");
+                    warn!(directory = self.shown, reason = %cause, server, suppressed, "directory lookup failed");
                 }
                 (Err(Refusal::DirectoryUnavailable), trace.dn.clone())
             }
@@ -506,7 +510,8 @@ impl Authenticator {
             fault = seen.and_then(Networks::fault).cloned().map(Box::new);
         }
         let (trace, withheld) = (trace.clone(), check.withheld.clone());
-        AuthDecision { result, by, dn, other_dn, fault, unavailable, trace, withheld, token: None }
+        let decision = AuthDecision::new(result, by);
+        AuthDecision { dn, other_dn, fault, unavailable, trace, withheld, ..decision }
     }
 }
 
@@ -549,7 +554,7 @@ fn require_usable(identity: Identity) -> Result<Identity, DirectoryError> {
 }
 
 /// Refuses passwords that are never sent to a directory.
-fn unusable(credential: &Credential) -> Option<AuthDecision> {
+pub(super) fn unusable(credential: &Credential) -> Option<AuthDecision> {
     // Nothing else is sent to a directory.
     let CredentialSecret::Password(password) = credential.secret() else { return None };
     // RFC 4513 section 5.1.2: a bind with an empty password succeeds as anonymous.

@@ -4,31 +4,26 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::backend::{Backend, BackendContext, BackendFiles};
-use crate::cache::Cache;
 use crate::config::{self, Config};
-use crate::directory::Directory;
+use crate::directory::{Directory, Realm};
 use crate::limits::{Shares, Throttle};
-use crate::login::authn::Authenticator;
+use crate::login::realms::Realms;
 use crate::proto::TokenHints;
 use crate::sessions::maintenance::Maintenance;
 use crate::sessions::registry::Registry;
 use crate::telemetry::metrics::Metrics;
 use crate::token::{IssuerFiles, Tokens};
-use crate::tracking::{ChangeTracker, TrackedEntries, TrackingContext};
-
-/// A user logged in by a cached decision was tracked when it was cached, and is until the session is listed.
-const RETENTION: Duration = Duration::from_secs(60);
+use crate::tracking::{ChangeTrackers, TrackingContext};
 
 /// One configuration, with what decides about logins under it.
 #[derive(Debug)]
 pub(crate) struct LoginCore {
     /// The configuration.
     pub config: Config,
-    /// The decision, with its directory and cache.
-    pub authn: Authenticator,
+    /// The directories, each with its decisions and its cache.
+    pub realms: Realms,
     /// The issuers of tokens.
     pub tokens: Arc<Tokens>,
     /// What a client without a good token hears.
@@ -52,24 +47,22 @@ pub(crate) struct BackendParts<'a> {
 }
 
 impl LoginCore {
-    /// The core of this config. Cache and tracked entries of `previous` are kept if they are still valid under it.
+    /// The core of this config with its directories, in the same order. Caches and tracked entries of `previous` are
+    /// kept if they are still valid under it.
     #[must_use]
     pub(crate) fn new(
         config: Config,
-        directory: Arc<dyn Directory>,
+        directories: Vec<Arc<dyn Directory>>,
         issuers: Vec<IssuerFiles>,
         BackendParts { mut files, host, own, kept }: BackendParts<'_>,
         metrics: &Arc<Metrics>,
         previous: Option<&Self>,
     ) -> Self {
-        let valid = previous.filter(|old| old.config.directory == config.directory && old.config.cache == config.cache);
-        let cache = valid.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
-        let tracked = valid.map_or_else(|| Arc::new(tracked(&config)), |old| Arc::clone(old.authn.entries()));
         let tokens = Tokens::new(&config.tokens, issuers, metrics, previous.map(|old| &*old.tokens));
         let tokens = Arc::new(tokens);
         let token_hints = TokenHints { scope: tokens.scope(), discovery: tokens.discovery().map(str::to_owned) };
-        let authn = Authenticator::new(directory, cache, tracked, config.limits.connections);
-        let authn = authn.with_tokens(Arc::clone(&tokens));
+        let valid = previous.filter(|old| old.config.cache == config.cache).map(|old| &old.realms);
+        let realms = Realms::new(&config, directories, valid).with_tokens(Arc::clone(&tokens));
         let shares = previous.map(|old| old.shares.clone()).unwrap_or_default();
         let untagged_limit = config.limits.max_backend_greeting;
         let context = BackendContext { untagged_limit, host, own, shares: &shares, metrics };
@@ -80,18 +73,18 @@ impl LoginCore {
             Some(Backend::new(settings, files, &context, kept))
         });
         let backends = Backends::new(backends);
-        Self { config, authn, tokens, token_hints: token_hints.into(), backends, shares }
+        Self { config, realms, tokens, token_hints: token_hints.into(), backends, shares }
     }
 
-    /// The settings by which directory changes are judged.
+    /// By what changes of this directory are judged; `None`: it is not configured.
     #[must_use]
-    pub(crate) fn setting(&self) -> TrackingContext<'_> {
-        TrackingContext {
-            cache: self.authn.cache(),
-            entries: self.authn.entries(),
-            routing: &self.config.routing,
-            watch: &self.config.directory.watch,
-        }
+    pub(crate) fn setting(&self, realm: Realm) -> Option<TrackingContext<'_>> {
+        self.realms.get(realm).map(|realm| realm.setting(&self.config.routing))
+    }
+
+    /// The same of every directory.
+    pub(crate) fn all_settings(&self) -> impl Iterator<Item = TrackingContext<'_>> {
+        self.realms.all().iter().map(|realm| realm.setting(&self.config.routing))
     }
 
     /// The backend with exactly these settings: its health data stays valid.
@@ -99,15 +92,6 @@ impl LoginCore {
         let is_same = self.config.routing.backends.contains(settings);
         self.backends.get(&settings.name).filter(|_| is_same).map(|backend| &**backend)
     }
-}
-
-/// Capacity for every user with a cached decision or a session.
-fn tracked(config: &Config) -> TrackedEntries {
-    let decisions = usize::try_from(config.cache.capacity).unwrap_or(usize::MAX);
-    TrackedEntries::new(
-        decisions.saturating_add(config.limits.connections),
-        config.cache.ttl.max(config.cache.stale) + RETENTION,
-    )
 }
 
 /// The backends of one configuration, found by the names that routing yields.
@@ -153,8 +137,8 @@ pub(crate) struct LoginContext<'a> {
     pub in_force: &'a dyn InForce,
     /// Limits per client and user.
     pub limits: &'a Throttle,
-    /// The changes of the directory.
-    pub tracking: &'a ChangeTracker,
+    /// The changes of the directories.
+    pub tracking: &'a ChangeTrackers,
     /// The relayed sessions.
     pub sessions: &'a Arc<Registry>,
     /// The backends that are out of service.

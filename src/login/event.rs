@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use crate::backend::{BackendError, Phases};
 use crate::base::credential::{CredentialKind, Login, TokenForm};
 use crate::config::LimitRule;
-use crate::directory::Trace;
+use crate::directory::{Realm, Trace};
 use crate::limits::Limited;
 use crate::login::authn::{AuthDecision, DecidedBy};
 use crate::outcome::{BackendReply, Refusal, Side, TokenError};
@@ -70,6 +70,12 @@ pub(crate) struct LoginEvent {
     pub by_default: bool,
     /// What decided: cache or directory.
     pub by: Option<DecidedBy>,
+    /// The directory that has decided.
+    pub realm: Option<Realm>,
+    /// Its name, where there are several.
+    pub directory: Option<&'static str>,
+    /// The name of another one that has an entry with this name.
+    pub other_directory: Option<&'static str>,
     /// How the directory request went.
     pub trace: Trace,
     /// The client's certificate, if the login is by it: subject and fingerprint.
@@ -97,7 +103,8 @@ impl LoginEvent {
         if let Some(basis) = decision.by.basis() {
             metrics.decisions.of(basis).inc();
         }
-        self.by = Some(decision.by);
+        (self.by, self.realm) = (Some(decision.by), decision.realm);
+        (self.directory, self.other_directory) = (decision.directory, decision.other_directory);
         self.trace.clone_from(&decision.trace);
         self.token.clone_from(&decision.token);
         self.dn.clone_from(&decision.dn);
@@ -247,6 +254,8 @@ impl LoginEvent {
                     backend = self.backend.as_deref(),
                     by = self.by.map(DecidedBy::label),
                     by_default = self.by_default.then_some(true),
+                    directory = self.directory,
+                    other_directory = self.other_directory,
                     directory_server = self.trace.server.as_deref(),
                     directory_code = self.trace.code,
                     directory_result,

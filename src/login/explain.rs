@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::base::credential::Login;
-use crate::config::{Config, DirectoryServer, LdapScheme};
+use crate::config::{Config, Directory, DirectoryServer, LdapScheme};
 use crate::directory::{DirectoryError, Entry, EntryFault, Networks, UnavailableCause};
 use crate::login::networks;
 use crate::outcome::{Proof, Refusal};
@@ -78,10 +78,28 @@ impl Verdict {
 
     /// Of what the directory answered.
     #[must_use]
-    pub(crate) fn of(config: &Config, answer: Result<Entry, DirectoryError>, login: &Login) -> Self {
+    pub(crate) fn of(
+        config: &Config,
+        directory: &Directory,
+        answer: Result<Entry, DirectoryError>,
+        login: &Login,
+    ) -> Self {
         match answer {
-            Ok(entry) => Self::of_entry(config, &entry, login),
-            Err(error) => Self::of_error(config, &error),
+            Ok(entry) => Self::of_entry(config, directory, &entry, login),
+            Err(error) => Self::of_error(directory, &error),
+        }
+    }
+
+    /// Of a name that no directory, or more than one, has.
+    #[must_use]
+    pub(crate) fn of_unlocated(error: &DirectoryError) -> Self {
+        match error {
+            DirectoryError::SeveralEntries { proof, .. } => Self::refused(
+                Refusal::SeveralEntries(*proof),
+                format!("{error}, in several directories; make the names unique"),
+            ),
+            DirectoryError::Unavailable(_) => Self::refused(Refusal::DirectoryUnavailable, error.to_string()),
+            _ => Self::refused(Refusal::UnknownUser, "no directory has an entry with this name"),
         }
     }
 
@@ -94,8 +112,7 @@ impl Verdict {
 
     /// Of an entry.
     #[must_use]
-    pub(crate) fn of_entry(config: &Config, entry: &Entry, login: &Login) -> Self {
-        let directory = &config.directory;
+    pub(crate) fn of_entry(config: &Config, directory: &Directory, entry: &Entry, login: &Login) -> Self {
         let allowed = PROTOCOLS.iter().filter(|protocol| routing::allowed(&directory.allow, entry, protocol).is_ok());
         let may_use: Vec<_> = allowed.map(|protocol| protocol.name).collect();
         let (goal, words) = if let Some(fault) = entry.networks.as_deref().and_then(Networks::fault) {
@@ -111,13 +128,13 @@ impl Verdict {
             };
             (Err(Refusal::NotAllowed), words)
         } else {
-            goal(config, entry, login)
+            goal(config, directory, entry, login)
         };
         let (dn, mail_hosts) = (Some(entry.dn.to_string()), entry.mail_hosts.clone());
         Self { dn, mail_hosts, held: entry.version.held, networks: entry.networks.clone(), may_use, goal, words }
     }
 
-    fn of_error(config: &Config, error: &DirectoryError) -> Self {
+    fn of_error(directory: &Directory, error: &DirectoryError) -> Self {
         match error {
             DirectoryError::NoEntry => Self::refused(Refusal::UnknownUser, "the directory has no such entry"),
             DirectoryError::NoPassword { dn } => Self {
@@ -164,7 +181,7 @@ impl Verdict {
                          --password-stdin"
                     }
                     UnavailableCause::ServiceBind { result, .. } | UnavailableCause::Result { result, .. } => {
-                        match tls_advice(config, result.code) {
+                        match tls_advice(directory, result.code) {
                             Some(advice) => &format!("; {advice}"),
                             None => "",
                         }
@@ -209,8 +226,7 @@ fn unusable(fault: &EntryFault) -> String {
 
 /// What to do about a server that wants a protected connection; `None` if the result does not say so.
 #[must_use]
-pub(crate) fn tls_advice(config: &Config, code: u32) -> Option<&'static str> {
-    let directory = &config.directory;
+pub(crate) fn tls_advice(directory: &Directory, code: u32) -> Option<&'static str> {
     let in_clear = |server: &DirectoryServer| server.scheme == LdapScheme::Ldap && !directory.starttls;
     match code {
         STRONGER_AUTH_REQUIRED | CONFIDENTIALITY_REQUIRED if directory.servers.iter().any(in_clear) => Some(
@@ -225,8 +241,8 @@ pub(crate) fn tls_advice(config: &Config, code: u32) -> Option<&'static str> {
     }
 }
 
-fn goal(config: &Config, entry: &Entry, login: &Login) -> (Result<Goal, Refusal>, String) {
-    let attribute = &config.directory.mail_host_attribute;
+fn goal(config: &Config, directory: &Directory, entry: &Entry, login: &Login) -> (Result<Goal, Refusal>, String) {
+    let attribute = &directory.mail_host_attribute;
     let route = match routing::route(&config.routing, entry) {
         Ok(route) => route,
         Err(refusal) => {
@@ -240,7 +256,7 @@ fn goal(config: &Config, entry: &Entry, login: &Login) -> (Result<Goal, Refusal>
             return (Err(refusal), words);
         }
     };
-    let login_attribute = config.directory.login_attribute.as_deref();
+    let login_attribute = directory.login_attribute.as_deref();
     let login = match routing::backend_login(login_attribute, entry, login) {
         Ok(login) => login.as_str().to_owned(),
         Err(refusal) => {

@@ -7,3 +7,4 @@ pub(crate) mod core;
 pub(crate) mod event;
 pub(crate) mod explain;
 mod networks;
+pub(crate) mod realms;

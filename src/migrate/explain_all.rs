@@ -16,8 +16,9 @@ use super::nginx::Recipe;
 use super::{AT_ONCE, list, look_up};
 use crate::base::credential::Login;
 use crate::config::Config;
-use crate::directory::{Directory, DirectoryError, ListedUser, UnavailableCause};
+use crate::directory::{DirectoryError, ListedUser, UnavailableCause};
 use crate::login::explain::Verdict;
+use crate::login::realms::{RealmCore, Realms};
 use crate::outcome::Refusal;
 
 /// The recipe to compare with.
@@ -93,8 +94,8 @@ fn hint(cause: &UnavailableCause) -> &'static str {
 pub(crate) struct AllUsers<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// Its directory.
-    pub directory: &'a dyn Directory,
+    /// Its directories.
+    pub realms: &'a Realms,
     /// The attribute that names users; `None`: as the directory's settings determine.
     pub name_attribute: Option<&'a str>,
     /// What to compare with.
@@ -143,22 +144,25 @@ impl AllUsers<'_> {
         &self,
         row: &mut (dyn FnMut(&Row<'_>) -> bool + Send),
     ) -> Result<Totals, ListingError> {
-        let ambiguous = self.ambiguous().await?;
         let mut run = self.begin(row);
         let mut unclear = BTreeSet::new();
-        let (sender, mut listed) = mpsc::channel(256);
-        let list = async { list(self.directory, self.name_attribute, sender).await.map_err(ListingError::Directory) };
-        let read = async {
-            while let Some(one) = listed.recv().await {
-                unclear.extend(one.names.iter().filter(|name| ambiguous.contains(&digest(name))).cloned());
-                if one.names.first().is_none_or(|name| !ambiguous.contains(&digest(name))) {
-                    run.listed(one)?;
+        for realm in self.realms.all() {
+            let ambiguous = self.ambiguous(realm).await?;
+            let (sender, mut listed) = mpsc::channel(256);
+            let list =
+                async { list(realm.directory(), self.name_attribute, sender).await.map_err(ListingError::Directory) };
+            let read = async {
+                while let Some(one) = listed.recv().await {
+                    unclear.extend(one.names.iter().filter(|name| ambiguous.contains(&digest(name))).cloned());
+                    if one.names.first().is_none_or(|name| !ambiguous.contains(&digest(name))) {
+                        run.listed(realm, one)?;
+                    }
                 }
-            }
-            Ok(())
-        };
-        // Whoever ends first with an error ends the other.
-        tokio::try_join!(list, read)?;
+                Ok(())
+            };
+            // Whoever ends first with an error ends the other.
+            tokio::try_join!(list, read)?;
+        }
         // Only a login's own search decides which entry such a name is.
         run.look_up(unclear.into_iter()).await?;
         run.rest_of_the_recipe().await?;
@@ -170,10 +174,10 @@ impl AllUsers<'_> {
     }
 
     /// The names that several entries have.
-    async fn ambiguous(&self) -> Result<HashSet<u64>, ListingError> {
+    async fn ambiguous(&self, realm: &RealmCore) -> Result<HashSet<u64>, ListingError> {
         let (mut once, mut twice) = (HashSet::new(), HashSet::new());
         let (sender, mut listed) = mpsc::channel(256);
-        let (whole, ()) = tokio::join!(list(self.directory, self.name_attribute, sender), async {
+        let (whole, ()) = tokio::join!(list(realm.directory(), self.name_attribute, sender), async {
             while let Some(ListedUser { names, .. }) = listed.recv().await {
                 let own: HashSet<u64> = names.iter().map(|name| digest(name)).collect();
                 twice.extend(own.into_iter().filter(|name| !once.insert(*name)));
@@ -186,7 +190,7 @@ impl AllUsers<'_> {
 
 impl Run<'_, '_> {
     /// An entry of the directory.
-    fn listed(&mut self, listed: ListedUser) -> Result<(), ListingError> {
+    fn listed(&mut self, realm: &RealmCore, listed: ListedUser) -> Result<(), ListingError> {
         let ListedUser { dn, entry, names } = listed;
         let login = names.first().cloned().unwrap_or_default();
         let verdict = match (Login::parse(login.as_bytes()), entry) {
@@ -196,7 +200,7 @@ impl Run<'_, '_> {
                 "no attribute that the filter compares with a login has a value",
             ),
             (None, _) => Verdict::no_login(),
-            (Some(login), entry) => Verdict::of_entry(self.all_users.config, &entry, &login),
+            (Some(login), entry) => Verdict::of_entry(self.all_users.config, &realm.settings, &entry, &login),
         };
         let verdict = Verdict { dn: Some(dn), ..verdict };
         self.tell(login, &names, verdict)
@@ -204,12 +208,17 @@ impl Run<'_, '_> {
 
     /// Names, each asked for as a login asks.
     async fn look_up(&mut self, names: impl Iterator<Item = String> + Send) -> Result<(), ListingError> {
-        let AllUsers { config, directory, .. } = *self.all_users;
+        let AllUsers { config, realms, .. } = *self.all_users;
         let asked = names.map(|name| async move {
             let Some(login) = Login::parse(name.as_bytes()) else { return Ok((name, Verdict::no_login())) };
-            match look_up(directory, &login).await {
+            let realm = match realms.locate(&login).await {
+                Ok(realm) => realm,
+                Err(DirectoryError::Unavailable(cause)) => return Err(ListingError::Directory(cause)),
+                Err(error) => return Ok((name, Verdict::of_unlocated(&error))),
+            };
+            match look_up(realm.directory(), &login).await {
                 Err(DirectoryError::Unavailable(cause)) if !is_about_one(&cause) => Err(ListingError::Directory(cause)),
-                answer => Ok((name, Verdict::of(config, answer, &login))),
+                answer => Ok((name, Verdict::of(config, &realm.settings, answer, &login))),
             }
         });
         let mut answers = stream::iter(asked).buffered(AT_ONCE);

@@ -16,9 +16,26 @@ use super::{AT_ONCE, list, look_up};
 use crate::base::credential::Login;
 use crate::config::{Config, host_key};
 use crate::diagnose::table::Shown;
-use crate::directory::{Directory, DirectoryError, Entry, ListedUser, UnavailableCause};
+use crate::directory::{DirectoryError, Entry, ListedUser, UnavailableCause};
+use crate::login::realms::{RealmCore, Realms};
 use crate::proto::ldap::template::{self, Template};
 use crate::routing;
+
+/// The directory that gets the LDIF.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    /// All of them.
+    pub realms: &'a Realms,
+    /// This one.
+    pub realm: &'a RealmCore,
+}
+
+impl Asked<'_> {
+    /// Whether a login by this name is looked up there.
+    fn may_have(self, name: &Login) -> bool {
+        self.realms.may_have(self.realm, name)
+    }
+}
 
 /// Where the names of a file, and all others, are sent: values of `mail_host_attribute`.
 #[derive(Debug, Clone)]
@@ -196,7 +213,7 @@ impl Import {
     /// The directory lookup failed: then nothing may be applied.
     pub(crate) async fn online(
         recipe: &Recipe,
-        (config, directory, name_attribute): (&Config, &dyn Directory, Option<&str>),
+        (config, realm, name_attribute): (&Config, Asked<'_>, Option<&str>),
         hosts: &Hosts,
         write_default: bool,
         done: &AtomicUsize,
@@ -206,7 +223,8 @@ impl Import {
         let mut named: HashMap<String, usize> = HashMap::new();
         let asked = recipe.names.iter().map(|name| async move {
             match Login::parse(name.text.as_bytes()) {
-                Some(login) => (name, Some(look_up(directory, &login).await)),
+                Some(login) if !realm.may_have(&login) => (name, Some(Err(DirectoryError::NoEntry))),
+                Some(login) => (name, Some(look_up(realm.realm.directory(), &login).await)),
                 None => (name, None),
             }
         });
@@ -236,7 +254,7 @@ impl Import {
             remarks.push((line, remark));
         }
         import.note(remarks);
-        import.others(recipe, (config, directory, name_attribute), hosts, write_default, &named, done).await?;
+        import.others(recipe, (config, realm, name_attribute), hosts, write_default, &named, done).await?;
         Ok(import)
     }
 
@@ -244,7 +262,7 @@ impl Import {
     async fn others(
         &mut self,
         recipe: &Recipe,
-        (config, directory, name_attribute): (&Config, &dyn Directory, Option<&str>),
+        (config, realm, name_attribute): (&Config, Asked<'_>, Option<&str>),
         hosts: &Hosts,
         write_default: bool,
         named: &HashMap<String, usize>,
@@ -258,7 +276,7 @@ impl Import {
             name.is_some() && leads(default) == name
         });
         let (sender, mut listed) = mpsc::channel(256);
-        let (told, ()) = tokio::join!(list(directory, name_attribute, sender), async {
+        let (told, ()) = tokio::join!(list(realm.realm.directory(), name_attribute, sender), async {
             while let Some(ListedUser { dn, entry, names }) = listed.recv().await {
                 done.fetch_add(1, Ordering::Relaxed);
                 if named.contains_key(&dn.to_lowercase()) {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use super::explain_all::{Against, AllUsers, ListingError};
-use super::import::{Hosts, Import, Remark};
+use super::import::{Asked, Hosts, Import, Remark};
 use super::nginx::Recipe;
 use crate::config::{self, Config};
 use crate::directory::memory::Memory;
-use crate::directory::{DirectoryError, Entry, UnavailableCause};
+use crate::directory::{Directory, DirectoryError, Entry, UnavailableCause};
+use crate::login::realms::Realms;
 
 fn config() -> Config {
     let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
@@ -34,12 +35,13 @@ fn users() -> Arc<Memory> {
 
 /// The logins of all rows with their backends.
 async fn rows(
-    memory: &Memory,
+    memory: &Arc<Memory>,
     against: Option<&Against>,
     names: Option<&Recipe>,
 ) -> Result<(Vec<(String, Option<String>, bool)>, usize), ListingError> {
     let (config, done) = (config(), AtomicUsize::new(0));
-    let all_users = AllUsers { config: &config, directory: memory, name_attribute: None, against, done: &done };
+    let realms = Realms::new(&config, vec![Arc::clone(memory) as Arc<dyn Directory>], None);
+    let all_users = AllUsers { config: &config, realms: &realms, name_attribute: None, against, done: &done };
     let mut rows = Vec::new();
     let mut row = |row: &super::explain_all::Row<'_>| {
         rows.push((row.login.clone(), row.verdict.backend().map(str::to_owned), row.differs()));
@@ -87,11 +89,13 @@ async fn listing_during_an_outage_is_incomplete() {
     assert!(matches!(error, ListingError::Directory(UnavailableCause::Timeout)), "{error}");
 }
 
-async fn import(memory: &Memory, recipe: &str, write_default: bool) -> Result<Import, DirectoryError> {
+async fn import(memory: &Arc<Memory>, recipe: &str, write_default: bool) -> Result<Import, DirectoryError> {
     let hosts = Hosts { backend: "server4".into(), default: Some("server3".into()) };
     let (config, done) = (config(), AtomicUsize::new(0));
     let recipe = Recipe::parse(recipe.as_bytes());
-    Import::online(&recipe, (&config, memory, None), &hosts, write_default, &done).await
+    let realms = Realms::new(&config, vec![Arc::clone(memory) as Arc<dyn Directory>], None);
+    let asked = Asked { realms: &realms, realm: &realms.all()[0] };
+    Import::online(&recipe, (&config, asked, None), &hosts, write_default, &done).await
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,13 +1,17 @@
 //! Routing: from an entry's `mailHost` to the name of a backend.
 //!
 //! An unknown value never falls to the default, and several values never to one of them at random:
-//! only a user *without* the attribute may be sent to `routing.default`. Does no I/O.
+//! only a user *without* the attribute may be sent to `routing.default`. Which directory a login name belongs to is in
+//! `domains`. Does no I/O.
+
+mod domains;
 
 use crate::base::credential::Login;
 use crate::config::{Allow, Routing, host_key};
 use crate::directory::Entry;
 use crate::outcome::{Proof, Refusal};
 use crate::proto::Protocol;
+pub(crate) use domains::{Candidates, Domains};
 
 /// The backend of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Backend, Health, Probe};
+    use crate::directory::Realm;
 
     fn backend(name: &str, hosts: &[&str]) -> Backend {
         Backend {
@@ -168,7 +173,7 @@ mod tests {
         let allow = Allow { attribute: Some("mailAccess".to_owned()), values, filter: None };
         let entry = |allowed: &[&str], in_group| {
             let allowed = allowed.iter().map(|value| (*value).to_owned()).collect();
-            Entry { allowed, in_group, ..Entry::unread("uid=x".into()) }
+            Entry { allowed, in_group, ..Entry::unread(Realm::DEFAULT, "uid=x".into()) }
         };
         let protocol = crate::proto::by_name("imap").unwrap();
         for (values, in_group, expected) in [

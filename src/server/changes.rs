@@ -1,4 +1,4 @@
-//! Change notification of the current snapshot's directory.
+//! Change notification of the current snapshot's directories.
 
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, resume_unwind};
@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use tokio::time::interval;
 
 use crate::base::tasks::Task;
 use crate::directory::{Change, ChangeHandler, Directory};
+use crate::login::realms::RealmCore;
 use crate::process::{Shared, Snapshot};
 
 /// How often it is seen whether another snapshot is in force: its directory is followed then.
@@ -23,16 +25,23 @@ pub(super) async fn close_sessions(shared: Arc<Shared>, task: Task) {
     shared.closer.run(task, || shared.snapshot.load().config.drain.max_closes_per_second).await;
 }
 
-/// Follows.
+/// Follows every directory, each by itself.
 pub(super) async fn follow(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load_full();
-        let tell = |change| shared.tracker.take(change, &snapshot.setting());
+        shared.trackers.keep(|realm| snapshot.realms.get(realm).is_some());
+        let tell = |realm: &RealmCore, change| {
+            shared.trackers.of(realm.realm).take(change, &realm.setting(&snapshot.config.routing));
+        };
+        let all = snapshot.realms.all();
+        let watched = join_all(all.iter().map(|realm| async move {
+            watch(realm.directory(), &|change| tell(realm, change)).await;
+        }));
         let followed = tokio::select! {
-            end = AssertUnwindSafe(watch(&*snapshot.directory, &tell)).catch_unwind() => end.map(drop),
+            end = AssertUnwindSafe(watched).catch_unwind() => end.map(drop),
             () = replaced(&shared, &snapshot) => Ok(()),
         };
-        tell(Change::Lost);
+        all.iter().for_each(|realm| tell(realm, Change::Lost));
         if let Err(panic) = followed {
             // The task's owner counts it and starts it again.
             resume_unwind(panic);
@@ -59,8 +68,10 @@ async fn replaced(shared: &Shared, snapshot: &Arc<Snapshot>) {
                 }
             }
             _ = sweep.tick() => {
-                shared.tracker.end_expired(&snapshot.setting());
-                snapshot.authn.entries().sweep(|entry| shared.registry.has(&entry.names()));
+                for setting in snapshot.all_settings() {
+                    shared.trackers.of(setting.realm).end_expired(&setting);
+                    setting.entries.sweep(|entry| shared.registry.has(&entry.names()));
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 //! whose version is the round: what belongs to an earlier round is never read. No login waits for any of it. While the
 //! store is unavailable, each node acts by what it knows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +14,12 @@ use tokio::sync::{broadcast::error::RecvError, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::directory::{Entry, EntryKey, EntryName};
+use crate::directory::{Entry, EntryKey, EntryName, Realm};
 use crate::fleet::{Arg, BRAKE, Fleet, KeyKind, Mark, MarkKind, StoreKey, Value};
 use crate::process::Shared;
-use crate::tracking::{BrakeId, BrakeNews, BrakeStatus, FleetNames, HeldSet, KeptValues, id_of};
+use crate::tracking::{
+    BrakeId, BrakeNews, BrakeStatus, ChangeTracker, FleetNames, HeldSet, KeptValues, TrackingContext, id_of,
+};
 
 /// How often the store is asked while the brake is on, and while it is off.
 const TICKS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -92,10 +94,10 @@ struct Names(Arc<Fleet>);
 impl FleetNames for Names {
     fn name(&self, entry: &Entry) -> Option<KeptValues> {
         let key = entry.names().by_id().unwrap_or_else(|| EntryKey::by_dn(entry.version.realm, &entry.dn));
-        let realm = [key.realm.number()];
+        let realm = key.realm.name().as_bytes();
         let user: [&[u8]; 3] = match &key.name {
-            EntryName::Id(id) => [&realm, b"id", id.bytes()],
-            EntryName::Dn(dn) => [&realm, b"dn", dn.as_bytes()],
+            EntryName::Id(id) => [realm, b"id", id.bytes()],
+            EntryName::Dn(dn) => [realm, b"dn", dn.as_bytes()],
         };
         let id = self.0.keyed(KeyKind::Brake, &[&[b"user".as_slice()], user.as_slice()].concat())?.0;
         let hosts = (entry.mail_hosts.len() as u64).to_be_bytes();
@@ -109,40 +111,53 @@ impl FleetNames for Names {
     }
 }
 
-/// Shares the brake; never returns.
+/// Shares the brakes of all directories; never returns.
 pub(super) async fn share(shared: Arc<Shared>) {
     let Some(fleet) = shared.fleet.clone() else { return pending().await };
     let names: Arc<dyn FleetNames> = Arc::new(Names(Arc::clone(&fleet)));
-    shared.tracker.join(Arc::clone(&names));
-    let mut brake = SharedBrake::new(&shared, &fleet, names);
+    shared.trackers.join(Arc::clone(&names));
+    let mut brakes: BTreeMap<Realm, SharedBrake<'_>> = BTreeMap::new();
     let (mut marks, mut generation, mut messages) = (fleet.marks(), fleet.generation(), fleet.subscribe());
     loop {
         generation.borrow_and_update();
         marks.borrow_and_update();
-        brake.turn().await;
-        let tick = sleep(brake.pause());
+        let realms: Vec<_> = shared.snapshot.load().realms.all().iter().map(|realm| realm.realm).collect();
+        brakes.retain(|realm, _| realms.contains(realm));
+        for realm in realms {
+            let brake = brakes.entry(realm);
+            let brake = brake.or_insert_with(|| SharedBrake::new(&shared, &fleet, realm, Arc::clone(&names)));
+            brake.turn().await;
+        }
+        let held = brakes.values().map(SharedBrake::held).sum::<usize>();
+        let gauge = shared.metrics.fleet_brake.with_label_values(&[] as &[&str]);
+        gauge.set(i64::try_from(held).unwrap_or(i64::MAX));
+        let pause = brakes.values().map(SharedBrake::pause).min().unwrap_or(TICKS.1);
+        let mut are_due = false;
         tokio::select! {
-            () = shared.tracker.has_news() => {}
+            () = shared.trackers.has_news() => {}
             changed = marks.changed() => if changed.is_err() { return },
             changed = generation.changed() => {
                 if changed.is_err() { return }
-                brake.begin();
+                brakes.values_mut().for_each(SharedBrake::begin);
             }
             message = messages.recv() => match message {
-                Ok(message) if &*message.body == NOTICE && !message.is_question() => brake.is_due = true,
+                Ok(message) if &*message.body == NOTICE && !message.is_question() => are_due = true,
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => brake.is_due = true,
+                Err(RecvError::Lagged(_)) => are_due = true,
                 Err(RecvError::Closed) => return,
             },
-            () = tick => brake.is_due = true,
+            () = sleep(pause) => are_due = true,
         }
+        brakes.values_mut().for_each(|brake| brake.is_due |= are_due);
     }
 }
 
-/// What is known of the fleet's brake.
+/// What is known of the fleet's brake of a directory.
 struct SharedBrake<'a> {
     shared: &'a Shared,
     fleet: &'a Arc<Fleet>,
+    realm: Realm,
+    tracker: Arc<ChangeTracker>,
     names: Arc<dyn FleetNames>,
     /// The version of the mark that was obeyed, and the round.
     round: u64,
@@ -181,10 +196,12 @@ struct Shown {
 }
 
 impl<'a> SharedBrake<'a> {
-    fn new(shared: &'a Shared, fleet: &'a Arc<Fleet>, names: Arc<dyn FleetNames>) -> Self {
+    fn new(shared: &'a Shared, fleet: &'a Arc<Fleet>, realm: Realm, names: Arc<dyn FleetNames>) -> Self {
         Self {
             shared,
             fleet,
+            realm,
+            tracker: shared.trackers.of(realm),
             names,
             round: 0,
             is_on: false,
@@ -222,11 +239,11 @@ impl<'a> SharedBrake<'a> {
     }
 
     fn mark(&self) -> Option<Arc<Mark>> {
-        self.fleet.marks().borrow().get(MarkKind::Brake, b"").cloned()
+        self.fleet.marks().borrow().get(MarkKind::Brake, self.realm.name().as_bytes()).cloned()
     }
 
     fn set(&self, state: State) -> u64 {
-        self.fleet.set_mark(MarkKind::Brake, b"", state.write().as_bytes(), None);
+        self.fleet.set_mark(MarkKind::Brake, self.realm.name().as_bytes(), state.write().as_bytes(), None);
         self.mark().map_or(0, |mark| mark.version)
     }
 
@@ -252,14 +269,22 @@ impl<'a> SharedBrake<'a> {
             self.obey();
         }
         self.consider_release();
-        let held = if self.is_on { self.held.len() } else { 0 };
-        let held = i64::try_from(held).unwrap_or(i64::MAX);
-        self.shared.metrics.fleet_brake.with_label_values(&[] as &[&str]).set(held);
+    }
+
+    /// How many users' changes are held back.
+    fn held(&self) -> usize {
+        if self.is_on { self.held.len() } else { 0 }
+    }
+
+    /// Does something with the tracker; `None`: the directory is no longer configured.
+    fn with<T>(&self, act: impl FnOnce(&ChangeTracker, &TrackingContext<'_>) -> T) -> Option<T> {
+        let snapshot = self.shared.snapshot.load_full();
+        snapshot.setting(self.realm).map(|setting| act(&self.tracker, &setting))
     }
 
     fn status(&self) -> BrakeStatus {
-        let snapshot = self.shared.snapshot.load_full();
-        self.shared.tracker.brake(&snapshot.setting())
+        let off = BrakeStatus { on: false, deferred: 0, turns: 0 };
+        self.with(|tracker, setting| tracker.brake(setting)).unwrap_or(off)
     }
 
     fn has_more(&self) -> bool {
@@ -267,11 +292,10 @@ impl<'a> SharedBrake<'a> {
     }
 
     fn take_news(&mut self) {
-        let (mut news, overflown) = self.shared.tracker.take_news();
+        let (mut news, overflown) = self.tracker.take_news();
         self.is_new |= overflown;
         if self.is_new && self.fleet.is_up() {
-            let snapshot = self.shared.snapshot.load_full();
-            news.extend(self.shared.tracker.all_news(&snapshot.setting()));
+            news.extend(self.with(|tracker, setting| tracker.all_news(setting)).unwrap_or_default());
             self.is_new = false;
         }
         for news in news {
@@ -308,8 +332,6 @@ impl<'a> SharedBrake<'a> {
     fn obey(&mut self) {
         let Some(mark) = self.mark().filter(|mark| mark.version > self.round) else { return };
         let Some(state) = State::read(&mark.body) else { return };
-        let snapshot = self.shared.snapshot.load_full();
-        let (tracker, setting) = (&self.shared.tracker, snapshot.setting());
         let is_own = mark.origin == self.fleet.id();
         if let Some((_, seconds)) = self.confirmed.filter(|it| !is_own && is_unaware(state, mark.version, it.0)) {
             // Both are about the same edit.
@@ -322,10 +344,10 @@ impl<'a> SharedBrake<'a> {
         match state {
             State::On { .. } => {
                 self.is_on = true;
-                tracker.engage_for_fleet(&setting);
+                self.with(|tracker, setting| tracker.engage_for_fleet(setting));
             }
             State::Released => {
-                if !tracker.release_for_fleet(&setting) {
+                if !self.with(|tracker, setting| tracker.release_for_fleet(setting)).unwrap_or(true) {
                     self.set(State::On { base: self.round });
                     return self.obey();
                 }
@@ -342,20 +364,20 @@ impl<'a> SharedBrake<'a> {
     }
 
     fn obey_confirmation(&self, version: u64, seconds: u64) {
-        let snapshot = self.shared.snapshot.load_full();
-        let (tracker, setting) = (&self.shared.tracker, snapshot.setting());
         let age = self.fleet.store_time().map_or(0, |now| now.saturating_sub(version));
         let left = Duration::from_secs(seconds).saturating_sub(Duration::from_micros(age));
-        if tracker.brake(&setting).on || !left.is_zero() || age < OLD_MICROS {
-            let changes = tracker.confirm(left, &setting);
-            info!(changes, "confirmed at another node of the fleet");
+        if self.status().on || !left.is_zero() || age < OLD_MICROS {
+            self.with(|tracker, setting| {
+                let changes = tracker.confirm(left, setting);
+                info!(directory = setting.shown, changes, "confirmed at another node of the fleet");
+            });
         }
     }
 
     /// One script; `false`: the store gives no answer, or there is nothing more to do.
     async fn exchange(&mut self) -> bool {
         let Some([changed, kept, members]) = self.keys() else { return false };
-        let snapshot = self.shared.snapshot.load_full();
+        let known_users = self.with(|_, setting| setting.entries.known_users()).unwrap_or_default();
         let turns = self.status().turns;
         let sent = (take(&mut self.changed), take(&mut self.kept), take(&mut self.back));
         let member = self.fleet.member_key(self.fleet.id());
@@ -364,7 +386,7 @@ impl<'a> SharedBrake<'a> {
         let number = |count: usize| Arg::Int(i64::try_from(count).unwrap_or(i64::MAX));
         let mut args = vec![
             Arg::from(id.as_str()),
-            number(snapshot.authn.entries().known_users()),
+            number(known_users),
             Arg::from(prefix),
             Arg::Int(WINDOW_MS),
             Arg::Int(LIFE_MS),
@@ -398,8 +420,6 @@ impl<'a> SharedBrake<'a> {
     }
 
     fn take(&mut self, shown: Shown, turns: u64) {
-        let snapshot = self.shared.snapshot.load_full();
-        let (tracker, setting) = (&self.shared.tracker, snapshot.setting());
         let (changed, more_changed) = read_on(&shown.changed, self.read_changed, shown.now);
         let (held, more_held) = read_on(&shown.kept, self.read_held, shown.now);
         (self.read_changed, self.read_held) = (changed, held);
@@ -408,7 +428,7 @@ impl<'a> SharedBrake<'a> {
             let age = u64::try_from(shown.now.saturating_sub(*at)).unwrap_or_default();
             Some((BrakeId::try_from(id.as_slice()).ok()?, Duration::from_millis(age)))
         });
-        tracker.heard(turns, (changed, shown.users), &setting);
+        self.with(|tracker, setting| tracker.heard(turns, (changed, shown.users), setting));
         let known = self.held.len();
         let room = usize::try_from(MOST_KEPT).unwrap_or(usize::MAX).saturating_sub(known);
         let kept = shown.kept.iter().filter_map(|(name, _)| KeptValues::try_from(name.as_slice()).ok());
@@ -432,9 +452,10 @@ impl<'a> SharedBrake<'a> {
         }
         self.is_rereading = false;
         if self.is_on && std::mem::take(&mut self.is_untold) {
-            tracker.hold_elsewhere(HeldSet::new(Arc::clone(&self.names), self.held.clone()), &setting);
+            let held = HeldSet::new(Arc::clone(&self.names), self.held.clone());
+            self.with(|tracker, setting| tracker.hold_elsewhere(held, setting));
         }
-        if shown.held > 0 || tracker.brake(&setting).deferred > 0 {
+        if shown.held > 0 || self.status().deferred > 0 {
             self.empty_since = None;
         } else {
             self.empty_since.get_or_insert_with(Instant::now);
@@ -463,8 +484,9 @@ impl<'a> SharedBrake<'a> {
     /// Of this round; `None` before the first beat.
     fn keys(&self) -> Option<[StoreKey; 3]> {
         let round = self.round.to_be_bytes();
+        let realm = self.realm.name().as_bytes();
         let key = |parts: &[&[u8]]| self.fleet.key(KeyKind::Brake, parts);
-        Some([key(&[b"changed", &round])?, key(&[b"held", &round])?, key(&[b"members"])?])
+        Some([key(&[b"changed", realm, &round])?, key(&[b"held", realm, &round])?, key(&[b"members", realm])?])
     }
 }
 

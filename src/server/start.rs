@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::select_ok;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
@@ -18,11 +19,11 @@ use crate::admin::SidePort;
 use crate::admin::control;
 use crate::base::tasks::Task;
 use crate::config::ListenerTls;
-use crate::directory::{Directory, UnavailableCause};
+use crate::directory::{Probes, UnavailableCause};
 use crate::fleet;
 use crate::frontend::auth_http;
 use crate::frontend::listener;
-use crate::process::Shared;
+use crate::process::{Shared, Snapshot};
 use crate::sessions::closer;
 use crate::telemetry::log;
 
@@ -153,18 +154,24 @@ impl Server {
     }
 }
 
-/// Probes the directory; one without probes always answers.
-async fn probe(directory: &dyn Directory) -> Result<(), UnavailableCause> {
-    match directory.probes() {
-        Some(probes) => probes.probe().await,
-        None => Ok(()),
-    }
+/// Probes the directories until one answers; one without probes always does.
+async fn probe(snapshot: &Snapshot) -> Result<(), UnavailableCause> {
+    let probes = snapshot.realms.all().iter().map(|realm| {
+        Box::pin(async {
+            match realm.directory().probes() {
+                Some(probes) => probes.probe().await,
+                None => Ok(()),
+            }
+        })
+    });
+    // Of several, users of one do not wait for another.
+    select_ok(probes).await.map(|_| ())
 }
 
-/// Queries the directory until its first reply, which `/ready` waits for.
+/// Queries the directories until the first reply, which `/ready` waits for.
 async fn await_directory(shared: Arc<Shared>) {
     let repeats = log::Repeats::default();
-    while let Err(error) = probe(&*shared.snapshot.load_full().directory).await {
+    while let Err(error) = probe(&shared.snapshot.load_full()).await {
         if let Some(suppressed) = repeats.allow("first answer", "") {
             warn!(%error, suppressed, "no reply from the directory yet");
         }
@@ -186,9 +193,7 @@ async fn rewrite_sessions(shared: Arc<Shared>) {
 async fn run_probes(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load();
-        if let Some(probes) = snapshot.directory.probes() {
-            probes.run_due();
-        }
+        snapshot.realms.all().iter().filter_map(|realm| realm.directory().probes()).for_each(Probes::run_due);
         snapshot.tokens.run_due();
         snapshot.backends.all().iter().for_each(|backend| backend.run_probes());
         snapshot.offers.refresh(snapshot.backends.all(), &shared.metrics);

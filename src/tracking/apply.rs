@@ -117,7 +117,8 @@ impl ChangeState {
                 // After a reload, or when the store is full, a session's entry may not be tracked: a refresh
                 // must find it changed, or missing.
                 for (_, basis) in inputs.sessions.listed() {
-                    basis.entries().for_each(|entry| drop(entries.track(entry)));
+                    let own = basis.entries().filter(|entry| entry.version.realm == inputs.realm);
+                    own.for_each(|entry| drop(entries.track(entry)));
                 }
                 entries.begin_refresh(&round.server, round.local_timestamps);
                 entries.begin_round();

@@ -83,6 +83,7 @@ pub enum Reconciled {
 /// The tracked entries.
 #[derive(Debug)]
 pub struct TrackedEntries {
+    realm: Realm,
     inner: Mutex<TrackedInner>,
     limit: usize,
     life: Duration,
@@ -123,7 +124,13 @@ impl TrackedEntries {
     /// An empty store for at most `limit` entries, each kept for `life` after its last bind.
     #[must_use]
     pub fn new(limit: usize, life: Duration) -> Self {
-        Self { inner: Mutex::default(), limit, life, changed: Notify::new() }
+        Self { realm: Realm::DEFAULT, inner: Mutex::default(), limit, life, changed: Notify::new() }
+    }
+
+    /// The same for this directory.
+    #[must_use]
+    pub(crate) fn of_realm(self, realm: Realm) -> Self {
+        Self { realm, ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, TrackedInner> {

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod tests;
 
+mod all;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::base::clock::unix_now;
 use crate::cache::Cache;
 use crate::config::{self, Routing};
-use crate::directory::{Change, Entry, EntryNames, Realm};
+use crate::directory::{Change, Entry, Realm};
 use crate::sessions::closer::Closer;
 use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason, roles};
 use crate::telemetry::log::Bounded;
@@ -24,11 +26,17 @@ use crate::tracking::actions::{Action, Modifier, Report};
 use crate::tracking::apply::{ChangeState, Inputs};
 use crate::tracking::compare::{Newest, RouteTarget, compare, compare_acting, is_wanted};
 use crate::tracking::fleet::{BrakeId, BrakeNews, BrakeStatus, FleetNames, HeldSet};
-use crate::tracking::store::{Reconciled, TrackedEntries};
+use crate::tracking::store::TrackedEntries;
+
+pub(crate) use all::ChangeTrackers;
 
 /// What a change is evaluated against, and the cache that it may invalidate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TrackingContext<'a> {
+    /// The directory.
+    pub realm: Realm,
+    /// Its name, where there are several.
+    pub shown: Option<&'static str>,
     /// The cached decisions.
     pub cache: &'a Cache,
     /// The tracked entries.
@@ -49,8 +57,9 @@ pub(crate) enum WatchStatus {
     Following,
 }
 
-/// Applies changes, one after another, and carries out what follows.
+/// Applies the changes of one directory, one after another, and carries out what follows.
 pub(crate) struct ChangeTracker {
+    realm: Realm,
     registry: Arc<Registry>,
     closer: Arc<Closer>,
     metrics: Arc<Metrics>,
@@ -58,7 +67,7 @@ pub(crate) struct ChangeTracker {
     /// newer one. No login takes this lock.
     state: Mutex<ChangeState>,
     outbox: Mutex<Outbox>,
-    told: Notify,
+    told: Arc<Notify>,
 }
 
 /// The most news that wait; of more, all are sent again.
@@ -80,8 +89,9 @@ impl std::fmt::Debug for ChangeTracker {
 impl ChangeTracker {
     /// Nothing is watched yet.
     #[must_use]
-    pub(crate) fn new(registry: Arc<Registry>, closer: Arc<Closer>, metrics: Arc<Metrics>) -> Self {
-        Self { registry, closer, metrics, state: Mutex::default(), outbox: Mutex::default(), told: Notify::new() }
+    pub(crate) fn new(realm: Realm, registry: Arc<Registry>, closer: Arc<Closer>, metrics: Arc<Metrics>) -> Self {
+        let (state, outbox, told) = Default::default();
+        Self { realm, registry, closer, metrics, state, outbox, told }
     }
 
     fn lock(&self) -> MutexGuard<'_, ChangeState> {
@@ -90,7 +100,11 @@ impl ChangeTracker {
 
     fn inputs<'a>(&'a self, context: &TrackingContext<'a>) -> Inputs<'a> {
         let TrackingContext { entries, routing, watch, .. } = *context;
-        Inputs { realm: Realm::DEFAULT, entries, sessions: &self.registry, routing, watch }
+        Inputs { realm: self.realm, entries, sessions: &self.registry, routing, watch }
+    }
+
+    fn labels(&self) -> [&'static str; 1] {
+        [self.realm.name()]
     }
 
     /// The state of the watch.
@@ -104,7 +118,7 @@ impl ChangeTracker {
         let actions = state.apply(change, &self.inputs(context));
         self.carry_out(actions, context);
         if state.is_current() {
-            self.metrics.directory_watch_last_confirmed.set(unix_now() as f64);
+            self.metrics.directory_watch_last_confirmed.with_label_values(&self.labels()).set(unix_now() as f64);
         }
     }
 
@@ -113,7 +127,7 @@ impl ChangeTracker {
     pub(crate) fn confirm(&self, time: Duration, context: &TrackingContext<'_>) -> usize {
         let mut state = self.lock();
         let (changes, actions) = state.confirm(time, &self.inputs(context));
-        info!(changes, allowed_s = time.as_secs(), "held changes confirmed");
+        info!(directory = context.shown, changes, allowed_s = time.as_secs(), "held changes confirmed");
         self.carry_out(actions, context);
         changes
     }
@@ -139,11 +153,6 @@ impl ChangeTracker {
         }
         drop(outbox);
         self.told.notify_one();
-    }
-
-    /// Waits for news.
-    pub(crate) async fn has_news(&self) {
-        self.told.notified().await;
     }
 
     /// What is new for other nodes. After an overflow, [`all_news`](Self::all_news) are to be sent, too.
@@ -209,13 +218,16 @@ impl ChangeTracker {
                 Action::Rename { names, dn } => self.registry.rename(&names, &dn),
                 Action::Compare { entry, deleted } => self.end_sessions(&entry, deleted, context),
                 Action::KeepSessions => self.closer.withdraw_braked(),
-                Action::Count(kind) => self.metrics.directory_changes.of(kind).inc(),
+                Action::Count(kind) => self.metrics.directory_changes.at(self.realm.name(), kind).inc(),
                 Action::Deferred(changes) => {
-                    self.metrics.directory_brake.set(i64::try_from(changes).unwrap_or(i64::MAX));
+                    let gauge = self.metrics.directory_brake.with_label_values(&self.labels());
+                    gauge.set(i64::try_from(changes).unwrap_or(i64::MAX));
                 }
                 Action::Tell(news) => self.tell(news),
-                Action::Connected(is_connected) => self.metrics.directory_watch_connected.set(is_connected.into()),
-                Action::Report(report) => log(report),
+                Action::Connected(is_connected) => {
+                    self.metrics.directory_watch_connected.with_label_values(&self.labels()).set(is_connected.into());
+                }
+                Action::Report(report) => log(report, context.shown),
             }
         }
     }
@@ -235,52 +247,6 @@ impl ChangeTracker {
         }));
     }
 
-    /// Compares a session that was just listed with the changes reported since its login was decided, when it
-    /// could not be found yet. It is listed under the newest DN from now on.
-    ///
-    /// # Errors
-    /// Why it must not begin, the most serious reason first.
-    pub(crate) fn check_listed(
-        &self,
-        session: &Session,
-        basis: &SessionBasis,
-        context: &TrackingContext<'_>,
-    ) -> Result<(), TerminationReason> {
-        if let Some(acting) = &basis.acting {
-            match context.entries.reconcile(&acting.entry) {
-                Reconciled::AsReported => drop(context.entries.track(&acting.entry)),
-                Reconciled::Replaced(entry) => {
-                    let consequence = compare_acting(session, acting, Newest::Entry(&entry), unix_now());
-                    if consequence.renamed {
-                        let names = EntryNames { dn: Some(Arc::clone(&acting.entry.dn)), ..entry.names() };
-                        self.registry.rename(&names, &entry.dn);
-                    }
-                    consequence.reasons.first().map_or(Ok(()), |why| Err(*why))?;
-                }
-                Reconciled::Deleted => return Err(TerminationReason::Deleted),
-                // Where its own mail is does not count.
-                Reconciled::HeldElsewhere => {}
-            }
-        }
-        let newest = match context.entries.reconcile(&basis.entry) {
-            // From now on a change is compared with the version of this login, or a newer one.
-            Reconciled::AsReported => {
-                context.entries.track(&basis.entry);
-                return Ok(());
-            }
-            Reconciled::Replaced(entry) => entry,
-            Reconciled::Deleted => return Err(TerminationReason::Deleted),
-            // A new decision finds that it cannot be made here.
-            Reconciled::HeldElsewhere => return Err(TerminationReason::Moved),
-        };
-        let consequence = compare(session, basis, Newest::Entry(&newest), context.routing, unix_now());
-        if consequence.renamed {
-            let names = EntryNames { dn: Some(Arc::clone(&session.dn)), ..newest.names() };
-            self.registry.rename(&names, &newest.dn);
-        }
-        consequence.reasons.first().map_or(Ok(()), |why| Err(*why))
-    }
-
     /// Ends the sessions of expired accounts: a date passes without a change. Only while changes are reported,
     /// because a later date may be missed otherwise.
     pub(crate) fn end_expired(&self, context: &TrackingContext<'_>) {
@@ -293,36 +259,44 @@ impl ChangeTracker {
                 let tracked = context.entries.by_dn(entry.version.realm, dn);
                 tracked.map_or_else(|| Arc::clone(entry), |tracked| tracked.entry)
             };
-            let newest = tracked(&basis.entry, &session.dn);
-            let user = compare(session, basis, Newest::Entry(&newest), context.routing, now);
-            let acting = basis.acting.as_ref().map(|acting| {
+            let is_own = |entry: &Entry| entry.version.realm == self.realm;
+            let user = is_own(&basis.entry).then(|| {
+                let newest = tracked(&basis.entry, &session.dn);
+                compare(session, basis, Newest::Entry(&newest), context.routing, now)
+            });
+            let acting = basis.acting.as_ref().filter(|acting| is_own(&acting.entry)).map(|acting| {
                 let newest = tracked(&acting.entry, &acting.entry.dn);
                 compare_acting(session, acting, Newest::Entry(&newest), now)
             });
-            [Some(user), acting].iter().flatten().any(|found| found.reasons.contains(&TerminationReason::Expired))
+            [user, acting].iter().flatten().any(|found| found.reasons.contains(&TerminationReason::Expired))
         };
         let expired = self.registry.listed().filter(|(session, basis)| has_expired(session, basis));
         self.closer.close_changed(expired.map(|(session, _)| (session.id, TerminationReason::Expired)));
     }
 }
 
-fn log(report: Report) {
+fn log(report: Report, directory: Option<&'static str>) {
     match report {
-        Report::Active => info!("LDAP change notification active"),
+        Report::Active => info!(directory, "LDAP change notification active"),
         Report::SetBack(entries) => {
-            warn!(entries, "directory returns older versions of entries, as after a restore; they take effect");
+            warn!(
+                directory,
+                entries, "directory returns older versions of entries, as after a restore; they take effect"
+            );
         }
         Report::Hidden(entries) => warn!(
+            directory,
             entries,
             "entries have no visible mail host or networks any more and were not modified: check the access rules; \
              their previous values are kept"
         ),
-        Report::Deleted(dn) => info!(dn = %Bounded(dn.as_bytes()), "entry deleted"),
+        Report::Deleted(dn) => info!(directory, dn = %Bounded(dn.as_bytes()), "entry deleted"),
         Report::Renamed { old, new } => {
-            info!(old = %Bounded(old.as_bytes()), new = %Bounded(new.as_bytes()), "entry renamed");
+            info!(directory, old = %Bounded(old.as_bytes()), new = %Bounded(new.as_bytes()), "entry renamed");
         }
-        Report::Route { dn, moved, by, reverted } => audit(&dn, &moved, &by, reverted),
+        Report::Route { dn, moved, by, reverted } => audit(directory, &dn, &moved, &by, reverted),
         Report::BrakeEngaged { changes, limit, users, missing, without_mail_host } => error!(
+            directory,
             changes,
             limit,
             users,
@@ -332,19 +306,27 @@ fn log(report: Report) {
              `usher confirm`, or until the directory is back in its previous state"
         ),
         Report::BrakeJoined { changes } => error!(
+            directory,
             changes,
             "too many users moved, disabled or deleted at once, as another node of the fleet has found: routes and \
              sessions are kept until `usher confirm`, or until the directory is back in its previous state"
         ),
-        Report::BrakeReleased => info!("brake released: the directory is back in its previous state"),
+        Report::BrakeReleased => info!(directory, "brake released: the directory is back in its previous state"),
     }
 }
 
 /// The audit line of a changed route.
-fn audit(dn: &str, (old, new): &(RouteTarget, RouteTarget), by: &Modifier, reverted: bool) {
+fn audit(
+    directory: Option<&'static str>,
+    dn: &str,
+    (old, new): &(RouteTarget, RouteTarget),
+    by: &Modifier,
+    reverted: bool,
+) {
     let word =
         |target: &RouteTarget| target.as_ref().map_or_else(|reason| format!("none ({reason})"), ToString::to_string);
     info!(
+        directory,
         dn = %Bounded(dn.as_bytes()),
         old_backend = word(old),
         new_backend = word(new),

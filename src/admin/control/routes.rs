@@ -100,7 +100,7 @@ impl Control {
 /// The DN of the entry that the cache knows the filter's user by.
 fn cached_dn(snapshot: &Snapshot, filter: &Filter) -> Option<Arc<str>> {
     let login = filter.user.as_ref().and_then(|user| Login::parse(user.as_bytes()))?;
-    snapshot.authn.cache().entry_of(&login).map(|(_, dn)| dn)
+    snapshot.realms.cached(&login).next().map(|(_, _, dn)| dn)
 }
 
 fn known_backend(snapshot: &Snapshot, name: &str) -> Result<(), Rejection> {
@@ -196,8 +196,8 @@ async fn cached(State(control): State<Control>, mut arguments: QueryArgs) -> Ans
     let login = login(&mut arguments)?.ok_or_else(|| Rejection::bad("`login` is missing"))?;
     arguments.end()?;
     let snapshot = control.snapshot();
-    let found = snapshot.authn.cache().remembered(&login);
-    Ok(Json(found.into_iter().map(|remembered| shown(&snapshot, remembered)).collect()))
+    let found = snapshot.realms.all().iter().flat_map(|realm| realm.authn.cache().remembered(&login));
+    Ok(Json(found.map(|remembered| shown(&snapshot, remembered)).collect()))
 }
 
 fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
@@ -226,21 +226,24 @@ async fn drop_cached(
     let (login, all) = (login(&mut arguments)?, arguments.flag("all")?);
     arguments.end()?;
     let snapshot = control.snapshot();
-    let cache = snapshot.authn.cache();
+    let caches = || snapshot.realms.all().iter().map(|realm| realm.authn.cache());
     // Those of one user are not found by a name that the directory has meanwhile.
     snapshot.tokens.forget_answers();
     let dropped = match (login, all) {
         (Some(login), false) => {
-            let found = cache.remembered(&login);
-            found.iter().for_each(|entry| cache.drop_entry(entry));
-            let dns: Vec<_> = found.into_iter().map(|entry| entry.dn).collect();
+            let mut dns = Vec::new();
+            for cache in caches() {
+                let found = cache.remembered(&login);
+                found.iter().for_each(|entry| cache.drop_entry(entry));
+                dns.extend(found.into_iter().map(|entry| entry.dn));
+            }
             let what = format!("login={}", Escaped(login.as_bytes()));
             audit("cache drop", &caller, &what, Some(dns.len()));
             Dropped { entries: dns.len(), dns: dns.iter().map(ToString::to_string).collect() }
         }
         (None, true) => {
-            let entries = cache.all_entries();
-            cache.drop_all();
+            let entries = caches().map(|cache| cache.all_entries()).sum();
+            caches().for_each(|cache| cache.drop_all());
             audit("cache drop", &caller, "all", Some(entries));
             Dropped { entries, dns: Vec::new() }
         }
@@ -253,15 +256,19 @@ async fn drop_cached(
 
 async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
     let snapshot = control.snapshot();
-    let (cache, known) = (snapshot.authn.cache(), snapshot.authn.entries());
-    let standing = match control.shared.tracker.status() {
-        _ if !snapshot.config.directory.is_followed() => "off",
-        WatchStatus::Lost => "lost",
-        WatchStatus::Following => "following",
+    let Some(login) = unhex(&login).and_then(|login| Login::parse(&login)) else { return Json(User::default()) };
+    let cached = snapshot.realms.cached(&login).next();
+    let realm = cached.as_ref().map(|(realm, ..)| *realm).or_else(|| snapshot.realms.of_name(&login));
+    let standing = match realm.map(|realm| (realm, control.shared.trackers.of(realm.realm).status())) {
+        Some((realm, _)) if !realm.settings.is_followed() => "off",
+        Some((_, WatchStatus::Lost)) => "lost",
+        Some((_, WatchStatus::Following)) => "following",
+        None => "",
     };
     let mut user = User { watch: standing.to_owned(), ..User::default() };
-    if let Some((key, dn)) = unhex(&login).and_then(|login| cache.entry_of(&Login::parse(&login)?)) {
-        user.cached_seconds = cache.age(&key).map(|age| age.as_secs());
+    if let Some((realm, key, dn)) = cached {
+        let known = realm.authn.entries();
+        user.cached_seconds = realm.authn.cache().age(&key).map(|age| age.as_secs());
         let names = EntryNames { realm: key.realm, id: None, dn: Some(Arc::clone(&dn)) };
         user.sessions = control.shared.registry.of(&names).len();
         if let Some(one) = known.by_dn(key.realm, &dn) {
@@ -283,11 +290,12 @@ async fn confirm(
     let seconds: u32 = seconds.parse().map_err(number)?;
     let (shared, time) = (&control.shared, Duration::from_secs(seconds.into()));
     // Another node that asks has told all.
-    let (tracker, snapshot) = (&shared.tracker, control.snapshot());
-    let changes = match shared.fleet.is_some() && caller.node.is_none() {
-        true => tracker.confirm_for_all(time, &snapshot.setting()),
-        false => tracker.confirm(time, &snapshot.setting()),
-    };
+    let (snapshot, is_for_all) = (control.snapshot(), shared.fleet.is_some() && caller.node.is_none());
+    let confirmed = snapshot.all_settings().map(|setting| {
+        let tracker = shared.trackers.of(setting.realm);
+        if is_for_all { tracker.confirm_for_all(time, &setting) } else { tracker.confirm(time, &setting) }
+    });
+    let changes = confirmed.sum();
     audit("confirm", &caller, &format!("for={seconds}s"), Some(changes));
     Ok(Json(Confirmed { changes }))
 }
@@ -310,7 +318,7 @@ async fn status(State(control): State<Control>, arguments: QueryArgs) -> Answer<
         config: format!("{:016x}", snapshot.config.fleet_digest()),
         ready: *shared.stage.borrow() == Stage::Serving && shared.directory_answered.load(Ordering::Relaxed),
         sessions: shared.registry.count(),
-        brake_holds: shared.metrics.directory_brake.get(),
+        brake_holds: snapshot.config.directories.iter().map(|directory| shared.metrics.brake(&directory.name)).sum(),
         certificate_ends: snapshot.tls.certificates().iter().map(|served| served.not_after).min(),
         fleet,
     }))

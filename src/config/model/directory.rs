@@ -11,6 +11,12 @@ use crate::proto::ldap::template::Template;
 /// The directory and how a user is found in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory {
+    /// Its name: in the log, the metrics and commands, and what identifies it across a reload.
+    pub name: String,
+    /// The path of its section in the file.
+    pub key: String,
+    /// The domains of its users; empty: all names.
+    pub domains: Vec<DomainPattern>,
     /// The servers, in order of preference.
     pub servers: Vec<DirectoryServer>,
     /// StartTLS on ldap:// connections; mandatory once set.
@@ -64,11 +70,30 @@ pub struct Directory {
     pub claim_attributes: Vec<String>,
 }
 
+impl Directory {
+    /// The name of the only directory.
+    pub(crate) const DEFAULT_NAME: &'static str = "default";
+
+    /// Whether it answers as `other` does: which names it is asked about does not matter.
+    pub(crate) fn answers_like(&self, other: &Self) -> bool {
+        Self { key: other.key.clone(), domains: other.domains.clone(), ..self.clone() } == *other
+    }
+
+    /// Whether there may be others beside it.
+    #[must_use]
+    pub(crate) fn is_one_of_several(&self) -> bool {
+        !self.domains.is_empty()
+    }
+}
+
 #[cfg(test)]
 impl Directory {
     /// One to begin with, for tests.
     pub(crate) fn for_tests() -> Self {
         Self {
+            name: Self::DEFAULT_NAME.to_owned(),
+            key: "directory".to_owned(),
+            domains: Vec::new(),
             servers: Vec::new(),
             starttls: false,
             ca: None,
@@ -102,6 +127,17 @@ impl Directory {
             claim_attributes: Vec::new(),
         }
     }
+}
+
+/// A domain of login names, in small letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DomainPattern {
+    /// Names without a domain.
+    None,
+    /// This one.
+    Exact(String),
+    /// Every one that ends so, with a dot first.
+    Suffix(String),
 }
 
 /// An attribute by which an entry shows that it may not log in, whether or not the server lets it bind.

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use super::{Place, Problem, TextDigest};
 use crate::proto::Protocol;
 pub(crate) use directory::{
-    Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, OnChange,
-    ServiceAccount, Watch, WatchMode,
+    Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, DomainPattern, Find, LdapScheme,
+    OnChange, ServiceAccount, Watch, WatchMode,
 };
 pub(crate) use fleet::{Fleet, StoreAddress};
 pub(crate) use impersonation::{Administrators, Impersonation};
@@ -56,8 +56,8 @@ pub struct Config {
     pub capabilities: Vec<(&'static Protocol, Vec<String>)>,
     /// TLS towards clients.
     pub tls: Tls,
-    /// The directory.
-    pub directory: Directory,
+    /// The directories, in the order of the file; never empty.
+    pub directories: Vec<Directory>,
     /// The issuers of tokens.
     pub tokens: Vec<TokenIssuer>,
     /// Networks whose clients may say, by IMAP's ID, for whom they call: webmail.
@@ -112,8 +112,8 @@ pub struct Draft {
     pub listeners: Vec<Listener>,
     /// TLS towards clients.
     pub tls: Option<Tls>,
-    /// The directory.
-    pub directory: Option<Directory>,
+    /// The directories.
+    pub directories: Vec<Directory>,
     /// The issuers of tokens.
     pub tokens: Option<Vec<TokenIssuer>>,
     /// Backends and who goes where.

@@ -83,7 +83,7 @@ fn commented_values_are_the_defaults() {
         let default = parse_text(EXAMPLE).unwrap();
         let part = |config: &Config| match from {
             "tls" => format!("{:?}", config.tls),
-            "directory" => format!("{:?}", config.directory),
+            "directory" => format!("{:?}", config.directories[0]),
             "routing" => format!("{:?}", config.routing),
             "throttle" => format!("{:?}", config.throttle),
             "file" => format!("{:?}", config.config_reload),
@@ -227,7 +227,7 @@ fn commented_impersonation_and_grants_are_valid() {
         text = shown;
     }
     let config = parse_text(&text).unwrap();
-    assert!(config.impersonation.administrators.is_some() && config.directory.grant_attribute.is_some());
+    assert!(config.impersonation.administrators.is_some() && config.directories[0].grant_attribute.is_some());
     let [warning] = config.warnings.as_slice() else { panic!("{:?}", config.warnings) };
     assert!(warning.message.contains("no effect for mailboxes at server4"), "{warning}");
 }
@@ -237,7 +237,9 @@ fn commented_listener_with_client_login_is_valid() {
     let line = "- {protocol: imap, address: \"192.0.2.1:3993\"";
     let config = parse_text(&EXAMPLE.replacen(&format!("# {line}"), line, 1)).unwrap();
     let listener = config.listeners.last().unwrap();
-    assert!(listener.client_login.is_some() && listener.clients.crl.is_some() && config.directory.reads_certificates);
+    assert!(
+        listener.client_login.is_some() && listener.clients.crl.is_some() && config.directories[0].reads_certificates
+    );
     // The backends of the example have no service account.
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
     assert!(config.warnings.iter().all(|warning| warning.message.contains("has no `service`")));

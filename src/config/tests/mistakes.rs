@@ -546,7 +546,8 @@ fn mistakes_in_the_groups_of_servers_are_reported() {
         mistake(before, &with("admins"), &format!("{section}.groups"), "write one of `X25519MLKEM768`");
         mistake(before, &with("[P-256, prime256v1]"), &format!("{section}.groups[1]"), "already used by");
         let config = sound(before, &format!("groups: [x25519, P-256]\n{blanks}{before}"));
-        let groups = if section == "directory" { &config.directory.groups } else { &config.routing.backends[1].groups };
+        let groups =
+            if section == "directory" { &config.directories[0].groups } else { &config.routing.backends[1].groups };
         assert_eq!(*groups, [Group::X25519, Group::Secp256r1]);
     }
 }

@@ -50,11 +50,11 @@ fn issuers(lines: &str) -> Vec<TokenIssuer> {
 #[test]
 fn attributes_that_a_claim_is_found_by_are_compared() {
     let config = parse_text(&altered("tokens", "tokens")).expect("refused");
-    let found = &config.directory.claim_attributes;
+    let found = &config.directories[0].claim_attributes;
     for name in ["entryUUID", "mailAlternateAddress", "mail"] {
         assert_eq!(found.iter().filter(|known| known.eq_ignore_ascii_case(name)).count(), 1, "{name}: {found:?}");
     }
-    assert!(parse_text(&forwarding(SOUND)).expect("refused").directory.claim_attributes.is_empty());
+    assert!(parse_text(&forwarding(SOUND)).expect("refused").directories[0].claim_attributes.is_empty());
 }
 
 #[test]

@@ -54,6 +54,9 @@ fn every_key_is_read() {
     let text = |text: &str| TemplatePart::Text(text.into());
     let parts = vec![text("(|(uid="), TemplatePart::Local, text(")(mail="), TemplatePart::Login, text("))")];
     let expected = Directory {
+        name: "default".into(),
+        key: "directory".into(),
+        domains: Vec::new(),
         servers: vec![
             server("ldap://ldap1.example.com", "ldap1.example.com", 389),
             server("ldap://[2001:db8::1]:3389", "2001:db8::1", 3389),
@@ -105,7 +108,7 @@ fn every_key_is_read() {
         },
         results: BTreeMap::new(),
     };
-    assert_eq!(config.directory, expected);
+    assert_eq!(config.directories[0], expected);
 
     assert_eq!(config.routing.default.as_deref(), Some("server3"));
     let [three, four] = config.routing.backends.as_slice() else { panic!("not two backends") };
@@ -229,7 +232,7 @@ fn defaults_are_as_documented() {
     assert_eq!((config.tls.cipher_suites, config.tls.client_ca), (None, None));
     assert_eq!(config.tls.client_auth, ClientAuth::Off);
     assert_eq!(config.tls.reload_interval, seconds(60));
-    let directory = &config.directory;
+    let directory = &config.directories[0];
     assert!(matches!(&directory.find, Find::UserDn { service: None, .. }));
     assert_eq!((directory.servers[0].scheme, directory.servers[0].host.as_str()), (LdapScheme::Ldapi, "/run/ldapi"));
     assert_eq!((directory.mail_host_attribute.as_str(), &directory.login_attribute), ("mailHost", &None));
@@ -316,13 +319,13 @@ fn service_account_helps_explain_in_user_dn_mode() {
         "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))",
         "user_dn: uid={login},o=x",
     );
-    assert!(matches!(config.directory.find, Find::UserDn { service: Some(_), .. }));
+    assert!(matches!(config.directories[0].find, Find::UserDn { service: Some(_), .. }));
 }
 
 #[test]
 fn short_timeout_shortens_the_attempt() {
     let config = sound("timeout: 3s\n  attempt_timeout: 700ms", "timeout: 1s");
-    assert_eq!(config.directory.attempt_timeout, Duration::from_secs(1));
+    assert_eq!(config.directories[0].attempt_timeout, Duration::from_secs(1));
 }
 
 #[test]
@@ -406,7 +409,7 @@ fn own_names() -> BTreeMap<&'static str, Vec<String>> {
 #[test]
 fn protocol_permissions_are_read() {
     let allow = "balance: round_robin\n  allow_attribute: mailAccess\n  allow_values: {imap: [IMAP, all]}\n  allow_filter: (memberOf=cn=mail,dc=example)";
-    let allow = sound("balance: round_robin", allow).directory.allow;
+    let allow = sound("balance: round_robin", allow).directories.remove(0).allow;
     let mut values = own_names();
     values.insert("imap", vec!["imap".to_owned(), "all".to_owned()]);
     let filter = Some("(memberOf=cn=mail,dc=example)".to_owned());
@@ -415,14 +418,15 @@ fn protocol_permissions_are_read() {
 
 #[test]
 fn networks_attribute_is_read() {
-    let directory = sound("login_attribute: uid", "login_attribute: uid\n  networks_attribute: mailNetworks").directory;
+    let directory =
+        sound("login_attribute: uid", "login_attribute: uid\n  networks_attribute: mailNetworks").directories.remove(0);
     assert_eq!(directory.networks_attribute.as_deref(), Some("mailNetworks"));
 }
 
 #[test]
 fn password_filter_is_read() {
     let text = "login_attribute: uid\n  password_filter: (employeeType=legacy)";
-    let directory = parse_text(&replaced("login_attribute: uid", text)).unwrap().directory;
+    let directory = parse_text(&replaced("login_attribute: uid", text)).unwrap().directories.remove(0);
     assert_eq!(directory.password_filter.as_deref(), Some("(employeeType=legacy)"));
 }
 
@@ -430,7 +434,9 @@ fn password_filter_is_read() {
 fn principal_name_mode_keeps_the_base() {
     let found = "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))";
     let principal = "base: dc=ad,dc=example,dc=com\n  user_dn: \"{login}@ad.example.com\"";
-    let Find::Principal { template, base, service } = sound(found, principal).directory.find else { panic!() };
+    let Find::Principal { template, base, service } = sound(found, principal).directories.remove(0).find else {
+        panic!()
+    };
     assert_eq!(template.parts, [TemplatePart::Login, TemplatePart::Text("@ad.example.com".into())]);
     assert_eq!((base.as_str(), service.is_some()), ("dc=ad,dc=example,dc=com", true));
 }
@@ -438,7 +444,7 @@ fn principal_name_mode_keeps_the_base() {
 #[test]
 fn bind_results_are_mapped_to_states() {
     let states = "balance: round_robin\n  reveal_account_state: true\n  result_19: account_locked\n  result_50: unavailable\n  result_53: account_disabled";
-    let directory = sound("balance: round_robin", states).directory;
+    let directory = sound("balance: round_robin", states).directories.remove(0);
     assert!(directory.reveal_account_state);
     assert_eq!(directory.results, [(19, AccountState::Locked), (53, AccountState::Disabled)].into());
 }
@@ -504,7 +510,7 @@ fn directory_servers_have_names_and_pins_of_their_own() {
     let pin = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
     let servers = |list: &str| {
         let from = "servers: [\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]";
-        sound(from, &format!("servers: [{list}]")).directory.servers
+        sound(from, &format!("servers: [{list}]")).directories.remove(0).servers
     };
     let both = servers(&format!(
         "ldap://a.example.com, {{url: \"ldap://192.0.2.1\", server_name: b.example.com, pin_sha256: [\"{pin}\"]}}"

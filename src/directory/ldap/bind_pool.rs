@@ -41,7 +41,7 @@ pub(crate) struct BindPool {
 impl HoldsConnections for BindPool {
     fn close_unused(&self) -> bool {
         let (closed, kept) = self.endpoint.idle.close_unusable();
-        debug!(server = %self.endpoint.url, closed, kept, "closed unused directory connections");
+        debug!(directory = self.endpoint.shown, server = %self.endpoint.url, closed, kept, "closed unused directory connections");
         kept > 0
     }
 

@@ -16,7 +16,7 @@ use crate::directory::ldap::error::{ConnectionError, RequestError};
 use crate::directory::ldap::health::{OperationOrigin, ServerHealth};
 use crate::directory::ldap::idle::IdleConnections;
 use crate::directory::ldap::tuning::Tuning;
-use crate::directory::{ServerResult, Trace, UnavailableCause};
+use crate::directory::{Realm, ServerResult, Trace, UnavailableCause};
 use crate::proto::ldap::result::{self, BindMeaning, OTHER, SUCCESS};
 use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::log::Repeats;
@@ -25,6 +25,10 @@ use crate::telemetry::metrics::Metrics;
 /// One directory server.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
+    /// Its directory.
+    pub(crate) realm: Realm,
+    /// The directory's name, where there are several.
+    pub(crate) shown: Option<&'static str>,
     pub(crate) url: Arc<str>,
     dial: Dial,
     /// `attempt_timeout`.
@@ -49,7 +53,10 @@ impl Endpoint {
         metrics: Arc<Metrics>,
         (tuning, changed): (Tuning, watch::Sender<()>),
     ) -> Self {
+        let realm = Realm::named(&settings.name);
         Self {
+            realm,
+            shown: realm.shown(settings),
             url: server.url.as_str().into(),
             dial: Dial {
                 scheme: server.scheme,
@@ -72,6 +79,11 @@ impl Endpoint {
         }
     }
 
+    /// Its labels in metrics: the directory and the server.
+    pub(crate) fn names(&self) -> [&str; 2] {
+        [self.realm.name(), &self.url]
+    }
+
     /// Whether a request may be sent here now; if it is the trial of a recovering server, no other is sent for
     /// as long as it may take.
     pub(crate) fn enter(&self) -> bool {
@@ -81,7 +93,7 @@ impl Endpoint {
     /// Counts a request that fails over to another server.
     pub(crate) fn count_failover(&self) {
         if self.replaceable {
-            self.metrics.directory_failovers.with_label_values(&[&self.url]).inc();
+            self.metrics.directory_failovers.with_label_values(&self.names()).inc();
         }
     }
 
@@ -112,15 +124,18 @@ impl Endpoint {
             ConnectionError::Timeout
         };
         let answer = timeout_at(until, asked).await.unwrap_or(Err(late));
-        let seconds = self.metrics.directory_seconds.with_label_values(&[&*self.url, operation.label()]);
+        let [directory, url] = self.names();
+        let seconds = self.metrics.directory_seconds.with_label_values(&[directory, url, operation.label()]);
         seconds.observe(began.elapsed().as_secs_f64());
         trace.server = Some(self.url.clone());
         let result = answer.as_ref().ok().map(&result);
         trace.record(result.as_ref());
-        let count =
-            |word| self.metrics.directory_operations.with_label_values(&[&*self.url, operation.label(), word]).inc();
+        let count = |word| {
+            let labels = [directory, url, operation.label(), word];
+            self.metrics.directory_operations.with_label_values(&labels).inc();
+        };
         match &answer {
-            Ok(_) => self.metrics.directory_operation(&self.url, operation, result.unwrap_or_default().code),
+            Ok(_) => self.metrics.directory_operation([directory, url], operation, result.unwrap_or_default().code),
             Err(ConnectionError::Timeout | ConnectionError::CutShort) => count("timeout"),
             Err(ConnectionError::Broken(_)) => count("connection"),
             Err(ConnectionError::Malformed | ConnectionError::Violation(_)) => count("malformed"),
@@ -139,13 +154,13 @@ impl Endpoint {
         // A code that concerns the server does so whatever the operation.
         if result::of(result.code).bind != BindMeaning::ServerFailed {
             if origin != OperationOrigin::Probe && self.health.request_answered(operation, asked) {
-                info!(server = %self.url, operation = operation.label(), "directory server up again");
+                info!(directory = self.shown, server = %self.url, operation = operation.label(), "directory server up again");
             }
             return Ok(());
         }
         if let Some(suppressed) = self.repeats.allow(operation.label(), "unsure") {
             let (operation, code) = (operation.label(), result.code);
-            warn!(server = %self.url, operation, code, %result, suppressed, "directory server gave an inconclusive result");
+            warn!(directory = self.shown, server = %self.url, operation, code, %result, suppressed, "directory server gave an inconclusive result");
         }
         let cause = UnavailableCause::Result { server: self.url.clone(), operation, result: result.clone() };
         // Other (80) may concern one entry; busy and unavailable concern the server.
@@ -169,7 +184,7 @@ impl Endpoint {
         error: &ConnectionError,
     ) -> UnavailableCause {
         if let Some(suppressed) = self.repeats.allow(operation.label(), "failed") {
-            warn!(server = %self.url, operation = operation.label(), reason = %error, suppressed, "directory request failed");
+            warn!(directory = self.shown, server = %self.url, operation = operation.label(), reason = %error, suppressed, "directory request failed");
         }
         let cause = error.unavailable(&self.url);
         match (origin, error) {
@@ -206,7 +221,7 @@ impl Endpoint {
     /// One line per change, not per login.
     fn log_marked_down(&self, was_in_use: bool, cause: &UnavailableCause) {
         if was_in_use {
-            warn!(server = %self.url, reason = %cause, "directory server marked down");
+            warn!(directory = self.shown, server = %self.url, reason = %cause, "directory server marked down");
         }
     }
 

@@ -110,7 +110,7 @@ impl Ldap {
             Freshness::CaughtUp => return Ok((entry, server)),
             newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => newest,
         };
-        debug!(server = %server.url, "directory server lags behind a change; trying other servers");
+        debug!(directory = server.endpoint.shown, server = %server.url, "directory server lags behind a change; trying other servers");
         let mut pause = PAUSE;
         loop {
             let followed = check.floor.followed();

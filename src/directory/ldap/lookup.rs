@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::base::credential::Login;
 use crate::config::{self, DisabledBy, Find};
+use crate::directory::Realm;
 use crate::directory::ldap::query::{Scope, SearchRequest};
 use crate::directory::ldap::schema::Attributes;
 use crate::proto::ldap::attributes::{AttributeRole, CERTIFICATES, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS, SECRETS};
@@ -69,7 +70,11 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
 
 /// The same, for requests.
 pub(super) fn wanted(settings: &config::Directory) -> Attributes {
-    Attributes { roles: attributes_of(settings), named_by_dn: matches!(settings.find, Find::UserDn { .. }) }
+    Attributes {
+        roles: attributes_of(settings),
+        realm: Realm::named(&settings.name),
+        named_by_dn: matches!(settings.find, Find::UserDn { .. }),
+    }
 }
 
 /// The base of all users.

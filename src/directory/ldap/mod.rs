@@ -121,7 +121,7 @@ impl Ldap {
         };
         let servers = settings.servers.iter().map(server).collect();
         let pool = ServerPool::new(servers, settings.balance, changed);
-        let verdicts = BindVerdicts::new(&settings.results, metrics);
+        let verdicts = BindVerdicts::new(settings, metrics);
         Self { pool, attributes, settings: settings.clone(), verdicts }
     }
 
@@ -205,7 +205,7 @@ impl Ldap {
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (name, query) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
                 let networks = self.settings.networks_attribute.as_ref().map(|_| Arc::new(Networks::Unread));
-                let named = Entry { networks, ..Entry::unread(name.as_str().into()) };
+                let named = Entry { networks, ..Entry::unread(self.attributes.realm, name.as_str().into()) };
                 trace.dn = Some(Arc::clone(&named.dn));
                 if refused_before(&named) {
                     return Err(DirectoryError::RefusedBefore { dn: named.dn });
@@ -228,7 +228,8 @@ impl Ldap {
                 // If no server returns the entry, none can lag behind with it.
                 let check = check.filter(|_| found.is_some());
                 let started = Instant::now();
-                let (version, first) = (EntryVersion::default(), found.as_ref().map(|(_, server)| server));
+                let version = EntryVersion { realm: self.attributes.realm, ..EntryVersion::default() };
+                let first = found.as_ref().map(|(_, server)| server);
                 let origin = DnOrigin::Template;
                 let whom = BindTarget { name: &name, origin, seen: &version, password, first, check };
                 let bound = self.bind(whom, &mut time, trace).await;

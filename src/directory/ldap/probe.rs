@@ -125,14 +125,14 @@ impl ServerProbe {
         drop(canary);
         if shown {
             if changed {
-                info!(server = %endpoint.url, "directory server returns the canary again");
+                info!(directory = endpoint.shown, server = %endpoint.url, "directory server returns the canary again");
             }
             return Ok(());
         }
         if changed {
             let (code, entries, result) = (found.code, found.entries, found.result());
             let lacks = lacks.as_deref();
-            error!(server = %endpoint.url, code, %result, entries, lacks, "directory server does not return the canary; not used");
+            error!(directory = endpoint.shown, server = %endpoint.url, code, %result, entries, lacks, "directory server does not return the canary; not used");
         }
         let cause = UnavailableCause::Canary { server: endpoint.url.clone(), lacks };
         endpoint.server_failed(OperationOrigin::Probe, &cause);

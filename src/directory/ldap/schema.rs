@@ -8,7 +8,7 @@ use ldap3::asn1::StructureTag;
 
 use crate::base::credential::CertificateDigest;
 use crate::directory::fault::{MAX_DN, MAX_VALUE, MAX_VALUES};
-use crate::directory::{Entry, EntryFault, EntryId, Networks, ReportedEntry};
+use crate::directory::{Entry, EntryFault, EntryId, Networks, Realm, ReportedEntry};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::proto::ldap::ber::tagged;
 
@@ -26,6 +26,8 @@ const SET: u8 = 0x31;
 #[derive(Debug)]
 pub(crate) struct Attributes {
     pub(super) roles: Vec<(String, AttributeRole)>,
+    /// The directory that returns them.
+    pub(super) realm: Realm,
     /// See [`crate::directory::EntryVersion::named_by_dn`].
     pub(super) named_by_dn: bool,
 }
@@ -97,7 +99,7 @@ pub(crate) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<R
 /// What is wanted of an entry's attributes, with a fault if one of them is out of bounds.
 pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> ReportedEntry {
     let kept = (0..=MAX_DN.min(dn.len())).rev().find_map(|end| dn.get(..end)).unwrap_or_default();
-    let mut entry = Entry::unread(kept.into());
+    let mut entry = Entry::unread(wanted.realm, kept.into());
     entry.fault = (kept.len() < dn.len()).then(|| Box::new(EntryFault::LongDn));
     entry.version.named_by_dn = wanted.named_by_dn;
     let mut shown = ReportedEntry { entry, modified: None, modified_by: None };
@@ -337,7 +339,7 @@ mod tests {
     #[test]
     fn certificates_are_read_with_and_without_the_option_binary() {
         let roles = vec![("userCertificate".to_owned(), AttributeRole::Certificate)];
-        let wanted = Attributes { roles, named_by_dn: false };
+        let wanted = Attributes { roles, realm: Realm::DEFAULT, named_by_dn: false };
         let listed = |description: &str, values: &[&[u8]]| {
             let values = values.iter().map(|value| value.to_vec()).collect();
             shown("uid=a", &[(description.as_bytes().to_vec(), values)], &wanted).entry

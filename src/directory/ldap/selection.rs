@@ -110,10 +110,15 @@ impl ServerPool {
             return;
         }
         if away {
-            warn!("directory unreachable; serving cached users for up to cache.stale");
+            warn!(directory = self.shown(), "directory unreachable; serving cached users for up to cache.stale");
         } else {
-            info!("directory reachable again");
+            info!(directory = self.shown(), "directory reachable again");
         }
+    }
+
+    /// The directory's name, where there are several.
+    fn shown(&self) -> Option<&'static str> {
+        self.servers.first().and_then(|server| server.endpoint.shown)
     }
 
     /// Whether a server is in use.

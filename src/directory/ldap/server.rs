@@ -63,13 +63,13 @@ impl Server {
 
     /// Sets the gauges that are computed at a scrape.
     pub(crate) fn update_gauges(&self) {
-        let (metrics, url) = (&self.endpoint.metrics, &*self.url);
-        metrics.directory_up.with_label_values(&[url]).set(self.health().is_up().into());
-        metrics.directory_canary_ok.with_label_values(&[url]).set((!self.probe.canary_missing()).into());
+        let (metrics, names) = (&self.endpoint.metrics, self.endpoint.names());
+        metrics.directory_up.with_label_values(&names).set(self.health().is_up().into());
+        metrics.directory_canary_ok.with_label_values(&names).set((!self.probe.canary_missing()).into());
         // A single server lags behind no other.
         let alone = (!self.endpoint.replaceable).then_some(0.0);
         if let Some(seconds) = self.lag.as_ref().and_then(ReplicationLag::seconds).or(alone) {
-            metrics.directory_lag.with_label_values(&[url]).set(seconds);
+            metrics.directory_lag.with_label_values(&names).set(seconds);
         }
         let uses = [
             (ConnectionUse::Idle, self.endpoint.idle.len()),
@@ -77,7 +77,7 @@ impl Server {
             (ConnectionUse::Search, self.service.is_open().into()),
         ];
         for (used, count) in uses {
-            let gauge = metrics.directory_connections.at(&self.url, used);
+            let gauge = metrics.directory_connections.at_server(names, used);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
@@ -109,7 +109,7 @@ impl Server {
             binds.keep(connection);
         }
         if endpoint.health.probe_succeeded() {
-            info!(server = %self.url, "directory server up again");
+            info!(directory = self.endpoint.shown, server = %self.url, "directory server up again");
         }
         binds.top_up(deadline).await
     }

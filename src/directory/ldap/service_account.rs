@@ -92,7 +92,7 @@ impl HoldsConnections for ServiceAccount {
             opening.peek().is_some_and(|end| end.as_ref().map_or(true, |one| !one.is_usable(&self.endpoint.limits)))
         };
         let closed = search.take_if(is_unusable).is_some();
-        debug!(server = %self.endpoint.url, closed, "closed the unused search connection");
+        debug!(directory = self.endpoint.shown, server = %self.endpoint.url, closed, "closed the unused search connection");
         search.is_some()
     }
 
@@ -106,7 +106,7 @@ impl ServiceAccount {
         let searches = matches!(settings.find, Find::Search { .. });
         // A standby that was never asked has refused no bind: an alert on 0 must not fire. Set here and not
         // when the config takes effect: by then a bind may have been refused.
-        endpoint.metrics.directory_service_bind_ok.with_label_values(&[&*endpoint.url]).set(1);
+        endpoint.metrics.directory_service_bind_ok.with_label_values(&endpoint.names()).set(1);
         Self {
             account: settings.find.service().cloned(),
             is_needed: searches || settings.canary.is_some() || settings.reads_as_service(),
@@ -321,7 +321,7 @@ impl ServiceAccount {
         let file = account.password_file.display();
         let unusable = |reason: String| {
             if let Some(suppressed) = self.endpoint.repeats.allow("password", "") {
-                error!(server = %self.endpoint.url, %file, %reason, suppressed, "service account password unusable");
+                error!(directory = self.endpoint.shown, server = %self.endpoint.url, %file, %reason, suppressed, "service account password unusable");
             }
             let fault = ConnectionFault::PasswordFile { file: file.to_string(), reason };
             let cause = UnavailableCause::Connection { server: self.endpoint.url.clone(), fault };
@@ -349,7 +349,7 @@ impl ServiceAccount {
     /// Records the result of the service account's bind.
     fn service_answer(&self, account: &config::ServiceAccount, bound: BindResponse) -> Result<(), UnavailableCause> {
         let BindResponse { result, diagnostic } = bound;
-        let gauge = self.endpoint.metrics.directory_service_bind_ok.with_label_values(&[&self.endpoint.url]);
+        let gauge = self.endpoint.metrics.directory_service_bind_ok.with_label_values(&self.endpoint.names());
         // A bound account that must change its password first is refused every search.
         let said = diagnostic.filter(|said| matches!(said, BindDiagnostic::State { .. }));
         if result.code == SUCCESS && said.is_none() {
@@ -362,7 +362,7 @@ impl ServiceAccount {
         *locked(&self.refused) = Some((Instant::now() + self.endpoint.tuning.service_retry, result.clone()));
         let (said, code) = (said.map(tracing::field::display), result.code);
         error!(
-            server = %self.endpoint.url,
+            directory = self.endpoint.shown, server = %self.endpoint.url,
             bind_dn = %account.dn,
             code,
             %result,

@@ -63,6 +63,9 @@ fn templated(service: Option<ServiceAccount>) -> Find {
 
 fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
     config::Directory {
+        name: "default".to_owned(),
+        key: "directory".to_owned(),
+        domains: Vec::new(),
         servers,
         starttls: false,
         ca: None,
@@ -133,7 +136,7 @@ impl Under {
 
     fn count(&self, server: &Scripted, operation: &str, code: &str) -> u64 {
         let url = format!("ldap://127.0.0.1:{}", server.port);
-        self.metrics.directory_operations.with_label_values(&[url.as_str(), operation, code]).get()
+        self.metrics.directory_operations.with_label_values(&["default", url.as_str(), operation, code]).get()
     }
 }
 

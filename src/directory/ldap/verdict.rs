@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 use super::policy::BindResponse;
 use super::query::SearchResult;
 use super::tuning::locked;
+use crate::config;
 use crate::directory::identity::AcceptedBind;
 use crate::directory::{
-    BindDiagnostic, DirectoryError, Entry, EntryFault, EntryVersion, ServerResult, Trace, UnavailableCause,
+    BindDiagnostic, DirectoryError, Entry, EntryFault, EntryVersion, Realm, ServerResult, Trace, UnavailableCause,
 };
 use crate::outcome::{AccountState, Proof};
 use crate::proto::ldap::result::{self, BindMeaning, SUCCESS, SearchMeaning};
@@ -23,6 +24,7 @@ use crate::telemetry::metrics::Metrics;
 pub(super) struct BindVerdicts {
     /// The account states that the settings give to result codes.
     results: BTreeMap<u32, AccountState>,
+    directory: &'static str,
     metrics: Arc<Metrics>,
     /// The servers that have reported an account as locked: if a server does, an unnamed refusal of a locked
     /// account is not caused by the lock.
@@ -30,8 +32,9 @@ pub(super) struct BindVerdicts {
 }
 
 impl BindVerdicts {
-    pub(super) fn new(results: &BTreeMap<u32, AccountState>, metrics: Arc<Metrics>) -> Self {
-        Self { results: results.clone(), metrics, reports_locks: Mutex::default() }
+    pub(super) fn new(settings: &config::Directory, metrics: Arc<Metrics>) -> Self {
+        let directory = Realm::named(&settings.name).name();
+        Self { results: settings.results.clone(), directory, metrics, reports_locks: Mutex::default() }
     }
 
     /// Evaluates an answered bind.
@@ -56,7 +59,7 @@ impl BindVerdicts {
             }
             (BindMeaning::Accepted, said) => {
                 if let Some(warning) = said.and_then(BindDiagnostic::warning) {
-                    self.metrics.directory_password_warnings.of(warning).inc();
+                    self.metrics.directory_password_warnings.at(self.directory, warning).inc();
                 }
                 Ok(AcceptedBind::new())
             }

@@ -259,7 +259,7 @@ impl Frontend for Nginx {
             error.refusal(backend.pass_refusals)
         })?;
         // The entry was invalidated meanwhile: decide again with its current version.
-        if !attempt.core.authn.is_current(&proven) {
+        if !attempt.core.realms.is_current(&proven) {
             return Ok(Completion::Outdated);
         }
         let other = (login.as_str().as_bytes() != self.typed).then_some(login);

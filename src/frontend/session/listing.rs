@@ -54,11 +54,11 @@ pub(super) fn list(
     let (listed, mut asked_to_end) = context.sessions.list(session.clone(), basis.clone());
     // Loaded behind the listing: a later reload compares all that is listed.
     let newest = context.in_force.core();
-    if !Arc::ptr_eq(newest.authn.cache(), decided.authn.cache()) {
+    if !decided.realms.are_kept(&newest.realms, proven) {
         return Err(NotListed::Reloaded);
     }
-    context.tracking.check_listed(&session, &basis, &newest.setting()).map_err(not_listed)?;
-    if !decided.authn.is_current(proven) {
+    context.tracking.check_listed(&session, &basis, |realm| newest.setting(realm)).map_err(not_listed)?;
+    if !decided.realms.is_current(proven) {
         return Err(NotListed::Again);
     }
     asked_to_end.requested().map_or(Ok(()), |why| Err(not_listed(why)))?;

@@ -8,21 +8,19 @@ use super::*;
 use crate::backend::capabilities::AdvertisedCapabilities;
 use crate::base::credential::CredentialSecret;
 use crate::base::secret::Secret;
-use crate::cache::Cache;
 use crate::config;
 use crate::config_files::Fingerprint;
 use crate::directory::memory::{Memory, MemoryFault};
 use crate::directory::{Directory, Entry};
 use crate::limits::Shares;
 use crate::login::attempt::ATTEMPT_TIMEOUT;
-use crate::login::authn::Authenticator;
 use crate::login::core::{Backends, LoginCore};
+use crate::login::realms::Realms;
 use crate::outcome::AccountState;
 use crate::proto::{self, Back, BackSettings, ClientId, Welcome};
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
 use crate::token::Tokens;
-use crate::tracking::TrackedEntries;
 
 /// A protocol in which a line is a login, and the word `defect` causes a defect.
 static ONE_LINE: Protocol = Protocol {
@@ -125,24 +123,18 @@ limits: {{{limits}}}
         let config = config::parse(&folder.path().join("config.yaml"), &text).unwrap();
         let metrics = Arc::new(Metrics::new());
         let directory = users();
-        let authn = Authenticator::new(
-            Arc::clone(&directory) as Arc<dyn Directory>,
-            Arc::new(Cache::new(&config.cache)),
-            Arc::new(TrackedEntries::new(10, Duration::ZERO)),
-            100,
-        );
+        let realms = Realms::new(&config, vec![Arc::clone(&directory) as Arc<dyn Directory>], None);
         let tokens = Tokens::new(&[], Vec::new(), &metrics, None).into();
         let snapshot = Snapshot {
             host: "usher.example.com".into(),
             tls: tls::server::ServerTls::build(&config.tls, &config.listeners, &config.place).unwrap(),
-            directory: Arc::clone(&directory) as Arc<dyn Directory>,
             offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
             auth_http_key: None,
             fleet: None,
             fingerprint: Fingerprint::of(&config),
             core: Arc::new(LoginCore {
                 config,
-                authn,
+                realms,
                 tokens,
                 token_hints: Arc::default(),
                 backends: Backends::default(),

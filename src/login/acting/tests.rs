@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config;
+use crate::directory::Directory;
 use crate::directory::memory::Memory;
 use crate::outcome::AccountState;
 use crate::proto;
@@ -93,9 +94,13 @@ fn entry(name: &str) -> Entry {
     Entry { logins: vec![name.to_owned()], ..Entry::for_tests(&format!("uid={name},dc=x"), &["server3"]) }
 }
 
+fn realms(config: &Config, memory: &Arc<Memory>) -> Realms {
+    Realms::new(config, vec![Arc::clone(memory) as Arc<dyn Directory>], None)
+}
+
 struct Question<'a> {
     config: &'a Config,
-    memory: &'a Memory,
+    memory: &'a Arc<Memory>,
     client: &'a str,
     protocol: &'a str,
 }
@@ -103,11 +108,12 @@ struct Question<'a> {
 impl Question<'_> {
     async fn ask(&self, actor: &str, mailbox: &str) -> Result<MailboxRight, Refusal> {
         let (name, mailbox) = (login(actor), login(mailbox));
-        let user = target(self.memory, &name).await?;
-        let found = target(self.memory, &mailbox).await?;
+        let realms = realms(self.config, self.memory);
+        let user = target(&realms, &name).await?;
+        let found = target(&realms, &mailbox).await?;
         let client = Some(self.client.parse().unwrap());
         let user = Actor { entry: &user, client, protocol: proto::by_name(self.protocol) };
-        judge(self.config, self.memory, user, (&mailbox, &found)).await
+        judge(self.config, &realms, user, (&mailbox, &found)).await
     }
 }
 
@@ -179,7 +185,7 @@ async fn administrators_act_under_their_conditions_only() {
     assert_eq!(at("192.0.2.7", "imap").ask("group", "bob").await, refused(ActingFault::NotPermitted));
     memory.set_outage(true);
     let user = Actor { entry: &entry("admin"), client: None, protocol: None };
-    let judged = judge(&config, &*memory, user, (&login("bob"), &entry("bob"))).await;
+    let judged = judge(&config, &realms(&config, &memory), user, (&login("bob"), &entry("bob"))).await;
     assert_eq!(judged, Err(Refusal::DirectoryUnavailable), "an outage is no verdict");
 }
 
@@ -218,12 +224,12 @@ async fn mailbox_names_who_may_act_for_it() {
     assert_eq!(question.ask("robert", "probe").await, refused(ActingFault::SystemAccount));
     grants(&["robert"]);
     memory.modify("shared", |entry| entry.version.expires = Some(1));
-    assert_eq!(entry_state(&memory, "shared").await, Some(AccountState::AccountExpired));
+    assert_eq!(entry_state(&config, &memory, "shared").await, Some(AccountState::AccountExpired));
     assert_eq!(question.ask("robert", "shared").await, refused(ActingFault::Disabled));
 }
 
-async fn entry_state(memory: &Memory, name: &str) -> Option<AccountState> {
-    target(memory, &login(name)).await.unwrap().version.account_state(unix_now())
+async fn entry_state(config: &Config, memory: &Arc<Memory>, name: &str) -> Option<AccountState> {
+    target(&realms(config, memory), &login(name)).await.unwrap().version.account_state(unix_now())
 }
 
 #[tokio::test]

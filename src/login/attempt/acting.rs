@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{AttemptedLogin, LoginAttempt, outcome};
 use crate::base::credential::{Credential, CredentialKind, Login};
-use crate::directory::Identity;
+use crate::cache::CacheStamp;
+use crate::directory::{Identity, Realm};
 use crate::login::acting::{self, Acting, Actor, MailboxRight};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::login::event::LoginEvent;
@@ -17,7 +18,7 @@ impl LoginAttempt<'_> {
         if let Some(acting) = acting.filter(|_| credential.secret().kind() != CredentialKind::Password) {
             return Box::pin(self.decide_with_name(credential, acting, LookupMode::Directory)).await.0;
         }
-        let decision = self.core.authn.decide(credential, self.client, LookupMode::Directory).await;
+        let decision = self.core.realms.decide(credential, self.client, LookupMode::Directory).await;
         self.act(acting, credential.login(), decision).await
     }
 
@@ -29,8 +30,8 @@ impl LoginAttempt<'_> {
         acting: &Acting,
         ask: LookupMode,
     ) -> (AuthDecision, Option<Login>) {
-        let authn = &self.core.authn;
-        let decision = authn.decide(credential, self.client, ask).await;
+        let realms = &self.core.realms;
+        let decision = realms.decide(credential, self.client, ask).await;
         let is_another = match credential.secret().kind() {
             CredentialKind::Password => false,
             CredentialKind::Token => matches!(decision.result, Err(Refusal::AuthzidNotAllowed)),
@@ -48,7 +49,7 @@ impl LoginAttempt<'_> {
             return (decision, None);
         }
         let own = acting.own.clone().unwrap_or_else(|| credential.named(Login::absent()));
-        let decision = authn.decide(&own, self.client, ask).await;
+        let decision = realms.decide(&own, self.client, ask).await;
         let Ok(proven) = &decision.result else { return (decision, None) };
         let name = proven.shown_name(own.login());
         (self.act(Some(acting), &name, decision).await, Some(name))
@@ -62,7 +63,7 @@ impl LoginAttempt<'_> {
         acting: &Acting,
         event: &mut LoginEvent,
     ) -> Result<AuthDecision, Refusal> {
-        if let Some(known) = self.core.authn.recall(credential, self.client).filter(|known| known.result.is_ok()) {
+        if let Some(known) = self.core.realms.recall(credential, self.client).filter(|known| known.result.is_ok()) {
             return Ok(known);
         }
         let mut turn = self.turn(credential, event).await?;
@@ -79,7 +80,7 @@ impl LoginAttempt<'_> {
     /// # Errors
     /// The directory does not answer.
     pub(super) async fn is_name(&self, name: &Login) -> Result<bool, Refusal> {
-        match acting::target(self.core.authn.directory(), name).await {
+        match acting::target(&self.core.realms, name).await {
             // Several, or one that cannot be used: the name is one all the same.
             Ok(_) | Err(Refusal::ActingNotAllowed(ActingFault::AmbiguousTarget)) => Ok(true),
             Err(Refusal::ActingNotAllowed(_)) => Ok(false),
@@ -93,10 +94,9 @@ impl LoginAttempt<'_> {
         let (Some(Acting { target, .. }), Ok(proven)) = (acting, &decision.result) else { return decision };
         // Kept apart, so that the future of an ordinary login is no larger.
         match Box::pin(self.on_behalf(proven, actor, target)).await {
-            Ok(Some(identity)) => {
-                let dn = Some(Arc::clone(&identity.entry().dn));
-                let result = Ok(proven.with_identity(identity));
-                AuthDecision { result, by: DecidedBy::Impersonation, dn, ..decision }
+            Ok(Some(acting)) => {
+                let dn = Some(Arc::clone(&acting.identity.entry().dn));
+                AuthDecision { result: Ok(acting), by: DecidedBy::Impersonation, dn, ..decision }
             }
             // The user's own mailbox under another name.
             Ok(None) => decision,
@@ -104,21 +104,27 @@ impl LoginAttempt<'_> {
         }
     }
 
-    /// The identity of a mailbox's user that a proven user acts for; `None`: it is the same user.
+    /// The user of a mailbox that a proven user acts for; `None`: it is the same user.
     ///
     /// # Errors
     /// It may not.
-    async fn on_behalf(&self, proven: &Proven, actor: &Login, name: &Login) -> Result<Option<Identity>, Refusal> {
-        let (config, authn, identity) = (&self.core.config, &self.core.authn, &proven.identity);
-        let target = acting::newest_target(authn.directory(), authn.entries(), name).await?;
+    async fn on_behalf(&self, proven: &Proven, actor: &Login, name: &Login) -> Result<Option<Proven>, Refusal> {
+        let (config, realms, identity) = (&self.core.config, &self.core.realms, &proven.identity);
+        // Before the search: what is forgotten from now on counts.
+        let stamps: Vec<_> = realms.all().iter().map(|realm| (realm.realm, realm.authn.cache().stamp())).collect();
+        let target = acting::newest_target(realms, name).await?;
+        let of_target = |(realm, _): &&(Realm, CacheStamp)| *realm == target.version.realm;
+        let since = stamps.iter().find(of_target).map(|(_, since)| *since).ok_or(Refusal::Internal)?;
         let (client, protocol) = (Some(self.client), Some(self.protocol));
         let user = Actor { entry: identity.entry(), client, protocol };
-        match acting::judge(config, authn.directory(), user, (name, &target)).await? {
+        match acting::judge(config, realms, user, (name, &target)).await? {
             MailboxRight::Owner => Ok(None),
             MailboxRight::May(authority) => {
                 // A change of the entry from now on is found at the session's listing.
-                let _ = authn.entries().record_login(&target);
-                Identity::on_behalf(identity, actor.clone(), target, authority).map(Some).ok_or(Refusal::Internal)
+                let realm = realms.of(&target).ok_or(Refusal::Internal)?;
+                let _ = realm.authn.entries().record_login(&target);
+                let identity = Identity::on_behalf(identity, actor.clone(), target, authority);
+                Ok(Some(proven.with_identity(identity.ok_or(Refusal::Internal)?, since)))
             }
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::LoginAttempt;
+use crate::directory::Realm;
 use crate::login::authn::{AuthDecision, DecidedBy};
 use crate::outcome::{Refusal, Reply};
 
@@ -12,10 +13,12 @@ use crate::outcome::{Refusal, Reply};
 const LATEST_REFUSAL: Duration = Duration::from_secs(8);
 
 impl LoginAttempt<'_> {
-    /// The reply to the client, returned when the reply is due. `delay`: the throttle's.
-    pub(super) async fn reply(&self, refusal: &Refusal, delay: Duration) -> Reply {
+    /// The reply to the client, returned when the reply is due. `realm`: the directory that has decided; `delay`: the
+    /// throttle's.
+    pub(super) async fn reply(&self, refusal: &Refusal, realm: Option<Realm>, delay: Duration) -> Reply {
         let config = &self.core.config;
-        let reply = refusal.reply(config.directory.reveal_account_state);
+        let directory = realm.and_then(|realm| self.core.realms.get(realm));
+        let reply = refusal.reply(directory.is_some_and(|realm| realm.settings.reveal_account_state));
         let is_guess = matches!(refusal, Refusal::Token(error) if error.is_guess());
         let is_failure = matches!(reply, Reply::AuthenticationFailed | Reply::AuthzidNotAllowed);
         if is_guess || is_failure || matches!(reply, Reply::Limit) || refusal.is_without_route() {

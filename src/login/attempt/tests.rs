@@ -22,7 +22,7 @@ use crate::sessions::closer::Closer;
 use crate::sessions::maintenance::Maintenance;
 use crate::sessions::registry::Registry;
 use crate::telemetry::metrics::Metrics;
-use crate::tracking::ChangeTracker;
+use crate::tracking::ChangeTrackers;
 
 const DN: &str = "uid=alice,dc=example";
 const REFUSAL_DELAY: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ struct Process {
     directory: Arc<Memory>,
     core: ArcSwap<LoginCore>,
     limits: Throttle,
-    tracking: ChangeTracker,
+    tracking: ChangeTrackers,
     sessions: Arc<Registry>,
     maintenance: Maintenance,
     metrics: Arc<Metrics>,
@@ -67,7 +67,7 @@ impl Process {
         Self {
             limits: Throttle::new(&config.throttle, Shares::default(), Arc::clone(&metrics)),
             core: ArcSwap::from_pointee(core(config, &directory, &metrics, None)),
-            tracking: ChangeTracker::new(Arc::clone(&sessions), Arc::clone(&closer), Arc::clone(&metrics)),
+            tracking: ChangeTrackers::new(Arc::clone(&sessions), Arc::clone(&closer), Arc::clone(&metrics)),
             maintenance: Maintenance::new(closer),
             directory,
             sessions,
@@ -131,7 +131,7 @@ fn core(config: Config, directory: &Arc<Memory>, metrics: &Arc<Metrics>, previou
     };
     let files: HashMap<_, _> = config.routing.backends.iter().map(file).collect();
     let parts = BackendParts { files, host: &"usher".into(), own: &Arc::from([]), kept: previous };
-    LoginCore::new(config, Arc::clone(directory) as Arc<dyn Directory>, Vec::new(), parts, metrics, previous)
+    LoginCore::new(config, vec![Arc::clone(directory) as Arc<dyn Directory>], Vec::new(), parts, metrics, previous)
 }
 
 /// What the frontend does, one step after another.
@@ -279,7 +279,7 @@ async fn right_password_from_another_network_is_refused_like_a_wrong_one() {
         *entry = entry.clone().permitting(&["198.51.100.0/24"]);
         entry.version.held = true;
     });
-    process.core.load().authn.cache().forget(&Entry::for_tests(DN, &["server3"]));
+    process.core.load().realms.all()[0].authn.cache().forget(&Entry::for_tests(DN, &["server3"]));
     let began = Instant::now();
     let refused = process.alice("sesame", &frontend).await.unwrap_err();
     assert_eq!((refused.refusal, began.elapsed()), (Refusal::NetworkNotAllowed, REFUSAL_DELAY));

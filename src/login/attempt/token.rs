@@ -19,10 +19,10 @@ impl LoginAttempt<'_> {
         bearer: &BearerToken,
         event: &mut LoginEvent,
     ) -> Result<AuthDecision, Refusal> {
-        let authn = &self.core.authn;
+        let realms = &self.core.realms;
         // A question to the issuer costs a request, whatever the token is: it waits for its turn.
         let mut turn = None;
-        if authn.asks_issuer(bearer) {
+        if realms.asks_issuer(bearer) {
             let mut waited = self.token_turn(credential, event).await?;
             let _ = waited.begin_lookup();
             turn = Some(waited);
@@ -33,7 +33,7 @@ impl LoginAttempt<'_> {
                 event.acting = actor.map(|actor| (actor, acting.target.clone()));
                 decision
             }
-            None => authn.decide(credential, self.client, LookupMode::Cached).await,
+            None => realms.decide(credential, self.client, LookupMode::Cached).await,
         };
         // A token that comes from where its user may not log in may be a stolen one, and so may one that opens another
         // mailbox. A name that is not the user's is a guess at who exists.

@@ -55,6 +55,16 @@ impl Setup {
         (decision.result.err(), decision.by)
     }
 
+    async fn decide_again(&self, credential: &Credential, client: IpAddr, cached: &Entry) -> AuthDecision {
+        let decision = self.authn.decide(credential, client, LookupMode::Directory).await;
+        self.authn.decided_again(&decision, cached);
+        decision
+    }
+
+    fn is_current(&self, proven: &Proven) -> bool {
+        self.authn.cache().holds(proven.identity.entry(), proven.since)
+    }
+
     fn binds(&self) -> usize {
         self.directory.binds()
     }
@@ -248,7 +258,7 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     // Another password, another name, a revalidation: only the directory can decide.
     assert_eq!(setup.decide("alice", b"other").await, (unavailable.clone(), DecidedBy::Directory));
     assert_eq!(setup.decide("bob", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
-    let again = setup.authn.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
+    let again = setup.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::DirectoryUnavailable);
     tokio::time::advance(STALE - Duration::from_secs(302)).await;
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale), "nothing was evicted");
@@ -262,11 +272,11 @@ async fn password_refused_on_revalidation_is_removed() {
     let credential = Credential::for_tests("alice", "sesame");
     let decision = setup.authn.decide(&credential, HOME, LookupMode::Cached).await;
     let proven = decision.result.unwrap();
-    assert!(setup.authn.is_current(&proven));
+    assert!(setup.is_current(&proven));
     setup.directory.set_password("alice", "changed");
-    let again = setup.authn.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
+    let again = setup.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::WrongPassword);
-    assert!(!setup.authn.is_current(&proven), "a login that is under way with the old decision must not end in OK");
+    assert!(!setup.is_current(&proven), "a login that is under way with the old decision must not end in OK");
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Negative));
 }
 
@@ -276,7 +286,7 @@ async fn entry_missing_on_revalidation_is_removed() {
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     setup.directory.remove("alice");
     let credential = Credential::for_tests("alice", "sesame");
-    let again = setup.authn.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
+    let again = setup.decide_again(&credential, HOME, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::UnknownUser);
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
 }
@@ -407,10 +417,12 @@ async fn entry_that_cannot_be_used_is_not_cached() {
 /// Applies what the directory reports to the tracked entries of the decision.
 async fn watch(setup: &Setup, tracker: &ChangeTracker, config: &config::Config, changes: impl AsyncFnOnce()) {
     let context = TrackingContext {
+        realm: Realm::DEFAULT,
+        shown: None,
         cache: setup.authn.cache(),
         entries: setup.authn.entries(),
         routing: &config.routing,
-        watch: &config.directory.watch,
+        watch: &config.directories[0].watch,
     };
     let report = |change| tracker.take(change, &context);
     let source = setup.directory.changes().expect("it reports changes");
@@ -429,7 +441,7 @@ async fn watch(setup: &Setup, tracker: &ChangeTracker, config: &config::Config, 
 fn tracker() -> ChangeTracker {
     let registry = Arc::<Registry>::default();
     let closer = Arc::new(Closer::new(Arc::clone(&registry)));
-    ChangeTracker::new(registry, closer, Arc::new(Metrics::new()))
+    ChangeTracker::new(Realm::DEFAULT, registry, closer, Arc::new(Metrics::new()))
 }
 
 fn watched(number: u8, change: impl FnOnce(&mut Entry)) -> Entry {
@@ -573,7 +585,7 @@ async fn entry_that_may_not_use_passwords_loses_the_cached_ones_alone() {
     setup.directory.refuse_passwords("alice", true);
     // Any attempt shows it, and disturbs no login in progress.
     assert_eq!(setup.decide("alice", b"guess").await, not_allowed);
-    assert!(setup.authn.is_current(&proven));
+    assert!(setup.is_current(&proven));
     assert_eq!((setup.decide("alice", b"sesame").await, setup.binds()), (not_allowed, 1));
     // Nothing is left for an outage, nor remembered as wrong.
     setup.directory.set_outage(true);
@@ -586,7 +598,7 @@ async fn entry_that_may_not_use_passwords_loses_the_cached_ones_alone() {
     // A backend that refuses a cached password has the filter judged again.
     setup.directory.refuse_passwords("alice", true);
     let cached = setup.authn.decide(&credential, HOME, LookupMode::Cached).await.result.unwrap();
-    let again = setup.authn.decide_again(&credential, HOME, cached.identity.entry()).await;
+    let again = setup.decide_again(&credential, HOME, cached.identity.entry()).await;
     assert_eq!(again.result.err(), Some(Refusal::PasswordNotAllowed));
     assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::PasswordNotAllowed));
 }

@@ -9,57 +9,15 @@ use std::sync::Arc;
 
 use super::{AuthDecision, Authenticator, DecidedBy, EntryCheck, FlightResult, LookupMode, require_usable};
 use crate::base::clock::unix_now;
-use crate::base::credential::{BearerToken, Credential, Login};
+use crate::base::credential::Login;
 use crate::cache::{CacheStamp, TokenSearch};
 use crate::directory::{Availability, DirectoryError, Entry, Identity, NameKind};
-use crate::outcome::{Refusal, TokenError};
-use crate::token::{Tokens, VerifiedToken};
+use crate::outcome::Refusal;
+use crate::token::VerifiedToken;
 
 impl Authenticator {
-    /// The same with the issuers of tokens.
-    #[must_use]
-    pub(crate) fn with_tokens(self, tokens: Arc<Tokens>) -> Self {
-        Self { tokens: Some(tokens), ..self }
-    }
-
-    /// Whether a decision about this token asks its issuer.
-    pub(crate) fn asks_issuer(&self, bearer: &BearerToken) -> bool {
-        self.tokens.as_ref().is_some_and(|tokens| tokens.needs_introspection(&bearer.token))
-    }
-
-    /// Decides about a token.
-    pub(super) async fn decide_by_token(
-        &self,
-        credential: &Credential,
-        bearer: &BearerToken,
-        client: IpAddr,
-        ask: LookupMode,
-    ) -> AuthDecision {
-        let verified = match &self.tokens {
-            // Without a token the client asks what it needs (RFC 7628 section 4.3).
-            _ if bearer.token.is_empty() => Err(TokenError::Malformed),
-            Some(tokens) => tokens.verify(&bearer.token).await,
-            None => Err(TokenError::UnknownIssuer),
-        };
-        let token = match verified {
-            Ok(token) => Arc::new(token),
-            Err(error) => return AuthDecision::refused(Refusal::of_token(error), DecidedBy::Usher),
-        };
-        let mut decision = match token.filter() {
-            Some(filter) => {
-                self.decide_claim(TokenSearch { filter, name: credential.login().clone() }, &token, client, ask).await
-            }
-            // The claim lacks a part that the filter requires.
-            None => AuthDecision::refused(Refusal::UnknownUser, DecidedBy::Usher),
-        };
-        if let Ok(proven) = &mut decision.result {
-            proven.token = Some(Arc::clone(&token));
-        }
-        AuthDecision { token: Some(token), ..decision }
-    }
-
     /// Decides about the user of a verified token.
-    async fn decide_claim(
+    pub(in crate::login) async fn decide_claim(
         &self,
         search: TokenSearch,
         token: &Arc<VerifiedToken>,
@@ -148,6 +106,3 @@ impl Authenticator {
 fn is_same(one: &Entry, other: &Entry) -> bool {
     (one.key() == other.key() || one.dn == other.dn) && !one.names().is_other(&other.names())
 }
-
-#[cfg(test)]
-mod tests;

@@ -8,8 +8,8 @@ use prometheus::{
     Registry,
 };
 
+use super::Metrics;
 use super::series::LabeledSeries;
-use super::{DIRECTORY, Metrics};
 
 /// Seconds: from half a millisecond (a cached decision) to the ten seconds within which a client has a reply.
 const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -27,11 +27,7 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
-        // Metrics of the directory have the label `directory`, so that queries need no change when there are several.
-        let opts = |name: &str, help: &str| {
-            let opts = Opts::new(name, help);
-            if name.starts_with("usher_directory_") { opts.const_label("directory", DIRECTORY) } else { opts }
-        };
+        let opts = |name: &str, help: &str| Opts::new(name, help);
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(&registry, declared(IntCounterVec::new(opts(name, help), labels)))
         };
@@ -103,27 +99,32 @@ impl Metrics {
             directory_operations: counters(
                 "usher_directory_operations_total",
                 "Directory operations, by server, operation and LDAP result code.",
-                &["server", "operation", "code"],
+                &["directory", "server", "operation", "code"],
             ),
-            directory_watch_connected: gauge(
+            directory_watch_connected: gauges(
                 "usher_directory_watch_connected",
                 "1 while change notification is active; 0 while it is lost or off.",
+                &["directory"],
             ),
             directory_watch_last_confirmed: register(
                 &registry,
-                declared(Gauge::with_opts(opts(
-                    "usher_directory_watch_last_confirmed_timestamp_seconds",
-                    "Time up to which all changes of the directory were received, Unix time; 0 before the first.",
-                ))),
+                declared(GaugeVec::new(
+                    opts(
+                        "usher_directory_watch_last_confirmed_timestamp_seconds",
+                        "Time up to which all changes of the directory were received, Unix time; 0 before the first.",
+                    ),
+                    &["directory"],
+                )),
             ),
-            directory_brake: gauge(
+            directory_brake: gauges(
                 "usher_directory_brake",
                 "Users whose change waits for `usher confirm`, because too many were changed at once; 0: off.",
+                &["directory"],
             ),
             directory_changes: LabeledSeries::new(counters(
                 "usher_directory_changes_total",
                 "Changes of tracked entries, by what has changed; one modification may count as several.",
-                &["kind"],
+                &["directory", "kind"],
             )),
             directory_seconds: register(
                 &registry,
@@ -132,20 +133,19 @@ impl Metrics {
                         "usher_directory_operation_seconds",
                         "Time per directory operation, answered or not.",
                     )
-                    .const_label("directory", DIRECTORY)
                     .buckets(PHASE_BUCKETS.to_vec()),
-                    &["server", "operation"],
+                    &["directory", "server", "operation"],
                 )),
             ),
             directory_up: gauges(
                 "usher_directory_up",
                 "1 if the server replies, accepts the service account and returns the canary, else 0.",
-                &["server"],
+                &["directory", "server"],
             ),
             directory_canary_ok: gauges(
                 "usher_directory_canary_ok",
                 "0 if the server did not return the canary at its last probe, else 1.",
-                &["server"],
+                &["directory", "server"],
             ),
             directory_lag: register(
                 &registry,
@@ -155,28 +155,28 @@ impl Metrics {
                         "How far the server was behind the newest write that another has shown, by contextCSN, at \
                          its last probe.",
                     ),
-                    &["server"],
+                    &["directory", "server"],
                 )),
             ),
             directory_connections: LabeledSeries::new(gauges(
                 "usher_directory_connections",
                 "Connections to the server: waiting for a bind, binding, or for searches.",
-                &["server", "state"],
+                &["directory", "server", "state"],
             )),
             directory_failovers: counters(
                 "usher_directory_failovers_total",
                 "Requests that failed over to another server because this one gave no result.",
-                &["server"],
+                &["directory", "server"],
             ),
             directory_service_bind_ok: gauges(
                 "usher_directory_service_bind_ok",
                 "0 if the service account's last bind was refused, else 1.",
-                &["server"],
+                &["directory", "server"],
             ),
             directory_password_warnings: LabeledSeries::new(counters(
                 "usher_directory_password_warnings_total",
                 "Successful binds with a warning: a grace login with an expired password, or one that will expire.",
-                &["warning"],
+                &["directory", "warning"],
             )),
             backend_logins: LabeledSeries::new(counters(
                 "usher_backend_logins_total",

@@ -26,9 +26,6 @@ use crate::config::{Config, LimitRule, Mode};
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 
-/// The one directory, as the label `directory` names it.
-pub(crate) const DIRECTORY: &str = "default";
-
 /// The result codes of RFC 4511 that have their own label, and labels for missing replies.
 pub(crate) const DIRECTORY_CODES: [&str; 23] = [
     "0",
@@ -106,11 +103,11 @@ pub struct Metrics {
     /// 0 if the service account's last bind was refused.
     pub(crate) directory_service_bind_ok: IntGaugeVec,
     /// 1 while change notification is active.
-    pub(crate) directory_watch_connected: IntGauge,
+    pub(crate) directory_watch_connected: IntGaugeVec,
     /// Up to when that is known, in Unix seconds.
-    pub(crate) directory_watch_last_confirmed: Gauge,
+    pub(crate) directory_watch_last_confirmed: GaugeVec,
     /// Users whose change is held back by the brake.
-    pub(crate) directory_brake: IntGauge,
+    pub(crate) directory_brake: IntGaugeVec,
     /// Changes of known users, by what has changed.
     pub(crate) directory_changes: CounterSeries<DirectoryChange>,
     /// Successful binds with a warning: {warning}.
@@ -206,8 +203,6 @@ impl Metrics {
             self.relayed_bytes.know_of(protocol.name);
         }
         self.decisions.know();
-        self.directory_password_warnings.know();
-        self.directory_changes.know();
         self.sessions_ended.know();
         for rule in LimitRule::ALL {
             let effects =
@@ -244,16 +239,22 @@ impl Metrics {
                 self.sessions.with_label_values(&[endpoint.protocol.name, backend.name.as_str()]);
             }
         }
-        for server in &config.directory.servers {
-            for operation in DirectoryOperation::ALL {
-                for code in DIRECTORY_CODES {
-                    self.directory_operations.with_label_values(&[server.url.as_str(), operation.label(), code]);
+        for directory in &config.directories {
+            let name = directory.name.as_str();
+            self.directory_password_warnings.know_of(name);
+            self.directory_changes.know_of(name);
+            self.directory_watch_connected.with_label_values(&[name]);
+            self.directory_watch_last_confirmed.with_label_values(&[name]);
+            self.directory_brake.with_label_values(&[name]);
+            for url in directory.servers.iter().map(|server| server.url.as_str()) {
+                for operation in DirectoryOperation::ALL {
+                    for code in DIRECTORY_CODES {
+                        self.directory_operations.with_label_values(&[name, url, operation.label(), code]);
+                    }
+                    self.directory_seconds.with_label_values(&[name, url, operation.label()]);
                 }
+                self.directory_failovers.with_label_values(&[name, url]);
             }
-            for operation in DirectoryOperation::ALL {
-                self.directory_seconds.with_label_values(&[server.url.as_str(), operation.label()]);
-            }
-            self.directory_failovers.with_label_values(&[server.url.as_str()]);
         }
         self.connections_limit.set(i64::try_from(config.limits.connections).unwrap_or(i64::MAX));
     }
@@ -264,12 +265,26 @@ impl Metrics {
     }
 
     /// Counts a directory operation under a code of the closed set.
-    pub(crate) fn directory_operation(&self, server: &str, operation: DirectoryOperation, code: u32) {
+    pub(crate) fn directory_operation(&self, [directory, server]: [&str; 2], operation: DirectoryOperation, code: u32) {
         let mut word = String::with_capacity(4);
         let _ = write!(word, "{code}");
         let known = DIRECTORY_CODES.contains(&word.as_str());
         let label = if known { word.as_str() } else { "other" };
-        self.directory_operations.with_label_values(&[server, operation.label(), label]).inc();
+        self.directory_operations.with_label_values(&[directory, server, operation.label(), label]).inc();
+    }
+
+    /// How many users' changes the brake of a directory holds back.
+    #[must_use]
+    pub(crate) fn brake(&self, directory: &str) -> i64 {
+        self.directory_brake.with_label_values(&[directory]).get()
+    }
+
+    /// Removes what is true of a directory only while it is configured.
+    pub(crate) fn forget_directory(&self, name: &str) {
+        // There is no such series if it was never followed.
+        let _ = self.directory_watch_connected.remove_label_values(&[name]);
+        let _ = self.directory_watch_last_confirmed.remove_label_values(&[name]);
+        let _ = self.directory_brake.remove_label_values(&[name]);
     }
 
     /// The text that Prometheus scrapes, after `refresh` has set the gauges that are known when
@@ -340,8 +355,8 @@ mod tests {
     #[test]
     fn unknown_result_codes_share_one_series() {
         let metrics = Metrics::new();
-        metrics.directory_operation("ldap://x", DirectoryOperation::Bind, 49);
-        metrics.directory_operation("ldap://x", DirectoryOperation::Bind, 4_711);
+        metrics.directory_operation(["default", "ldap://x"], DirectoryOperation::Bind, 49);
+        metrics.directory_operation(["default", "ldap://x"], DirectoryOperation::Bind, 4_711);
         let text = metrics.render();
         assert!(text.contains("code=\"49\",directory=\"default\",operation=\"bind\",server=\"ldap://x\"} 1"));
         assert!(text.contains("code=\"other\",directory=\"default\",operation=\"bind\",server=\"ldap://x\"} 1"));

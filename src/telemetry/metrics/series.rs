@@ -38,7 +38,7 @@ impl<B: MetricVecBuilder> SeriesVec for MetricVec<B> {
     }
 }
 
-/// A metric with at most one label before that of the closed set.
+/// A metric with at most two labels before that of the closed set.
 #[derive(Debug)]
 pub(crate) struct LabeledSeries<V, L> {
     series: V,
@@ -58,6 +58,11 @@ impl<V: SeriesVec, L: Label> LabeledSeries<V, L> {
     /// The series of this protocol, backend or server with this label.
     pub(crate) fn at(&self, name: &str, label: L) -> V::Metric {
         self.series.with(&[name, label.word()])
+    }
+
+    /// The series of this server of this directory with this label.
+    pub(crate) fn at_server(&self, [directory, server]: [&str; 2], label: L) -> V::Metric {
+        self.series.with(&[directory, server, label.word()])
     }
 
     /// Creates every series.

@@ -47,7 +47,7 @@ fn entry(number: u8, host: &str, second: u32) -> Entry {
 impl Setup {
     /// The actions in a short form: variants with the DN of their entry.
     fn apply(&mut self, change: Change) -> Vec<String> {
-        let watch: &Watch = &self.config.directory.watch;
+        let watch: &Watch = &self.config.directories[0].watch;
         let inputs = Inputs {
             realm: Realm::DEFAULT,
             entries: &self.entries,

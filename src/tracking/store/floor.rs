@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{LAG, Reconciled, TrackedEntries, TrackedEntry, TrackedInner};
-use crate::directory::{DirectoryError, Entry, EntryKey, Floor, Freshness, Realm, UnavailableCause};
+use crate::directory::{DirectoryError, Entry, EntryKey, Floor, Freshness, UnavailableCause};
 
 /// How long only the watched server decides about a changed entry whose versions are not ordered.
 pub(super) const UNORDERED_PERIOD: Duration = Duration::from_secs(60);
@@ -194,8 +194,7 @@ impl Floor for TrackedEntries {
     }
 
     fn concerns(&self, name: &str) -> bool {
-        // There is one directory whose changes are reported.
-        let by_dn = EntryKey::by_dn(Realm::DEFAULT, &name.into());
+        let by_dn = EntryKey::by_dn(self.realm, &name.into());
         let inner = self.lock();
         match inner.keys_by_dn.get(&by_dn).and_then(|key| inner.entries.get(key)) {
             Some(tracked) => tracked.changed_at.is_some() || tracked.deleted,
@@ -293,7 +292,7 @@ impl TrackedEntries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::{EntryId, EntryNames, EntryVersion};
+    use crate::directory::{EntryId, EntryNames, EntryVersion, Realm};
 
     const ONE: &str = "ldap://one";
     const TWO: &str = "ldap://two";

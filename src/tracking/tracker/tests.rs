@@ -11,7 +11,7 @@ use super::*;
 use crate::base::credential::Credential;
 use crate::base::tasks::Task;
 use crate::config::{Config, parse};
-use crate::directory::{EntryId, EntryVersion, Identity, Refresh, ReportedEntry};
+use crate::directory::{EntryId, EntryNames, EntryVersion, Identity, Refresh, ReportedEntry};
 use crate::sessions::registry::{ListedSession, StopHandle};
 use crate::telemetry::labels::DirectoryChange;
 
@@ -42,7 +42,7 @@ routing:
     Setup {
         cache: Cache::new(&config.cache),
         entries: TrackedEntries::new(100, Duration::from_secs(300)),
-        tracker: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
+        tracker: ChangeTracker::new(Realm::DEFAULT, Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
         closer,
         config,
         registry,
@@ -62,8 +62,21 @@ fn entry(number: u8, host: &str, second: u32) -> Entry {
 
 impl Setup {
     fn setting(&self) -> TrackingContext<'_> {
-        let (routing, watch) = (&self.config.routing, &self.config.directory.watch);
-        TrackingContext { cache: &self.cache, entries: &self.entries, routing, watch }
+        let (routing, watch) = (&self.config.routing, &self.config.directories[0].watch);
+        TrackingContext {
+            realm: Realm::DEFAULT,
+            shown: None,
+            cache: &self.cache,
+            entries: &self.entries,
+            routing,
+            watch,
+        }
+    }
+
+    fn check_listed(&self, session: &Session, basis: &SessionBasis) -> Result<(), TerminationReason> {
+        let (registry, closer) = (Arc::clone(&self.registry), Arc::clone(&self.closer));
+        let trackers = ChangeTrackers::new(registry, closer, Arc::clone(&self.metrics));
+        trackers.check_listed(session, basis, |_| Some(self.setting()))
     }
 
     fn take(&self, change: Change) {
@@ -112,7 +125,7 @@ impl Setup {
     }
 
     fn brake(&self) -> i64 {
-        self.metrics.directory_brake.get()
+        self.metrics.brake("default")
     }
 }
 
@@ -176,7 +189,7 @@ async fn refresh_without_most_users_is_rejected() {
     tokio::time::advance(Duration::from_secs(60)).await;
     present(&setup, 1..=2);
     assert_eq!((setup.brake(), setup.is_cached(3)), (6, true));
-    assert_eq!(setup.metrics.directory_changes.of(DirectoryChange::Delete).get(), 2);
+    assert_eq!(setup.metrics.directory_changes.at("default", DirectoryChange::Delete).get(), 2);
     present(&setup, 1..=8);
     assert_eq!((setup.brake(), setup.is_cached(3)), (0, true), "they are back");
     drop(users);
@@ -232,7 +245,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
         // Decided before the change arrived, listed after it.
         let late = session(&setup.registry, &decided);
         let (_late, _asked) = setup.registry.list(late.clone(), basis(&decided));
-        assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Err(why), "{changed:?}");
+        assert_eq!(setup.check_listed(&late, &basis(&decided)), Err(why), "{changed:?}");
         // Decided after it.
         let is_a_state = matches!(
             why,
@@ -243,7 +256,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
         );
         if !is_a_state {
             let new = Session { backend: changed.mail_hosts.concat().into(), ..late };
-            assert_eq!(setup.tracker.check_listed(&new, &basis(&changed), &setup.setting()), Ok(()), "{changed:?}");
+            assert_eq!(setup.check_listed(&new, &basis(&changed)), Ok(()), "{changed:?}");
         }
     }
     let setup = setup("").following();
@@ -251,7 +264,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
     let _user = setup.user(&decided);
     setup.take(Change::Deleted { id: decided.version.id, dn: None });
     let late = session(&setup.registry, &decided);
-    assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Err(TerminationReason::Deleted));
+    assert_eq!(setup.check_listed(&late, &basis(&decided)), Err(TerminationReason::Deleted));
 }
 
 #[tokio::test(start_paused = true)]
@@ -262,7 +275,7 @@ async fn session_that_is_listed_late_is_listed_under_the_newest_dn() {
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server3", 2) });
     let late = session(&setup.registry, &decided);
     let (_late, mut asked) = setup.registry.list(late.clone(), basis(&decided));
-    assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
+    assert_eq!(setup.check_listed(&late, &basis(&decided)), Ok(()));
     assert!(setup.registry.has(&by_dn("cn=1")) && !setup.registry.has(&by_dn(&decided.dn)));
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server4", 3) });
     assert_eq!(setup.asked(&mut asked).await, Some(TerminationReason::Moved));
@@ -484,7 +497,7 @@ async fn rename_affects_no_session_of_another_entry() {
     let _new = setup.session("imap", &anew);
     let late = session(&setup.registry, &decided);
     let _late = setup.registry.list(late.clone(), basis(&decided));
-    assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
+    assert_eq!(setup.check_listed(&late, &basis(&decided)), Ok(()));
     assert!(setup.registry.has(&by_dn("cn=1")) && setup.registry.has(&by_dn("uid=1")));
 }
 

@@ -103,6 +103,10 @@ impl ChangeSource for Ldap {
 }
 
 impl Ldap {
+    fn shown(&self) -> Option<&'static str> {
+        self.attributes().realm.shown(self.settings())
+    }
+
     async fn watch_changes(&self, report: ChangeHandler<'_>) {
         if !self.settings().is_followed() {
             return pending().await;
@@ -123,7 +127,7 @@ impl Ldap {
                 continue;
             }
             if let Some(suppressed) = repeats.allow("follow", "") {
-                warn!(reason = %end, suppressed, "LDAP change notification lost");
+                warn!(directory = self.shown(), reason = %end, suppressed, "LDAP change notification lost");
             }
             sleep(jittered(PAUSE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE))).await;
         }
@@ -158,7 +162,7 @@ impl Ldap {
         }
         match spare {
             Some((link, root)) if mode != WatchMode::Sync => {
-                info!(server = %link.server.url, mode = "poll", "watching the directory for changes");
+                info!(directory = self.shown(), server = %link.server.url, mode = "poll", "watching the directory for changes");
                 poll::watch(&link, settings.watch.poll_interval, root.usn.is_some(), report).await
             }
             Some(_) | None => WatchEnd::NoServer(cause),
@@ -174,7 +178,8 @@ async fn watch_by_sync(
 ) -> WatchEnd {
     let url = &link.server.url;
     let known = memory.cookie.take().filter(|cookie| cookie.server == *url);
-    info!(server = %url, mode = "sync", resumed = known.is_some(), "watching the directory for changes");
+    let directory = link.server.endpoint.shown;
+    info!(directory, server = %url, mode = "sync", resumed = known.is_some(), "watching the directory for changes");
     let resumed = known.is_some();
     let mut bytes = known.map(|cookie| cookie.bytes);
     let end = sync::watch(link, &mut bytes, report).await;
@@ -184,7 +189,7 @@ async fn watch_by_sync(
         // As with a provider restored from a backup: the cookie is newer than its data. Everything is reported
         // again.
         WatchEnd::Refused(result) if resumed => {
-            info!(server = %url, code = result.code, %result, "server refused the sync cookie; reading all entries again");
+            info!(directory, server = %url, code = result.code, %result, "server refused the sync cookie; reading all entries again");
             return WatchEnd::RefreshRequired;
         }
         WatchEnd::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),

@@ -18,7 +18,7 @@ async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
         // The connection stays usable.
         assert_eq!((under.login("alice", "right").await.0, server.connections() <= 2), (result.clone(), true));
         let warnings = [PasswordWarning::Grace, PasswordWarning::Expiring]
-            .map(|word| under.metrics.directory_password_warnings.of(word).get());
+            .map(|word| under.metrics.directory_password_warnings.at("default", word).get());
         outcomes.push((result.map(|identity| identity.entry().mail_hosts.clone()), trace.diagnostic, warnings));
     }
     let [searched, templated] = outcomes.try_into().unwrap();

@@ -271,7 +271,7 @@ async fn silent_server_costs_one_attempt_and_is_marked_down() {
     // The deciding probe times out too.
     until(|| under.count(&silent, "read", "timeout") == 1).await;
     until(|| silent.open() == 0).await;
-    assert_eq!(under.metrics.directory_failovers.with_label_values(&[&silent.url()]).get(), 1);
+    assert_eq!(under.metrics.directory_failovers.with_label_values(&["default", &silent.url()]).get(), 1);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ async fn idle_connections_are_kept_and_recycled() {
     // Three for binds, one for searches.
     until(|| server.open() == 4).await;
     under.ldap.update_gauges();
-    let count = |used| under.metrics.directory_connections.at(&server.url(), used).get();
+    let count = |used| under.metrics.directory_connections.at_server(["default", &server.url()], used).get();
     assert_eq!((count(ConnectionUse::Idle), count(ConnectionUse::Busy), count(ConnectionUse::Search)), (3, 0, 1));
     for _ in 0..5 {
         under.alice().await.unwrap();

@@ -247,8 +247,8 @@ async fn server_without_the_canary_is_not_used() {
     }
     assert_eq!(servers[0].binds().len(), 0, "no password for a server that shows no canary");
     under.ldap.update_gauges();
-    let ok = |server: &Scripted| under.metrics.directory_canary_ok.with_label_values(&[&server.url()]).get();
-    let up = |server: &Scripted| under.metrics.directory_up.with_label_values(&[&server.url()]).get();
+    let ok = |server: &Scripted| under.metrics.directory_canary_ok.with_label_values(&["default", &server.url()]).get();
+    let up = |server: &Scripted| under.metrics.directory_up.with_label_values(&["default", &server.url()]).get();
     assert_eq!((ok(&servers[0]), ok(&servers[1])), (0, 1));
     assert_eq!((up(&servers[0]), up(&servers[1])), (0, 1));
     // Neither shows it: no reply is used.

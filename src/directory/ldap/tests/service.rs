@@ -24,7 +24,7 @@ async fn service_account_is_bound_once_per_connection() {
                 .contains("usher_directory_service_bind_ok{directory=\"default\",server=\"ldap://127.0.0.1:")
         );
         let url = format!("ldap://127.0.0.1:{}", server.port);
-        assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&[&url]).get(), 1);
+        assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&["default", &url]).get(), 1);
     }
 }
 
@@ -35,7 +35,7 @@ async fn refused_service_account_is_paused_and_its_file_read_again() {
     let url = format!("ldap://127.0.0.1:{}", server.port);
     let settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(account));
     let under = Under::test(&settings, Tuning { service_retry: Duration::from_secs(1), ..Tuning::default() });
-    assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&[&url]).get(), 1, "never asked");
+    assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&["default", &url]).get(), 1, "never asked");
     let refused =
         UnavailableCause::ServiceBind { server: url.as_str().into(), result: ServerResult::new(49, "said the server") };
     for _ in 0..3 {
@@ -44,7 +44,7 @@ async fn refused_service_account_is_paused_and_its_file_read_again() {
         assert_eq!(trace.code, Some(49));
     }
     assert_eq!(server.binds().len(), 1, "one try a minute does not lock the account");
-    assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&[&url]).get(), 0);
+    assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&["default", &url]).get(), 0);
     std::fs::write(&file, b"service\n").unwrap();
     within(async {
         while under.alice().await.is_err() {
@@ -53,7 +53,7 @@ async fn refused_service_account_is_paused_and_its_file_read_again() {
     })
     .await;
     assert_eq!(server.binds().iter().filter(|(_, dn, _)| dn == "cn=usher").count(), 2);
-    assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&[&url]).get(), 1);
+    assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&["default", &url]).get(), 1);
 }
 
 #[tokio::test]

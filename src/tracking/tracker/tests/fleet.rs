@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::tracking::store::Reconciled;
 
 /// The id of the entry, and its first mail host.
 struct Plain;
@@ -206,7 +207,7 @@ async fn node_that_does_not_know_a_held_user_never_uses_the_held_back_value() {
         assert!(matches!(kept, Reconciled::Replaced(entry) if entry.mail_hosts == ["server3"]));
     }
     let (other, basis) = (session(&fleet.nodes[1].registry, &met), basis(&met));
-    let listed = fleet.nodes[1].tracker.check_listed(&other, &basis, &fleet.nodes[1].setting());
+    let listed = fleet.nodes[1].check_listed(&other, &basis);
     assert_eq!(listed, Err(TerminationReason::Moved), "decided before the brake: once more");
     assert_eq!(fleet.nodes[1].asked(&mut asked).await, None, "sessions go on");
     // A server that has the kept value again: there the user is.

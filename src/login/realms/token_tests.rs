@@ -1,33 +1,40 @@
 //! The decision by a token: which entry, whatever the client calls itself, and what is remembered of it.
 
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::base::credential::{CredentialSecret, TokenForm};
+use crate::base::clock::unix_now;
+use crate::base::credential::{CredentialSecret, Login, TokenForm};
 use crate::base::secret::Secret;
-use crate::cache::Cache;
-use crate::config::{self, KeySource, TokenIssuer};
+use crate::config::{self, Config, KeySource, TokenIssuer};
 use crate::directory::memory::Memory;
-use crate::directory::{Directory, EntryVersion};
+use crate::directory::{Availability, Directory, Entry, EntryVersion};
+use crate::login::authn::Authenticator;
 use crate::outcome::AccountState;
 use crate::proto::ldap::template;
 use crate::telemetry::metrics::Metrics;
 use crate::token::tests::signer::Signer;
-use crate::token::{IssuerFiles, KeySet};
-use crate::tracking::TrackedEntries;
+use crate::token::{IssuerFiles, KeySet, Tokens};
 
 const ISSUER: &str = "https://idp.example.com";
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 const DN: &str = "uid=alice,ou=people";
 
+const CONFIG: &str = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})', watch: off}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+
 static SIGNER: LazyLock<Signer> = LazyLock::new(|| Signer::new("ES256", "one"));
 
 struct Setup {
     directory: Arc<Memory>,
-    authn: Authenticator,
+    realms: Realms,
 }
 
 fn setup() -> Setup {
@@ -58,13 +65,9 @@ fn setup() -> Setup {
     let keys = KeySet::parse(json!({"keys": [SIGNER.jwk()]}).to_string().as_bytes()).unwrap();
     let files = IssuerFiles { keys: Some(Arc::new(keys)), ..IssuerFiles::default() };
     let tokens = Tokens::new(&[issuer], vec![files], &Arc::new(Metrics::new()), None);
-    let authn = Authenticator::new(
-        Arc::clone(&directory) as Arc<dyn Directory>,
-        Arc::new(Cache::new(&settings)),
-        Arc::new(TrackedEntries::new(10, Duration::ZERO)),
-        10,
-    );
-    Setup { directory, authn: authn.with_tokens(Arc::new(tokens)) }
+    let config = Config { cache: settings, ..config::parse(Path::new("/c.yaml"), CONFIG).unwrap() };
+    let realms = Realms::new(&config, vec![Arc::clone(&directory) as Arc<dyn Directory>], None);
+    Setup { directory, realms: realms.with_tokens(Arc::new(tokens)) }
 }
 
 fn claims(upn: &str) -> Value {
@@ -78,8 +81,12 @@ fn credential(name: &str, token: &str) -> Credential {
 }
 
 impl Setup {
+    fn authn(&self) -> &Authenticator {
+        &self.realms.all()[0].authn
+    }
+
     async fn decision(&self, name: &str, token: &str) -> AuthDecision {
-        self.authn.decide(&credential(name, token), CLIENT, LookupMode::Cached).await
+        self.realms.decide(&credential(name, token), CLIENT, LookupMode::Cached).await
     }
 
     /// With a token for this user.
@@ -97,7 +104,7 @@ async fn token_leads_to_the_entry_of_its_claim() {
     let proven = decision.result.unwrap();
     assert_eq!((&*proven.identity.entry().dn, decision.by), (DN, DecidedBy::Directory));
     assert_eq!(proven.name(&Login::absent()).as_str(), "alice@example.com");
-    assert!(setup.authn.is_current(&proven));
+    assert!(setup.realms.is_current(&proven));
     // Another token of the same user asks the directory no more.
     assert_eq!(setup.decide("", "alice@example.com").await, (None, DecidedBy::Cache));
     assert_eq!(setup.decide("alice", "alice@example.com").await, (None, DecidedBy::Directory), "another name");
@@ -138,12 +145,12 @@ async fn bad_token_asks_no_directory_and_is_no_password() {
     setup.directory.set_outage(false);
     // A password that was proven opens nothing as a token, nor a token as a password.
     assert!(
-        setup.authn.decide(&Credential::for_tests("alice", "sesame"), CLIENT, LookupMode::Cached).await.result.is_ok()
+        setup.realms.decide(&Credential::for_tests("alice", "sesame"), CLIENT, LookupMode::Cached).await.result.is_ok()
     );
     assert!(setup.decision("alice", "sesame").await.result.is_err());
     let token = SIGNER.token(&claims("alice@example.com"));
     assert!(setup.decision("alice", &token).await.result.is_ok());
-    let as_password = setup.authn.decide(&Credential::for_tests("alice", token), CLIENT, LookupMode::Cached).await;
+    let as_password = setup.realms.decide(&Credential::for_tests("alice", token), CLIENT, LookupMode::Cached).await;
     assert_eq!(as_password.result.err(), Some(Refusal::WrongPassword));
 }
 
@@ -152,7 +159,7 @@ async fn state_of_the_entry_counts_and_a_change_is_seen_at_once() {
     let setup = setup();
     assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory);
     setup.directory.set_version("alice", EntryVersion { disabled: true, ..EntryVersion::default() });
-    setup.authn.cache().forget(&Entry::for_tests(DN, &[]));
+    setup.authn().cache().forget(&Entry::for_tests(DN, &[]));
     let disabled = Some(Refusal::Account { state: AccountState::Disabled, proven: true });
     assert_eq!(setup.decide("", "alice@example.com").await, (disabled, DecidedBy::Directory));
     setup.directory.set_version("alice", EntryVersion { expires: Some(1), ..EntryVersion::default() });
@@ -171,7 +178,7 @@ async fn account_that_expires_while_cached_is_looked_up_again() {
     assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Cache);
     tokio::time::advance(Duration::from_secs(301)).await;
     assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory, "past cache.ttl");
-    setup.authn.cache().drop_all();
+    setup.authn().cache().drop_all();
     assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory, "after `usher cache clear`");
 }
 
@@ -199,7 +206,7 @@ async fn outage_of_the_directory_is_no_bad_token_and_remembered_users_get_in() {
     setup.directory.set_availability(Availability::Recovering);
     assert_eq!(setup.decide("", "alice@example.com").await, (None, DecidedBy::Stale), "after the lookup failed");
     let credential = credential("", &SIGNER.token(&claims("alice@example.com")));
-    let again = setup.authn.decide(&credential, CLIENT, LookupMode::Directory).await;
+    let again = setup.realms.decide(&credential, CLIENT, LookupMode::Directory).await;
     assert_eq!(again.result.err(), Some(Refusal::DirectoryUnavailable));
 }
 
@@ -209,10 +216,10 @@ async fn held_user_is_found_held_by_the_claim() {
     setup.directory.set_version("alice", EntryVersion { held: true, ..EntryVersion::default() });
     let token = SIGNER.token(&claims("alice@example.com"));
     let proven = setup.decision("", &token).await.result.unwrap();
-    assert_eq!(setup.authn.is_held(&Login::absent(), &proven).await, Some(true));
+    assert_eq!(setup.authn().is_held(&Login::absent(), &proven).await, Some(true));
     assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory, "not cached");
     setup.directory.set_version("alice", EntryVersion::default());
-    assert_eq!(setup.authn.is_held(&Login::absent(), &proven).await, Some(false));
+    assert_eq!(setup.authn().is_held(&Login::absent(), &proven).await, Some(false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,7 +227,7 @@ async fn networks_of_the_entry_count_for_tokens_cached_or_not() {
     let setup = setup();
     assert_eq!(setup.decide("", "alice@example.com").await.0, None);
     setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["198.51.100.0/24"]));
-    setup.authn.cache().forget(&Entry::for_tests(DN, &[]));
+    setup.authn().cache().forget(&Entry::for_tests(DN, &[]));
     let refused = (Some(Refusal::NetworkNotAllowed), DecidedBy::Directory);
     for _ in 0..2 {
         assert_eq!(setup.decide("", "alice@example.com").await, refused);
@@ -228,7 +235,7 @@ async fn networks_of_the_entry_count_for_tokens_cached_or_not() {
     let token = SIGNER.token(&claims("alice@example.com"));
     let there = "198.51.100.7".parse().unwrap();
     for by in [DecidedBy::Directory, DecidedBy::Cache] {
-        let decision = setup.authn.decide(&credential("", &token), there, LookupMode::Cached).await;
+        let decision = setup.realms.decide(&credential("", &token), there, LookupMode::Cached).await;
         assert!(decision.result.is_ok());
         assert!(decision.by == by || decision.by == DecidedBy::Cache);
     }
@@ -246,7 +253,7 @@ async fn name_beside_a_token_is_compared_for_a_client_elsewhere_too() {
         assert_eq!(elsewhere, (Some(Refusal::NetworkNotAllowed), DecidedBy::Directory));
         // What the first one has found is not remembered under bob's name.
         let there = "198.51.100.7".parse().unwrap();
-        let decision = setup.authn.decide(&credential("bob", &token), there, LookupMode::Cached).await;
+        let decision = setup.realms.decide(&credential("bob", &token), there, LookupMode::Cached).await;
         assert_eq!(decision.result.err(), Some(Refusal::AuthzidNotAllowed));
     }
 }
@@ -265,7 +272,7 @@ async fn networks_or_mail_host_that_vanish_without_an_edit_open_nothing_to_token
         setup.directory.modify("alice", |entry| *entry = with(1, |_| ()));
         assert_eq!(setup.decide("", "alice@example.com").await.0, None);
         setup.directory.modify("alice", |entry| *entry = with(1, hide));
-        setup.authn.cache().forget(&Entry::for_tests(DN, &[]));
+        setup.authn().cache().forget(&Entry::for_tests(DN, &[]));
         assert_eq!(setup.decide("", "alice@example.com").await.0, Some(Refusal::DirectoryUnavailable));
         // An edit has taken it away.
         setup.directory.modify("alice", |entry| *entry = with(2, hide));
