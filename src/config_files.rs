@@ -366,7 +366,12 @@ fn key_set(path: &Path) -> Result<KeySet, String> {
             LARGEST_SET >> 10
         ));
     }
-    KeySet::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
+    KeySet::parse(&text).map_err(|error| {
+        let path = path.display();
+        format!(
+            "{path}: {error}; save the provider's JSON Web Key Set there, from the `jwks_uri` of its discovery document"
+        )
+    })
 }
 
 /// A password from a file, without the line end that an editor puts behind it.
@@ -459,5 +464,8 @@ fn outdated(config: &Config, tls: &ServerTls) -> Vec<Problem> {
     tls.revocation_lists().filter(|lists| lists.end <= now).filter_map(warning).collect()
 }
 
+mod readable;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use readable::{ServiceUser, unreadable};

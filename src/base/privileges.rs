@@ -82,8 +82,29 @@ impl User {
         self.uid
     }
 
+    /// The name of its group; the number, if it has none.
+    #[must_use]
+    pub(crate) fn group_name(&self) -> String {
+        let group = nix::unistd::Group::from_gid(nix::unistd::Gid::from_raw(self.gid)).ok().flatten();
+        group.map_or_else(|| self.gid.to_string(), |group| group.name)
+    }
+
+    /// Runs `work` as this user, on a thread that ends with it: all other threads stay what they are.
+    ///
+    /// # Errors
+    /// The system's reason, such as that this process is not root.
+    pub(crate) fn run_as<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.switch_to()?;
+                Ok(work())
+            });
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+        })
+    }
+
     /// Switches to this user irrevocably, and keeps CAP_NET_BIND_SERVICE if it is there. Must be called on the
-    /// only thread of the process.
+    /// only thread of the process, or on one that does nothing else.
     ///
     /// # Errors
     /// The system's reason, such as that this process is not root.

@@ -9,6 +9,9 @@ use std::sync::atomic::AtomicUsize;
 
 use super::{FAILED, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
 use crate::base::credential::Login;
+use crate::base::privileges;
+use crate::config::{Config, Problem};
+use crate::config_files::{ServiceUser, unreadable};
 use crate::diagnose::table::{Shown, ShownJson, ShownLines};
 use crate::diagnose::{self, Finding, Report, State, Subject};
 use crate::server;
@@ -34,6 +37,13 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         Err(problems) => return fail_config(&problems),
     };
     let config = &snapshot.config;
+    let for_the_service = match of_the_service(config) {
+        Ok(warnings) => warnings,
+        Err(problems) => return fail_config(&problems),
+    };
+    for warning in &for_the_service {
+        eprintln!("warning: {}", ShownLines(&warning.to_string()));
+    }
     for warning in &config.warnings {
         eprintln!("warning: {}", ShownLines(&warning.to_string()));
     }
@@ -68,8 +78,25 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         }
     } else {
         print!("{}", ShownLines(&text(&report)));
+        let above = config.warnings.len() + for_the_service.len();
+        if above > 0 {
+            println!("{} of the configuration above", count(above, "warning"));
+        }
     }
     ExitCode::from(if report.ok { OK } else { UNAVAILABLE })
+}
+
+/// What the user that usher runs as cannot read, although root, who checks, can: mistakes if the configuration names the
+/// user, otherwise warnings.
+fn of_the_service(config: &Config) -> Result<Vec<Problem>, Vec<Problem>> {
+    let Some(user) = ServiceUser::of(config).filter(|_| privileges::is_root()) else { return Ok(Vec::new()) };
+    match (unreadable(config, user), user) {
+        (Ok(problems), ServiceUser::Configured(_)) if !problems.is_empty() => Err(problems),
+        (Ok(problems), _) => Ok(problems),
+        (Err(error), ServiceUser::Configured(_)) => Err(vec![config.problem("process.user", error.to_string())]),
+        // The unit may have another user.
+        (Err(_), ServiceUser::OfTheUnit(_)) => Ok(Vec::new()),
+    }
 }
 
 /// A paragraph for each server, a line for each finding, and below it what to do.

@@ -192,3 +192,48 @@ fn fingerprint_depends_only_on_the_content() {
         assert_eq!(Fingerprint::of(&config), first, "{name}");
     }
 }
+
+/// Only root can ask what another user may read, and only root needs to.
+#[test]
+fn files_that_the_user_of_the_service_cannot_read_are_named() {
+    if !privileges::is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    mode(folder.path(), 0o755);
+    let file = folder.path().join("usher.yaml");
+    let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: absent.pem, key: absent.key}]}
+directory: {servers: ['ldaps://ldap.example'], base: dc=example, filter: '(uid={login})'}
+routing: {backends: [{name: one, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+    fs::write(&file, text).unwrap();
+    let mut config = parse(&file, text).unwrap();
+    config.process.user = Some("nobody".into());
+    let user = ServiceUser::of(&config).unwrap();
+    assert_eq!(user, ServiceUser::Configured("nobody"));
+    let found = |config: &Config| {
+        let problems = unreadable(config, ServiceUser::Configured("nobody")).unwrap();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    // Files that do not exist are another mistake.
+    assert_eq!(found(&config), Vec::<String>::new());
+    mode(&file, 0o600);
+    let [problem] = found(&config).try_into().unwrap();
+    let name = file.display();
+    assert!(problem.contains(&format!("the user nobody cannot read {name}: run `chgrp ")), "{problem}");
+    assert!(problem.ends_with(&format!(" {name} && chmod 640 {name}`")), "{problem}");
+    mode(&file, 0o644);
+    mode(folder.path(), 0o700);
+    let folder = folder.path().display();
+    let problems = found(&config);
+    assert!(problems.iter().all(|problem| problem.contains(&format!("its folder {folder} is closed"))), "{problems:?}");
+    assert!(!problems.is_empty());
+    // The other threads stay root.
+    assert!(privileges::is_root());
+    config.process.user = None;
+    assert_eq!(ServiceUser::of(&config), None);
+    config.file = "/etc/usher/config.yaml".into();
+    assert_eq!(ServiceUser::of(&config), Some(ServiceUser::OfTheUnit("usher")));
+}
