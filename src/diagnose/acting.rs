@@ -1,9 +1,10 @@
 //! Whether the users that may act for a mailbox can do so: what neither the file nor a single login shows.
 
 use super::{Finding, State};
-use crate::config::Config;
+use crate::config::{self, Config, Find};
 use crate::directory::{DirectoryError, UnavailableCause};
 use crate::login::realms::Realms;
+use crate::proto::ldap::dn::is_within;
 use crate::proto::ldap::result::NO_SUCH_OBJECT;
 
 /// How many administrators are looked up.
@@ -38,7 +39,10 @@ async fn administrators(config: &Config, realms: &Realms) -> Vec<Finding> {
     let (mut findings, mut found) = (Vec::new(), 0);
     for dn in settings.dns.iter().take(LOOKED_UP) {
         match realm.directory().matches(dn, ANY).await.0 {
-            Ok(true) => found += 1,
+            Ok(true) => {
+                found += 1;
+                findings.extend(outside(&realm.settings, dn));
+            }
             Ok(false) => findings.push(missing(dn)),
             Err(DirectoryError::Unavailable(cause)) if is_missing(&cause) => findings.push(missing(dn)),
             // The finding about the directory has the advice, and its other servers were asked already.
@@ -53,6 +57,15 @@ async fn administrators(config: &Config, realms: &Realms) -> Vec<Finding> {
         findings.insert(0, Finding::ok("administrators", format!("{entries} of impersonation.admins found")));
     }
     findings
+}
+
+/// An administrator logs in as every user does: its name is searched below the base.
+fn outside(settings: &config::Directory, dn: &str) -> Option<Finding> {
+    let (Find::Search { base, .. } | Find::Principal { base, .. }) = &settings.find else { return None };
+    let found = format!("impersonation.admins: {dn} is not below {base} (directory.base)");
+    let advice =
+        "it cannot log in, because its name is not found there: name an entry below the base, or move the base up";
+    (!is_within(dn, base)).then(|| Finding::new("administrators", State::Warning, found).advised(advice))
 }
 
 fn is_missing(cause: &UnavailableCause) -> bool {
@@ -71,7 +84,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::config;
     use crate::directory::Directory;
     use crate::directory::memory::Memory;
 
@@ -97,6 +109,14 @@ impersonation: {admins: ['uid=here,dc=x', 'uid=gone,dc=x'], networks: [192.0.2.0
         assert_eq!(states, expected, "{found:#?}");
         assert!(found[0].found.contains("1 entry") && found[1].found.contains("uid=gone,dc=x"), "{found:#?}");
         assert!(found[2].found.ends_with("at two"), "{found:#?}");
+        let elsewhere = text.replace("base: dc=x", "base: 'ou=people,dc=x'");
+        let elsewhere = config::parse(Path::new("/c.yaml"), &elsewhere).unwrap();
+        let outside = Realms::new(&elsewhere, vec![Arc::clone(&memory) as Arc<dyn Directory>], None);
+        let found = findings(&elsewhere, &outside).await;
+        assert!(
+            found[1].state == State::Warning && found[1].found.contains("is not below ou=people,dc=x"),
+            "{found:#?}"
+        );
         memory.set_outage(true);
         let found = findings(&config, &realms).await;
         assert_eq!((found[0].check, found[0].state, found.len()), (administrators, State::Note, 2), "{found:#?}");

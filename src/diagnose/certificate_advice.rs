@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use crate::tls::CertificateFault;
+use super::certificates::version_advice;
+use crate::tls::{CertificateFault, HandshakeError, HandshakeFailure};
 
 /// The length of a common name (RFC 5280, upper bounds).
 const COMMON_NAME: usize = 64;
@@ -110,6 +111,39 @@ impl Verified<'_> {
              extendedKeyUsage=serverAuth` makes a self-signed one, and {} then names server.pem",
             self.ca()
         )
+    }
+}
+
+/// What to do where TLS to a server fails that a URL names: an issuer of tokens, a store.
+pub(super) fn url_advice(error: &HandshakeError) -> &'static str {
+    if let Some(advice) = version_advice(error) {
+        return advice;
+    }
+    match error.failure {
+        HandshakeFailure::Certificate(fault) => match fault {
+            CertificateFault::UnknownIssuer | CertificateFault::MissingIssuer | CertificateFault::SelfSigned => {
+                "if its certificate is of an authority of your own, name that authority's file in `ca`"
+            }
+            CertificateFault::WrongName => "write a name that is in the certificate as the host of the URL",
+            CertificateFault::NoName => "issue it again with a name (openssl: -addext subjectAltName=DNS:NAME)",
+            CertificateFault::Expired => "renew the certificate on that server",
+            CertificateFault::NotYetValid => "set the clocks of both machines; or issue the certificate again",
+            CertificateFault::BadSignature => {
+                "is the file in `ca` that of the authority as it is now, and the server's key that of its certificate?"
+            }
+            CertificateFault::Authority
+            | CertificateFault::ShortKey
+            | CertificateFault::WeakSignature
+            | CertificateFault::OldVersion
+            | CertificateFault::WrongUsage
+            | CertificateFault::NameConstraints
+            | CertificateFault::NotPinned
+            | CertificateFault::Other => "let the server have a certificate without this fault",
+        },
+        HandshakeFailure::NotTls => "this port is not one for TLS: check the port of the URL",
+        HandshakeFailure::Alert | HandshakeFailure::Incompatible | HandshakeFailure::Other => {
+            "the log of that server may say more"
+        }
     }
 }
 

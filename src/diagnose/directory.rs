@@ -23,6 +23,9 @@ use crate::tls::HandshakeFailure;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The advice if nothing more is known.
 const TRY_OPENSSL: &str = "try `openssl s_client -connect HOST:636` from this machine";
+/// The advice about a server that closes the connection without a word.
+const WRONG_PORT: &str = "ldaps:// is for the TLS port, usually 636, and ldap:// for the other, usually 389; otherwise try \
+                          `openssl s_client -connect HOST:636` from this machine";
 /// The advice about a handshake that may be what is not answered.
 const LONG_HELLO: &str = "if `openssl s_client -groups X25519 -connect HOST:636` connects, a device on the way may drop a handshake that \
                           begins with two packets, as it does with X25519MLKEM768: try `directory.groups: [x25519, secp256r1, \
@@ -158,10 +161,8 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
                 HandshakeFailure::NotTls => {
                     "ldaps:// is for the TLS port, usually 636; for 389 write ldap:// with `starttls: true`"
                 }
-                HandshakeFailure::Certificate(_)
-                | HandshakeFailure::Alert
-                | HandshakeFailure::Incompatible
-                | HandshakeFailure::Other => TRY_OPENSSL,
+                HandshakeFailure::Other => WRONG_PORT,
+                HandshakeFailure::Certificate(_) | HandshakeFailure::Alert | HandshakeFailure::Incompatible => TRY_OPENSSL,
             },
             ConnectionFault::StartTls(_) => {
                 "the server has no TLS for StartTLS: give it a certificate, or use ldaps://"
@@ -179,10 +180,10 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
             ConnectionFault::PasswordFile { .. } => {
                 "directory.bind_password_file must name a readable file with the password"
             }
+            ConnectionFault::Closed => WRONG_PORT,
             ConnectionFault::Unreachable(_)
             | ConnectionFault::NoTls
             | ConnectionFault::Notice(_)
-            | ConnectionFault::Closed
             | ConnectionFault::Io(_)
             | ConnectionFault::AnonymousBind
             | ConnectionFault::UnsendablePassword

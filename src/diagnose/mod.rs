@@ -176,7 +176,7 @@ pub(crate) async fn inspect(
     }));
     subjects.extend(issuers.iter().map(tokens::subject));
     if let Some(settings) = &config.fleet {
-        subjects.extend(stores.iter().map(|store| fleet::subject(settings, store)));
+        subjects.extend(stores.iter().map(|store| fleet::subject(config, settings, store)));
     }
     for (name, inspected) in &inspected {
         let settings = config.routing.backends.iter().find(|settings| settings.name == *name);

@@ -1,5 +1,6 @@
 //! What an inspection of a token issuer means.
 
+use super::certificate_advice::url_advice;
 use super::{Finding, State, Subject};
 use crate::base::labels::Label as _;
 use crate::telemetry::log::Escaped;
@@ -53,12 +54,15 @@ fn fault(check: &'static str, error: &FetchError) -> Finding {
         FetchError::Resolve(_) | FetchError::Connect(_) | FetchError::Timeout => {
             "check the URL and the firewall; where only a proxy leads out, set `proxy`"
         }
-        FetchError::Tls(_) => "if its certificate is of an authority of your own, name that authority's file in `ca`",
+        FetchError::Tls(error) => url_advice(error),
         FetchError::Proxy(_) => "the proxy must allow CONNECT to this host and port, and ask for no password",
         FetchError::NotLoopback => "write https://",
         FetchError::Redirect(_) => "",
         FetchError::Status(401 | 403) if check == "introspection" => {
             "the issuer refuses `client_id` or its secret, or this client may not introspect"
+        }
+        FetchError::AnotherIssuer(_) => {
+            "write `issuer` exactly so if this is your provider (a slash at the end counts), or its URL as `discovery`"
         }
         FetchError::Status(404) => "check the path of the URL",
         FetchError::Status(_) | FetchError::Http(_) | FetchError::TooLarge | FetchError::Content(_) => {

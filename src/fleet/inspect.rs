@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::script::{Arg, RIGHTS};
-use super::seal::StoreKey;
-use super::store::{Connection, FleetFiles, StoreError};
+use super::link::MOST_MEMBERS;
+use super::member::{Member, MemberId};
+use super::script::{Arg, MEMBERS, RIGHTS};
+use super::seal::{Purpose, SealError, StoreKey};
+use super::store::{Connection, FleetFiles, StoreError, StoreMemory};
 use crate::config;
 
 /// How long a store may take for all questions.
@@ -61,10 +63,14 @@ pub(crate) struct InspectedStore {
 pub(crate) struct StoreFacts {
     /// The median time of an answer.
     pub(crate) latency: Duration,
-    /// What it does when its memory is full; `None`: its user may not read it.
-    pub(crate) eviction: Option<String>,
+    /// Its memory.
+    pub(crate) memory: StoreMemory,
     /// The rights that its user lacks.
     pub(crate) missing: Vec<String>,
+    /// The living members of the fleet; none as long as a right is missing.
+    pub(crate) members: Vec<Member>,
+    /// How many others live whose records are sealed under a secret that the file does not have.
+    pub(crate) under_another_secret: usize,
 }
 
 /// Looks at every store of a fleet.
@@ -74,7 +80,7 @@ pub(crate) async fn inspect(settings: &config::Fleet, files: &FleetFiles) -> Vec
         let found = async {
             let (connection, driver) = Connection::open(address, settings, files, None).await?;
             tokio::select! {
-                found = timeout(PATIENCE, look(&connection, settings)) => found.unwrap_or(Err(StoreError::Late)),
+                found = timeout(PATIENCE, look(&connection, settings, files)) => found.unwrap_or(Err(StoreError::Late)),
                 () = driver => Err(StoreError::Lost),
             }
         };
@@ -83,7 +89,7 @@ pub(crate) async fn inspect(settings: &config::Fleet, files: &FleetFiles) -> Vec
     stores
 }
 
-async fn look(connection: &Connection, settings: &config::Fleet) -> Result<StoreFacts, StoreError> {
+async fn look(connection: &Connection, settings: &config::Fleet, files: &FleetFiles) -> Result<StoreFacts, StoreError> {
     let mut missing = Vec::new();
     let mut may = |right: &str, result: Result<(), StoreError>| match result {
         Ok(()) => Ok(()),
@@ -127,10 +133,36 @@ async fn look(connection: &Connection, settings: &config::Fleet) -> Result<Store
     }
     times.sort_unstable();
     let latency = times.get(MEASURED / 2).copied().unwrap_or_default();
-    let eviction = match connection.eviction().await {
-        Ok(eviction) => eviction,
-        Err(StoreError::Rights) => None,
+    let memory = match connection.memory().await {
+        Ok(memory) => memory,
+        Err(StoreError::Rights) => StoreMemory::default(),
         Err(error) => return Err(error),
     };
-    Ok(StoreFacts { latency, eviction, missing })
+    let (members, under_another_secret) = match missing.is_empty() {
+        true => members(connection, settings, files).await?,
+        false => (Vec::new(), 0),
+    };
+    Ok(StoreFacts { latency, memory, missing, members, under_another_secret })
+}
+
+/// The living members, and how many cannot be read because their secret is another.
+async fn members(
+    connection: &Connection,
+    settings: &config::Fleet,
+    files: &FleetFiles,
+) -> Result<(Vec<Member>, usize), StoreError> {
+    let key = |name: &str| StoreKey::plain(&settings.name, name);
+    let args = [Arg::from(key("m:").as_str()), Arg::from(MOST_MEMBERS)];
+    let answer = connection.eval(&MEMBERS, &[key("m")], &args).await?;
+    let (mut members, mut under_another_secret) = (Vec::new(), 0);
+    for pair in answer.items().as_chunks::<2>().0 {
+        let [Some(id), Some(record)] = pair.each_ref().map(super::Value::bytes) else { continue };
+        match files.sealer.open(Purpose::Member, id, record) {
+            Ok(record) => members.extend(MemberId::parse(id).and_then(|id| Member::decode(id, &record))),
+            Err(SealError::UnknownLine) => under_another_secret += 1,
+            // A running member counts and logs these.
+            Err(SealError::Garbage | SealError::Forged) => {}
+        }
+    }
+    Ok((members, under_another_secret))
 }

@@ -31,7 +31,7 @@ const FULL_EVERY: u32 = 30;
 /// For this many beats names that cannot be read are waited for.
 const NAMELESS: u32 = 5;
 /// The most members.
-const MOST_MEMBERS: u32 = 512;
+pub(super) const MOST_MEMBERS: u32 = 512;
 /// The pause after a connection that could not be opened: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How often a store that comes first is tried while another is in use, and how long that may take.

@@ -57,7 +57,7 @@ pub(crate) use member::{Member, MemberId, Members};
 pub(crate) use messages::{Answer, LARGEST_ANSWER, LARGEST_NOTICE, Message, NoAnswer};
 pub(crate) use script::{Arg, BRAKE, FleetScript, Value};
 pub(crate) use seal::{KeyKind, KeyedId, Sealer, StoreKey};
-pub(crate) use store::{FleetFiles, StoreError};
+pub(crate) use store::{FleetFiles, StoreError, StoreMemory};
 pub(crate) use writes::Done;
 
 /// The tasks of a fleet, in the order in which they are started.

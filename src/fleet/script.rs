@@ -61,6 +61,9 @@ pub(crate) static BRAKE: FleetScript = FleetScript::new("brake", include_str!("s
 /// Which rights the store's user has; for `usher check` alone.
 pub(crate) static RIGHTS: FleetScript = FleetScript::new("rights", include_str!("scripts/rights.lua"));
 
+/// Who lives; for `usher check` alone.
+pub(crate) static MEMBERS: FleetScript = FleetScript::new("members", include_str!("scripts/members.lua"));
+
 /// Every script of a running fleet: loaded when a connection is made, so that no login has to send one as a whole.
 pub(crate) static ALL: [&FleetScript; 4] = [&BEAT, &MARK, &LEAVE, &BRAKE];
 

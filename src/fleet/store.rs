@@ -28,7 +28,7 @@ use crate::config::{self, StoreAddress};
 use crate::telemetry::log::Escaped;
 use crate::tls::client;
 use crate::tls::dial::{self, ByteStream, DialError};
-use crate::tls::{describe, stream::Stream};
+use crate::tls::{HandshakeError, stream::Stream};
 
 /// How long opening a connection may take: name, TCP, TLS, authentication, scripts.
 const OPENING: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub(crate) enum StoreError {
     Dial(DialError),
     /// TLS failed.
     #[error("TLS: {0}")]
-    Tls(String),
+    Tls(HandshakeError),
     /// It refuses user or password.
     #[error("the store refuses user or password")]
     Credentials,
@@ -111,6 +111,8 @@ impl StoreError {
             Some("OOM") => return Self::Full,
             Some("READONLY" | "MASTERDOWN") => return Self::Replica,
             Some("MOVED" | "ASK" | "CLUSTERDOWN" | "CROSSSLOT") => return Self::Cluster,
+            // A script fails as a whole where one of its commands may not be run.
+            Some("ERR") if error.detail().is_some_and(is_of_rights) => return Self::Rights,
             Some(code) => return Self::Answer(code.chars().take(32).collect()),
             None => {}
         }
@@ -128,6 +130,13 @@ impl StoreError {
     }
 }
 
+/// Whether the text of an error in a script is about the user's rights: Redis 7 and 6, Valkey.
+fn is_of_rights(detail: &str) -> bool {
+    ["has no permissions to", "No permissions to", "can't run this command", "can't access at least one of the keys"]
+        .iter()
+        .any(|words| detail.contains(words))
+}
+
 /// A connection. Its driver, which is returned beside it, has to be polled.
 pub(super) struct Connection {
     link: MultiplexedConnection,
@@ -139,6 +148,17 @@ impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").finish_non_exhaustive()
     }
+}
+
+/// The memory of a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct StoreMemory {
+    /// What happens when it is full; `None`: its user may not read it.
+    pub(crate) eviction: Option<String>,
+    /// Bytes in use.
+    pub(crate) used: u64,
+    /// The most bytes; 0: no limit.
+    pub(crate) most: u64,
 }
 
 /// Takes what the store pushes: the payload and the channel.
@@ -169,10 +189,11 @@ impl Connection {
     ) -> Result<(Self, Driver), StoreError> {
         let socket = dial::tcp(&address.host, address.port, address.local).await?;
         let stream: Stream = if address.encrypted {
-            let name =
-                ServerName::try_from(address.host.clone()).map_err(|error| StoreError::Tls(error.to_string()))?;
-            let tls = files.tls.as_ref().ok_or_else(|| StoreError::Tls("not configured".to_owned()))?;
-            client::connect(tls, name, socket).await.map_err(|error| StoreError::Tls(describe(&error)))?
+            let name = ServerName::try_from(address.host.clone())
+                .map_err(|error| StoreError::Tls(HandshakeError::of_stream(&io::Error::other(error))))?;
+            let tls = files.tls.as_ref().ok_or_else(|| StoreError::Tls(HandshakeError::without_configuration()))?;
+            let connected = client::connect(tls, name, socket).await;
+            connected.map_err(|error| StoreError::Tls(HandshakeError::of_stream(&error)))?
         } else {
             socket.into()
         };
@@ -229,18 +250,24 @@ impl Connection {
         Ok(())
     }
 
-    /// What the store does when its memory is full.
+    /// What the store does when its memory is full, and how full that is.
     ///
     /// # Errors
     /// It does not say.
-    pub(super) async fn eviction(&self) -> Result<Option<String>, StoreError> {
+    pub(super) async fn memory(&self) -> Result<StoreMemory, StoreError> {
         let info = self.command(redis::cmd("INFO").arg("memory")).await?;
         let info = match &info {
             redis::Value::VerbatimString { text, .. } => text.as_bytes(),
             other => text(other).ok_or(StoreError::Malformed)?,
         };
-        let line = info.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"maxmemory_policy:"));
-        Ok(line.map(|policy| String::from_utf8_lossy(policy.trim_ascii()).chars().take(32).collect()))
+        let lines = || info.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        let field = |name: &[u8]| lines().find_map(|line| line.strip_prefix(name)).map(String::from_utf8_lossy);
+        let number = |name: &[u8]| field(name).and_then(|number| number.parse().ok()).unwrap_or_default();
+        Ok(StoreMemory {
+            eviction: field(b"maxmemory_policy:").map(|policy| policy.chars().take(32).collect()),
+            used: number(b"used_memory:"),
+            most: number(b"maxmemory:"),
+        })
     }
 
     async fn command(&self, command: &redis::Cmd) -> Result<redis::Value, StoreError> {

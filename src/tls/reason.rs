@@ -39,6 +39,11 @@ impl HandshakeError {
         error.get_ref()?.downcast_ref::<Error>().map(Self::from)
     }
 
+    /// There is nothing to begin a handshake with.
+    pub(crate) fn without_configuration() -> Self {
+        Self { failure: HandshakeFailure::Other, text: "not configured".to_owned() }
+    }
+
     /// An error of a handshake, or of the connection during it.
     pub(crate) fn of_stream(error: &io::Error) -> Self {
         Self::find(error).unwrap_or_else(|| Self { failure: HandshakeFailure::Other, text: describe(error) })

@@ -23,8 +23,8 @@ use zeroize::Zeroizing;
 
 use crate::base::secret::{Secret, SecretBuf};
 use crate::config::{Address, HttpUrl};
+use crate::tls::HandshakeError;
 use crate::tls::client;
-use crate::tls::describe;
 use crate::tls::dial::{ByteStream, DialError, tcp};
 use crate::tls::stream::Stream;
 
@@ -58,13 +58,16 @@ pub(crate) enum FetchError {
     NotLoopback,
     /// TLS failed.
     #[error("TLS: {0}")]
-    Tls(String),
+    Tls(HandshakeError),
     /// The proxy does not connect.
     #[error("the proxy answered {0}")]
     Proxy(String),
     /// The connection broke, or it is no HTTP.
     #[error("HTTP: {0}")]
     Http(String),
+    /// The discovery document names another issuer.
+    #[error("the discovery document is of another issuer: {0}")]
+    AnotherIssuer(String),
     /// A redirect, which is not followed.
     #[error("the answer is a redirect ({0}): write the URL that it leads to")]
     Redirect(u16),
@@ -178,8 +181,8 @@ impl Client {
             None => tcp(&url.host, url.port, false).await?,
         };
         let name = ServerName::try_from(url.host.clone()).map_err(|error| FetchError::Resolve(error.to_string()))?;
-        let tls = self.tls.as_ref().ok_or_else(|| FetchError::Tls("not configured".to_owned()))?;
-        client::connect(tls, name, socket).await.map_err(|error| FetchError::Tls(describe(&error)))
+        let tls = self.tls.as_ref().ok_or_else(|| FetchError::Tls(HandshakeError::without_configuration()))?;
+        client::connect(tls, name, socket).await.map_err(|error| FetchError::Tls(HandshakeError::of_stream(&error)))
     }
 }
 

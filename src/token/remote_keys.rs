@@ -250,7 +250,7 @@ impl RemoteKeys {
         let issuer = text("issuer").ok_or_else(|| content("has no `issuer`"))?;
         if issuer != self.issuer {
             let shown: String = issuer.chars().take(SHOWN).collect();
-            return Err(FetchError::Content(format!("the discovery document is of another issuer: {shown}")));
+            return Err(FetchError::AnotherIssuer(shown));
         }
         let keys = text("jwks_uri").ok_or_else(|| content("has no `jwks_uri`"))?;
         let keys =

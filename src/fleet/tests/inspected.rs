@@ -25,7 +25,7 @@ async fn facts(setting: &Setting) -> Result<StoreFacts, StoreError> {
 async fn documented_rights_are_enough_and_allow_nothing_else() {
     let (store, setting) = with_rights(documented());
     let found = facts(&setting).await.unwrap();
-    assert_eq!((found.missing, found.eviction.as_deref()), (Vec::new(), Some("noeviction")));
+    assert_eq!((found.missing, found.memory.eviction.as_deref()), (Vec::new(), Some("noeviction")));
     let (a, b) = (setting.start(), setting.start());
     a.joined(2).await;
     b.joined(2).await;
@@ -62,12 +62,13 @@ async fn each_missing_right_is_named() {
     let missing = facts(&setting).await.unwrap().missing;
     assert!(missing.iter().any(|right| right.starts_with("+eval, +evalsha")), "{missing:?}");
     // Without a right that it needs a member stays alone, and nothing else fails.
+    assert!(facts(&setting).await.unwrap().members.is_empty());
     let a = setting.start();
     assert_eq!(a.count("bob").await, Err(Unavailable::Down));
     sleep(Duration::from_millis(300)).await;
     assert!(!a.is_up());
     let (_store, setting) = with_rights(&documented().replace("+info", ""));
-    assert_eq!(facts(&setting).await.unwrap().eviction, None);
+    assert_eq!(facts(&setting).await.unwrap().memory.eviction, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,6 +79,45 @@ async fn eviction_and_latency_are_shown() {
     way.delay(Duration::from_millis(30));
     let found = facts(&Setting::at(way.port, "mx1")).await.unwrap();
     assert!(found.latency >= Duration::from_millis(30), "{found:?}");
-    assert_eq!(found.eviction.as_deref(), Some("allkeys-lru"));
+    assert_eq!(found.memory.eviction.as_deref(), Some("allkeys-lru"));
     assert_eq!(store.command(&["EXISTS", "usher:mail:check"]), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn living_members_are_shown_and_those_with_another_secret_counted() {
+    let store = Redis::start();
+    let (one, two) = (Setting::at(store.port, "mx1"), Setting::at(store.port, "mx2"));
+    let seen = async |setting: &Setting| {
+        let found = facts(setting).await.unwrap();
+        let nodes: Vec<String> = found.members.iter().map(|member| member.node.to_string()).collect();
+        (nodes, found.under_another_secret)
+    };
+    assert_eq!(seen(&one).await, (Vec::new(), 0));
+    let (a, b, c) = (one.start(), two.start(), two.start());
+    for node in [&a, &b, &c] {
+        node.joined(3).await;
+    }
+    let (mut nodes, others) = seen(&one).await;
+    nodes.sort_unstable();
+    assert_eq!((nodes, others), (["mx1", "mx2", "mx2"].map(str::to_owned).to_vec(), 0));
+    let stranger = Setting { secrets: vec![9], ..one.clone() };
+    assert_eq!(seen(&stranger).await, (Vec::new(), 3));
+    let mut post = one.clone();
+    post.settings.name = "post".into();
+    assert_eq!(seen(&post).await, (Vec::new(), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_measured_and_a_right_that_a_script_lacks_is_one() {
+    let store = Redis::start();
+    store.command(&["CONFIG", "SET", "maxmemory", "64mb"]);
+    let memory = facts(&Setting::at(store.port, "mx1")).await.unwrap().memory;
+    assert!(memory.most == 64 << 20 && memory.used > 1 << 16 && memory.used < memory.most, "{memory:?}");
+    let (_store, setting) = with_rights(&documented().replace("+@hash", ""));
+    let (connection, driver) =
+        Connection::open(&setting.settings.stores[0], &setting.settings, &setting.files(), None).await.unwrap();
+    tokio::spawn(driver);
+    static HASH: FleetScript = FleetScript::new("test_hash", "return redis.call('HSET', KEYS[1], 'a', 1)");
+    let key = StoreKey::plain("mail", "check");
+    assert_eq!(connection.eval(&HASH, &[key], &[]).await, Err(StoreError::Rights));
 }

@@ -67,6 +67,11 @@ pub(crate) fn is_same(one: &str, other: &str) -> bool {
     is_dn(one) && is_dn(other) && canonical(one) == canonical(other)
 }
 
+/// Whether a DN is that of the base, or of an entry below it; all are below the root, whose DN is empty.
+pub(crate) fn is_within(dn: &str, base: &str) -> bool {
+    base.is_empty() || is_dn(dn) && is_dn(base) && canonical(dn).ends_with(&canonical(base))
+}
+
 /// A type and a value of a DN, and whether the value is encoded.
 type Pair = (String, (bool, Vec<u8>));
 
@@ -159,6 +164,24 @@ mod tests {
             ("", ""),
         ] {
             assert!(!is_same(one, other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn entry_is_within_its_base() {
+        for (dn, base) in [
+            ("uid=admin,ou=people,dc=x", "OU=people, dc=X"),
+            ("ou=people,dc=x", "ou=people,dc=x"),
+            ("uid=admin,dc=x", ""),
+        ] {
+            assert!(is_within(dn, base), "{dn} {base}");
+        }
+        for (dn, base) in [
+            ("uid=admin,ou=services,dc=x", "ou=people,dc=x"),
+            ("dc=x", "ou=people,dc=x"),
+            ("cn=a,xou=people,dc=x", "ou=people,dc=x"),
+        ] {
+            assert!(!is_within(dn, base), "{dn} {base}");
         }
     }
 
