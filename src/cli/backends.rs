@@ -114,7 +114,7 @@ fn said(backend: &Backend) -> String {
 
 async fn show(running: &Running, arguments: &Args) -> Result<ExitCode, ExitCode> {
     if arguments.fleet {
-        let show = |backends: Vec<Backend>| text(&backends, arguments.long);
+        let show = |backends: Vec<Backend>| text(&backends, arguments.long, true);
         return fleet::ask(running, ("GET", "/backends"), arguments.json, show).await;
     }
     let answers = running.ask_all::<Vec<Backend>>("GET", "/backends").await?;
@@ -123,7 +123,7 @@ async fn show(running: &Running, arguments: &Args) -> Result<ExitCode, ExitCode>
     if arguments.json {
         say_json(&backends);
     } else {
-        say(text(&backends, arguments.long));
+        say(text(&backends, arguments.long, false));
     }
     let is_trouble = backends.iter().any(|backend| backend.draining.is_none() && !backend.state.is_up());
     Ok(if is_trouble { ExitCode::from(FAILED) } else { code })
@@ -142,7 +142,7 @@ fn merged(mut lists: Vec<Vec<Backend>>) -> Vec<Backend> {
     backends
 }
 
-fn text(backends: &[Backend], long: bool) -> String {
+fn text(backends: &[Backend], long: bool, fleet: bool) -> String {
     let (mut rows, mut remarks) = (Vec::new(), Vec::new());
     for backend in backends {
         let name = &backend.state.name;
@@ -170,8 +170,9 @@ fn text(backends: &[Backend], long: bool) -> String {
                 0 => "its sessions are left open".to_owned(),
                 rate => format!("{rate} sessions a second are ended"),
             };
+            let everywhere = if fleet { " --fleet" } else { "" };
             remarks.push(format!(
-                "{name} is draining for {since}: no new logins, {ending}; `usher backends undrain {name}`"
+                "{name} is draining for {since}: no new logins, {ending}; `usher backends undrain {name}{everywhere}`"
             ));
         }
     }

@@ -47,18 +47,19 @@ pub(super) async fn drain(config: &Path, arguments: &Args) -> Result<ExitCode, E
     let path = with_query("/drain", ready_only.into_iter().chain(undo));
     let running = Running::of(config)?;
     if let Some(node) = &arguments.node {
-        return fleet::ask_node(&running, node, ("POST", &path), arguments.json, |leaving| text(&leaving)).await;
+        return fleet::ask_node(&running, node, ("POST", &path), arguments.json, |leaving| text(&leaving, Some(node)))
+            .await;
     }
     let leaving: Leaving = running.ask("POST", &path).await?;
     if arguments.json {
         say_json(&leaving);
     } else {
-        say(text(&leaving));
+        say(text(&leaving, None));
     }
     Ok(ExitCode::from(OK))
 }
 
-fn text(leaving: &Leaving) -> String {
+fn text(leaving: &Leaving, node: Option<&str>) -> String {
     if leaving.ends {
         let sessions = count(leaving.sessions, "session");
         let (delay, deadline) = (age(leaving.delay_seconds), age(leaving.deadline_seconds));
@@ -66,6 +67,7 @@ fn text(leaving: &Leaving) -> String {
     } else if leaving.ready {
         "/ready replies 200 again".to_owned()
     } else {
-        "/ready replies 503; nothing else changes. `usher drain --undo` reverts it".to_owned()
+        let node = node.map(|node| format!(" --node {node}")).unwrap_or_default();
+        format!("/ready replies 503; nothing else changes. `usher drain --undo{node}` reverts it")
     }
 }

@@ -13,7 +13,7 @@ const HELP: &str = "\
 CONFIG is a digest of the configuration in force without what differs between nodes (names, addresses,
 files): two nodes with different digests decide differently.
 
-Exit codes: 0 told; 1 told, but a node of the fleet did not answer; 69 usher does not run; 77 you may not
+Exit codes: 0 shown; 1 shown, but a node of the fleet did not answer; 69 usher does not run; 77 you may not
 use the control socket.";
 
 #[derive(Debug, clap::Args)]
@@ -58,10 +58,14 @@ fn text(status: &Status) -> String {
         lines.push(format!("brake        holds {changes} until `usher confirm`"));
     }
     if let Some(FleetStatus { up, clock_ahead_seconds, store_answers_after_ms }) = fleet {
-        let up = if *up { "in use" } else { "unavailable: limits are local" };
-        let took = store_answers_after_ms.map(|took| format!(", answers after {took:.1} ms")).unwrap_or_default();
-        let ahead = clock_ahead_seconds.map(|ahead| format!(", clock {ahead:+.3} s")).unwrap_or_default();
-        lines.push(format!("store        {up}{took}{ahead}"));
+        lines.push(if *up {
+            let took = store_answers_after_ms.map(|took| format!(", answers after {took:.1} ms")).unwrap_or_default();
+            let ahead = clock_ahead_seconds.map(|ahead| format!(", clock {ahead:+.3} s")).unwrap_or_default();
+            format!("store        in use{took}{ahead}")
+        } else {
+            // What it last answered says nothing of now.
+            "store        unavailable: limits are local; `usher check --connect` says why".to_owned()
+        });
     }
     lines.join("\n")
 }
@@ -87,6 +91,8 @@ mod tests {
         {
             assert!(shown.contains(part), "{shown}");
         }
+        status.fleet = status.fleet.map(|fleet| FleetStatus { up: false, ..fleet });
+        assert!(text(&status).ends_with("limits are local; `usher check --connect` says why"), "{}", text(&status));
         (status.certificate_ends, status.brake_holds, status.fleet) = (Some(0), 0, None);
         assert!(text(&status).ends_with("has ended"), "{}", text(&status));
     }

@@ -338,15 +338,21 @@ impl<'a> Section<'a> {
 /// What to do about an unknown key.
 fn advice(key: &str, known: &[&str]) -> String {
     let lower = key.to_ascii_lowercase();
-    if ["password", "passwd", "secret", "bindpw"].iter().any(|word| lower.contains(word)) {
-        let file = known.iter().find(|known| known.ends_with("password_file"));
+    let distance = |known: &&str| strsim::damerau_levenshtein(&lower, known);
+    let is_secret = ["password", "passwd", "secret", "bindpw"].iter().any(|word| lower.contains(word));
+    // `secretfile` is a misspelt `secret_file`, `secret` is a secret in the wrong place.
+    if is_secret && !known.iter().any(|known| known.ends_with("_file") && distance(known) <= 2) {
+        let files =
+            || known.iter().filter(|known| ["password_file", "secret_file"].iter().any(|end| known.ends_with(end)));
+        let file =
+            files().find(|known| known.contains(&*lower)).or_else(|| files().min_by_key(|known| distance(known)));
         let name = file.map(|key| format!(" with `{key}`")).unwrap_or_default();
         return format!("passwords are not allowed in the configuration: put it into a file and name the file{name}");
     }
     if key == "<<" {
         return "merge keys are not supported: write the keys out".into();
     }
-    let near = known.iter().map(|known| (strsim::damerau_levenshtein(&lower, known), *known)).min();
+    let near = known.iter().map(|known| (distance(known), *known)).min();
     let guess = match near {
         Some((distance, known)) if distance <= 1 + known.len() / 4 => format!("did you mean `{known}`? "),
         Some(_) | None => String::new(),

@@ -207,12 +207,20 @@ fn commented_password_filter_is_valid_beside_an_issuer() {
 #[test]
 fn documented_issuers_are_accepted() {
     let text = include_str!("../../../docs/tokens.md");
-    let pieces: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|piece| piece.split("```").next()).collect();
-    assert_eq!(pieces.len(), 2);
-    for piece in pieces {
+    let pieces = text.split("```yaml\n").skip(1).filter_map(|piece| piece.split("```").next());
+    let (issuers, backends): (Vec<&str>, Vec<&str>) = pieces.partition(|piece| piece.starts_with("tokens:"));
+    assert_eq!((issuers.len(), backends.len()), (2, 1));
+    for piece in &issuers {
         let config = parse_text(&forwarding(&format!("{EXAMPLE}{piece}")));
         assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()), "{piece}");
     }
+    // A backend that gets the token.
+    let head = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
+";
+    let config = parse_text(&format!("{head}{}{}", issuers[0], backends[0]));
+    assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()));
 }
 
 #[test]

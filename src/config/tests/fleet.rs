@@ -38,6 +38,8 @@ fn mistakes_are_reported() {
     mistake(", secret_file: fleet.secret", "", "fleet.secret_file", "missing: name the file with the secret");
     mistake("}", ", user: usher}", "fleet.password_file", "missing: name the file with the password");
     mistake("}", ", user: 'u s', password_file: p}", "fleet.user", "1 to 128 visible");
+    mistake("}", ", secret: abc}", "fleet.secret", "put it into a file and name the file with `secret_file`");
+    mistake("}", ", secretfile: abc}", "fleet.secretfile", "did you mean `secret_file`?");
     mistake("}", ", password: secret}", "fleet.password", "put it into a file and name the file with `password_file`");
     mistake("}", ", timeout: 4ms}", "fleet.timeout", "write 5ms to 1s (default 20ms)");
     mistake("}", ", timeout: 2s}", "fleet.timeout", "write 5ms to 1s");

@@ -660,6 +660,13 @@ fn unknown_keys_are_reported_with_a_suggestion() {
         "limits.idle_timout",
         "did you mean `idle_timeout`? allowed here: connections, ",
     );
+    // The name of a file with a secret, misspelt, is no secret.
+    mistake(
+        "  bind_dn",
+        "  bind_passwordfile: x # HERE\n  bind_dn",
+        "directory.bind_passwordfile",
+        "did you mean `bind_password_file`?",
+    );
     mistake("log:", "loging: x # HERE\nlog:", "loging", "unknown key");
     mistake("log:", "Log: x # HERE\nlog:", "Log", "did you mean `log`?");
     mistake("log:", "1: x # HERE\nlog:", "1", "unknown key");
