@@ -29,7 +29,7 @@ use crate::outcome::{ActingFault, Refusal};
 use crate::routing;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate;
-use crate::token::Tokens;
+use crate::token::{Tokens, unverified};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -71,6 +71,8 @@ struct Explanation {
     claim: Option<String>,
     /// Why a token is refused.
     token_error: Option<&'static str>,
+    /// What a token that is refused says of itself.
+    token_unverified: Option<String>,
     query: String,
     /// The server that answered.
     server: Option<String>,
@@ -252,9 +254,13 @@ impl Explanation {
     /// Verifies the token on standard input, and finds its entry.
     async fn ask_by_token(&mut self, config: &Config, realms: &Realms, tokens: &Tokens, name: Option<&Login>) -> u8 {
         tokens.run_due();
-        let token = match tokens.verify(&secret_from_stdin()).await {
+        let secret = secret_from_stdin();
+        let token = match tokens.verify(&secret).await {
             Ok(token) => token,
             Err(error) => {
+                self.token_unverified = unverified(&secret).map(|shown| {
+                    shown.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(", ")
+                });
                 self.token_error = Some(error.label());
                 let words = format!("the token is not accepted: {}", error.label());
                 return self.judged(config, Verdict::refused(Refusal::of_token(error), words));
@@ -360,6 +366,7 @@ impl Explanation {
         line("directory", self.directory.as_deref().unwrap_or_default());
         line("issuer", self.issuer.as_deref().unwrap_or_default());
         line("claim", self.claim.as_deref().unwrap_or_default());
+        line("unverified", self.token_unverified.as_deref().unwrap_or_default());
         line("query", &self.query);
         line("answered by", self.server.as_deref().unwrap_or_default());
         line("answer", self.server_result.as_deref().unwrap_or_default());

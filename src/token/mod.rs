@@ -18,6 +18,7 @@ mod sample;
 mod strict;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unverified;
 mod verified;
 
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub(crate) use keys::{KeySet, LARGEST_SET, SkippedKey};
 use remote_keys::{KeyState, Refreshed, RemoteKeys};
 #[cfg(feature = "internals")]
 pub use sample::TokenVerifier;
+pub(crate) use unverified::unverified;
 pub(crate) use verified::VerifiedToken;
 
 /// How long a login waits for its issuer.
