@@ -293,12 +293,24 @@ fn kubernetes_configuration_is_valid_in_the_volume() {
     for item in sources.iter().filter_map(|source| source["secret"]["items"].as_array()).flatten() {
         let content = match item["key"].as_str().unwrap() {
             "tls.crt" => std::fs::read(&shared().usher.chain).unwrap(),
-            "tls.key" => std::fs::read(&shared().usher.key).unwrap(),
+            _ => std::fs::read(&shared().usher.key).unwrap(),
+        };
+        place(item["path"].as_str().unwrap(), content);
+    }
+    // The other Secret as a whole, with the keys that docs/kubernetes.md gives it.
+    assert!(sources.iter().any(|source| source["secret"] == json!({"name": "usher"})), "{sources:?}");
+    let page = std::fs::read_to_string(deploy("../docs/kubernetes.md")).unwrap();
+    let command = page.split("create secret generic usher").nth(1).unwrap().split("kubectl").next().unwrap();
+    let keys: Vec<&str> =
+        command.split("--from-file=").skip(1).map(|key| key.split_whitespace().next().unwrap()).collect();
+    assert_eq!(keys.len(), 4, "{command}");
+    for name in keys {
+        let content = match name {
             "ticket.keys" => key(1).into_bytes(),
             "ldap.password" => b"secret\n".to_vec(),
             _ => std::fs::read(shared().certificates.ca()).unwrap(),
         };
-        place(item["path"].as_str().unwrap(), content);
+        place(name, content);
     }
     let file = volume.join("config.yaml").display().to_string();
     let checked = run(crate::kit::usher::BINARY, &["check", "--config", &file], b"");
