@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::kit::dovecot_versions::{VERSIONS, Version, VersionedDovecot};
 use crate::kit::process::{folder, run, unpacked};
+use crate::kit::slapd::{Options, Slapd};
 use crate::kit::users::SERVICE_PASSWORD;
 use crate::kit::{Imap, Usher, password_of};
 
@@ -107,6 +108,19 @@ fn dovecot_snippets_stand_in_pairs_and_are_marked() {
     }
     let removed = marked.iter().filter(|snippet| snippet.text.contains("service_count"));
     assert!(removed.into_iter().all(|snippet| snippet.language == "dovecot-2.3"));
+}
+
+#[test]
+fn schema_is_loaded_by_slapd_and_its_attributes_can_be_used() {
+    let [schema] = of_language("slapd-schema").try_into().ok().expect("one block");
+    let file = folder("schema").join("usher.schema");
+    std::fs::write(&file, &schema.text).unwrap();
+    let entry = "dn: uid=schema,ou=people,dc=example,dc=com\nobjectClass: inetOrgPerson\nobjectClass: usherUser\n\
+                 uid: schema\ncn: schema\nsn: schema\nmailHold: moving\nmailNetworks: 192.0.2.0/24\n\
+                 mailNetworks: 2001:db8::/32\nmailGrant: uid=alice,ou=people,dc=example,dc=com\nmailAccess: imap\n";
+    let include = format!("include {}", file.display());
+    let slapd = Slapd::with(Options { global: &include, entries: entry, ..Options::default() });
+    slapd.wait_for("uid=schema,ou=people,dc=example,dc=com", "mailNetworks: 2001:db8::/32");
 }
 
 #[test]
