@@ -162,7 +162,9 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
                     "ldaps:// is for the TLS port, usually 636; for 389 write ldap:// with `starttls: true`"
                 }
                 HandshakeFailure::Other => WRONG_PORT,
-                HandshakeFailure::Certificate(_) | HandshakeFailure::Alert | HandshakeFailure::Incompatible => TRY_OPENSSL,
+                HandshakeFailure::Certificate(_) | HandshakeFailure::Alert | HandshakeFailure::Incompatible => {
+                    TRY_OPENSSL
+                }
             },
             ConnectionFault::StartTls(_) => {
                 "the server has no TLS for StartTLS: give it a certificate, or use ldaps://"
