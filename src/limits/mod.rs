@@ -277,6 +277,13 @@ impl Throttle {
         }
     }
 
+    /// Repeats what the store may not have heard of sessions. To be called every few seconds.
+    pub(crate) fn repeat_unanswered_sessions(&self) {
+        if let Some(shared) = self.shared_sessions.get() {
+            shared.repeat_unanswered();
+        }
+    }
+
     /// Whether one more login stays within this rate. One second's worth may come at once.
     fn within_rate(&self, per_second: u32) -> bool {
         let now = Instant::now();

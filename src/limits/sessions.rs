@@ -1,7 +1,8 @@
 //! The sessions of a user at all ushers of a fleet: each writes its own count behind, and hears the others' counts by
 //! the answer. No login waits for it, so that sessions which begin before the answer may exceed the limit.
 //!
-//! A count stands in the store for as long as its process lives there; where it is lost, it is written again.
+//! A count stands in the store for as long as its process lives there; where it is lost, it is written again. So is
+//! one whose write got no answer: a session that ended while the store was away must not count for ever.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -21,6 +22,10 @@ const FRESH: Duration = Duration::from_secs(60);
 const RECORD: Duration = Duration::from_secs(7 * 86_400);
 /// How many pauses a rewriting has.
 const STEPS: u32 = 120;
+/// How long a write may be without an answer.
+const UNANSWERED: Duration = Duration::from_secs(5);
+/// How many writes without an answer are repeated at a time.
+const REPEATED: usize = 1_000;
 
 /// Writes a member's sessions of a user.
 pub(crate) static SESSIONS: FleetScript = FleetScript::new("sessions", include_str!("scripts/sessions.lua"));
@@ -32,12 +37,23 @@ struct User {
     here: u32,
 }
 
+/// A write that has no answer yet.
+#[derive(Debug)]
+struct Unanswered {
+    entry: EntryKey,
+    here: u32,
+    since: Instant,
+}
+
 /// The users with sessions here, as the fleet counts them.
 #[derive(Debug)]
 pub(super) struct SharedSessions {
     runner: Arc<dyn ScriptRunner>,
     /// Bounded by the sessions. The lock also keeps the writes of a user in order; a write is queued and not awaited.
     users: Mutex<HashMap<HashedKey, User>>,
+    /// The users whose record in the store may be another than the last that was written, up to `capacity`.
+    unanswered: Arc<Mutex<HashMap<HashedKey, Unanswered>>>,
+    capacity: usize,
     /// The sessions at other ushers, and when that was heard. Kept when the last session here has ended.
     elsewhere: moka::sync::Cache<HashedKey, (u32, Instant)>,
 }
@@ -46,7 +62,8 @@ impl SharedSessions {
     /// At most this many answers are kept.
     pub(super) fn new(runner: Arc<dyn ScriptRunner>, capacity: u64) -> Arc<Self> {
         let elsewhere = moka::sync::Cache::builder().max_capacity(capacity).time_to_live(FRESH).build();
-        Arc::new(Self { runner, users: Mutex::default(), elsewhere })
+        let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
+        Arc::new(Self { runner, users: Mutex::default(), unanswered: Arc::default(), capacity, elsewhere })
     }
 
     /// Counts a session until the guard is dropped. Returns how many the user has elsewhere, as last heard.
@@ -56,7 +73,7 @@ impl SharedSessions {
         counted.here = counted.here.saturating_add(1);
         let heard = self.elsewhere.get(&user).filter(|(_, heard)| heard.elapsed() < FRESH);
         let elsewhere = heard.map_or(0, |(count, _)| count);
-        self.write(user, counted);
+        self.write(user, &counted.entry, counted.here);
         (SharedSession { sessions: Arc::clone(self), user }, elsewhere)
     }
 
@@ -65,20 +82,27 @@ impl SharedSessions {
     }
 
     /// Writes the count behind.
-    fn write(&self, user: HashedKey, counted: &User) {
+    fn write(&self, user: HashedKey, entry: &EntryKey, here: u32) {
+        {
+            let mut unanswered = lock(&self.unanswered);
+            if unanswered.len() < self.capacity || unanswered.contains_key(&user) {
+                unanswered.insert(user, Unanswered { entry: entry.clone(), here, since: Instant::now() });
+            }
+        }
         if !self.runner.is_up() {
             return;
         }
-        let Some(id) = self.runner.id(SharedKey::Sessions, &[&counted.entry.to_bytes()]) else { return };
+        let Some(id) = self.runner.id(SharedKey::Sessions, &[&entry.to_bytes()]) else { return };
         let (member, prefix) = self.runner.member();
-        let args = vec![
-            ScriptArg::from(member.as_bytes()),
-            counted.here.into(),
-            prefix.as_bytes().into(),
-            ScriptArg::from(RECORD),
-        ];
-        let elsewhere = self.elsewhere.clone();
+        let args =
+            vec![ScriptArg::from(member.as_bytes()), here.into(), prefix.as_bytes().into(), ScriptArg::from(RECORD)];
+        let (elsewhere, unanswered) = (self.elsewhere.clone(), Arc::clone(&self.unanswered));
         let done = move |answer: &[i64]| {
+            let mut unanswered = lock(&unanswered);
+            if unanswered.get(&user).is_some_and(|last| last.here == here) {
+                unanswered.remove(&user);
+            }
+            drop(unanswered);
             if let Some(count) = answer.first().and_then(|count| u32::try_from(*count).ok()) {
                 elsewhere.insert(user, (count, Instant::now()));
             }
@@ -97,11 +121,32 @@ impl SharedSessions {
             sleep(over / STEPS).await;
             for user in some {
                 if let Some(counted) = self.lock().get(user) {
-                    self.write(*user, counted);
+                    self.write(*user, &counted.entry, counted.here);
                 }
             }
         }
     }
+
+    /// Repeats writes that have no answer: the store was away, or too many waited. To be called every few seconds.
+    pub(super) fn repeat_unanswered(&self) {
+        if !self.runner.is_up() {
+            return;
+        }
+        let is_late = |last: &Unanswered| last.since.elapsed() >= UNANSWERED;
+        let late: Vec<_> = {
+            let unanswered = lock(&self.unanswered);
+            let late = unanswered.iter().filter(|(_, last)| is_late(last));
+            late.map(|(user, last)| (*user, last.entry.clone())).take(REPEATED).collect()
+        };
+        for (user, entry) in late {
+            let users = self.lock();
+            self.write(user, &entry, users.get(&user).map_or(0, |counted| counted.here));
+        }
+    }
+}
+
+fn lock(unanswered: &Mutex<HashMap<HashedKey, Unanswered>>) -> MutexGuard<'_, HashMap<HashedKey, Unanswered>> {
+    unanswered.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A session that is counted.
@@ -116,7 +161,7 @@ impl Drop for SharedSession {
         let mut users = self.sessions.lock();
         let Some(counted) = users.get_mut(&self.user) else { return };
         counted.here = counted.here.saturating_sub(1);
-        self.sessions.write(self.user, counted);
+        self.sessions.write(self.user, &counted.entry, counted.here);
         if counted.here == 0 {
             users.remove(&self.user);
         }

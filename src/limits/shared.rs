@@ -37,6 +37,9 @@ pub(crate) static ENTRY: FleetScript =
 pub(crate) static SETTLE: FleetScript =
     FleetScript::new("settle", concat!(include_str!("scripts/account.lua"), include_str!("scripts/settle.lua")));
 
+/// More than any limit.
+const MOST_FAILURES: i64 = 2_000;
+
 /// What a key of the store is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum SharedKey {
@@ -271,7 +274,8 @@ fn milliseconds(number: i64) -> Duration {
 
 /// Takes over an account: its times are relative to the store's `now`.
 fn adopt(local: &LocalStore, account: Account, now: i64, [failures, credited, due]: [i64; 3]) {
-    let failures = u32::try_from(failures).unwrap_or(0);
+    // As in the scripts: what is not forgotten for years must not come from a store.
+    let failures = u32::try_from(failures.clamp(0, MOST_FAILURES)).unwrap_or(0);
     // No delay is longer than 5 s.
     let ahead = milliseconds(due.saturating_sub(now)).min(Duration::from_secs(5));
     let ago = [credited, due].map(|time| milliseconds(now.saturating_sub(time)));

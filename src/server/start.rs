@@ -31,6 +31,8 @@ use crate::telemetry::log;
 const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
 /// How often due probes are started; each server has an interval of its own.
 const PROBE_TICK: Duration = Duration::from_millis(250);
+/// How often sessions of which the fleet's store may not have heard are written again.
+const REPEAT_SESSIONS: Duration = Duration::from_secs(5);
 impl Server {
     /// Binds what it does not inherit, then lets clients in.
     pub(super) async fn start(&mut self, mut inherited: Inherited) -> Result<(), StartError> {
@@ -181,12 +183,22 @@ async fn await_directory(shared: Arc<Shared>) {
     info!("directory reachable");
 }
 
-/// Writes the sessions of users again whenever the fleet's store is another, or was emptied.
+/// Writes the sessions of users again whenever the fleet's store is another, or was emptied, and those of which it may not
+/// have heard.
 async fn rewrite_sessions(shared: Arc<Shared>) {
     let Some(mut generation) = shared.fleet.as_ref().map(|fleet| fleet.generation()) else { return };
-    while generation.changed().await.is_ok() {
-        shared.throttle.rewrite_sessions().await;
-    }
+    let rewriting = async {
+        while generation.changed().await.is_ok() {
+            shared.throttle.rewrite_sessions().await;
+        }
+    };
+    let repeating = async {
+        loop {
+            sleep(REPEAT_SESSIONS).await;
+            shared.throttle.repeat_unanswered_sessions();
+        }
+    };
+    tokio::join!(rewriting, repeating);
 }
 
 /// Starts due probes of the directory servers and backends of the current snapshot; never returns.

@@ -57,26 +57,29 @@ fn guesses_over_three_ushers_are_delayed_as_at_one() {
     assert!(!redis.content().contains("alice") && !redis.content().contains("127.0.0"));
 }
 
+fn log_in(usher: &Usher) -> (Imap, String) {
+    let mut imap = Imap::tls_from(HOME, usher.imaps_port());
+    let reply = imap.login("alice", &password_of("alice")).tagged;
+    (imap, reply)
+}
+
+/// Logs in until the reply begins so.
+fn until(usher: &Usher, words: &str) -> Imap {
+    let end = Instant::now() + Duration::from_secs(45);
+    loop {
+        let (imap, reply) = log_in(usher);
+        if reply.starts_with(words) {
+            return imap;
+        }
+        assert!(Instant::now() < end, "{reply}");
+    }
+}
+
 #[test]
 fn sessions_of_a_user_are_limited_over_three_ushers_and_end_with_their_process() {
     let redis = Redis::start();
     let limit = json!({"mode": "enforce", "limit": 3});
     let mut ushers = three(&redis, |config| config.set("/throttle/sessions_per_user", limit.clone()));
-    let log_in = |usher: &Usher| {
-        let mut imap = Imap::tls_from(HOME, usher.imaps_port());
-        let reply = imap.login("alice", &password_of("alice")).tagged;
-        (imap, reply)
-    };
-    let until = |usher: &Usher, words: &str| {
-        let end = Instant::now() + Duration::from_secs(45);
-        loop {
-            let (imap, reply) = log_in(usher);
-            if reply.starts_with(words) {
-                return imap;
-            }
-            assert!(Instant::now() < end, "{reply}");
-        }
-    };
     let held: Vec<_> = ushers.iter().map(|usher| log_in(usher).0).collect();
     for usher in &ushers {
         until(usher, "NO [LIMIT]");
@@ -86,6 +89,21 @@ fn sessions_of_a_user_are_limited_over_three_ushers_and_end_with_their_process()
     killed.signal(rustix::process::Signal::KILL);
     let _fourth = until(&ushers[0], "OK ");
     drop(held);
+}
+
+#[test]
+fn sessions_that_end_while_the_store_is_frozen_count_no_more() {
+    let redis = Redis::start();
+    let limit = json!({"mode": "enforce", "limit": 2});
+    let ushers = three(&redis, |config| config.set("/throttle/sessions_per_user", limit.clone()));
+    let held: Vec<_> = (0..2).map(|_| log_in(&ushers[0]).0).collect();
+    until(&ushers[1], "NO [LIMIT]");
+    redis.freeze();
+    ushers[0].wait_metric("usher_fleet_up", &[], 0.0);
+    drop(held);
+    ushers[0].wait_metric("usher_sessions", &[], 0.0);
+    redis.thaw();
+    let _allowed = until(&ushers[1], "OK ");
 }
 
 #[test]

@@ -7,7 +7,8 @@ local every, known, name, kept = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[5], ton
 local of_user, of_prefix, of_names = rule(8), rule(13), rule(18)
 if not known then
   local since = redis.call('ZSCORE', KEYS[5], ARGV[3])
-  known = since and now - tonumber(since) < tonumber(ARGV[4]) or false
+  -- Also if the clock was put back since.
+  known = since and math.abs(now - tonumber(since)) < tonumber(ARGV[4]) or false
 end
 local user, prefix = read(known and KEYS[2] or KEYS[1]), read(KEYS[3])
 local user_delay, prefix_delay, names_delay = queued(user.due, step(user, every, of_user)), 0, 0
@@ -17,6 +18,7 @@ if not known then prefix_delay = queued(prefix.due, step(prefix, every, of_prefi
 if counts_name then
   -- 'due' is a member, too: when the last delayed attempt is due.
   redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - tonumber(ARGV[6]))
+  redis.call('ZREMRANGEBYSCORE', KEYS[4], now + tonumber(ARGV[6]), '+inf')
   local due = redis.call('ZSCORE', KEYS[4], 'due')
   is_new = not redis.call('ZSCORE', KEYS[4], name)
   others = redis.call('ZCARD', KEYS[4]) - (due and 1 or 0) - (is_new and 0 or 1)

@@ -490,3 +490,40 @@ async fn sessions_of_a_user_are_limited_over_all_ushers() {
     advance(Duration::from_secs(61)).await;
     assert!(session(0).is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn session_that_ends_while_the_store_is_away_counts_no_more() {
+    let redis = Redis::start();
+    let ushers = ushers(2, &redis, |rules| {
+        rules.sessions_per_user.limit = 5;
+        rules.sessions_per_user_and_prefix.limit = 100;
+    });
+    let session = |usher: usize| ushers[usher].0.session("192.0.2.1", ALICE);
+    let held: Vec<_> = (0..5).map(|_| session(0).unwrap()).collect();
+    let _ = session(1);
+    assert!(session(1).is_err());
+    ushers[0].1.up.store(false, Ordering::Relaxed);
+    drop(held);
+    // They would count as long as this process lives.
+    ushers[0].1.up.store(true, Ordering::Relaxed);
+    ushers[0].0.throttle.repeat_unanswered_sessions();
+    assert!(session(1).is_err(), "at once an answer may be on its way");
+    advance(Duration::from_secs(5)).await;
+    ushers[0].0.throttle.repeat_unanswered_sessions();
+    let _ = session(1);
+    assert!(session(1).is_ok());
+    // One that begins while it is away is counted as well, and what is answered is not repeated.
+    ushers[0].1.up.store(false, Ordering::Relaxed);
+    let _held: Vec<_> = (0..5).map(|_| session(0).unwrap()).collect();
+    ushers[0].1.up.store(true, Ordering::Relaxed);
+    advance(Duration::from_secs(5)).await;
+    let orders = || ushers[0].1.orders.load(Ordering::Relaxed);
+    let before = orders();
+    ushers[0].0.throttle.repeat_unanswered_sessions();
+    assert_eq!(orders(), before + 1);
+    advance(Duration::from_secs(60)).await;
+    ushers[0].0.throttle.repeat_unanswered_sessions();
+    assert_eq!(orders(), before + 1);
+    let _ = session(1);
+    assert!(session(1).is_err());
+}
