@@ -11,7 +11,7 @@ use super::directories;
 use super::fleet::ByNode;
 use super::running::{Running, say, with_query};
 use super::{DATA, FAILED, NO_USER, OK, UNAVAILABLE, USAGE, count, fail, fail_config};
-use crate::admin::control::NodeReply;
+use crate::admin::control::{Dropped, NodeReply};
 use crate::base::credential::Login;
 use crate::config;
 use crate::directory::DirectoryError;
@@ -23,7 +23,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 const HELP: &str = "\
 The directory has to hold the user (directory.hold_attribute): otherwise a new session may begin at any
-time. Sessions are not ended; `usher kick --user NAME --fleet` ends them.
+time. Sessions are not ended; `usher kick --user NAME --fleet` ends them. What is cached of the user is
+dropped: an usher that has not heard of the hold yet asks the directory at the next login.
 
 Example, a mailbox that moves to server4:
   ldapmodify (set the hold attribute of bob)
@@ -67,10 +68,19 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
         return Err(fail(DATA, words));
     }
     let (running, until) = (Running::of(file)?, Instant::now() + arguments.timeout);
-    let path = with_query("/sessions", [("user", &*entry.dn)]);
+    let (path, cached) =
+        (with_query("/sessions", [("user", &*entry.dn)]), with_query("/cache/drop", [("login", &*entry.dn)]));
+    let mut is_dropped = false;
     loop {
         let (sessions, silent) = sessions(&running, &path, arguments.by_node.fleet).await?;
-        if sessions == 0 && silent.is_empty() {
+        if !is_dropped && silent.is_empty() {
+            // Where the hold is not known yet, a cached password would still open a session after the count.
+            is_dropped = drop_cached(&running, &cached, arguments.by_node.fleet).await?;
+            if is_dropped {
+                continue;
+            }
+        }
+        if is_dropped && sessions == 0 && silent.is_empty() {
             say(format!("{shown} has no session"));
             return Ok(ExitCode::from(OK));
         }
@@ -81,6 +91,15 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
         }
         sleep(PAUSE).await;
     }
+}
+
+/// Drops what is cached of the user; returns whether every process has.
+async fn drop_cached(running: &Running, path: &str, fleet: bool) -> Result<bool, ExitCode> {
+    if !fleet {
+        return Ok(running.ask_all::<Dropped>("POST", path).await?.is_complete());
+    }
+    let replies: Vec<NodeReply<Value>> = running.ask("POST", &format!("/fleet{path}")).await?;
+    Ok(replies.iter().all(|reply| reply.error.is_none()))
 }
 
 /// How many sessions there are, and the nodes that do not say.

@@ -195,6 +195,13 @@ mod tests {
     }
 
     #[test]
+    fn session_from_before_the_clock_was_put_back_has_begun() {
+        let begun = session("alice", "uid=alice,dc=x", "192.0.2.1", "server3", 1_000);
+        assert!(begun.has_begun_by(1_000, 1_010) && !begun.has_begun_by(999, 1_010));
+        assert!(begun.has_begun_by(500, 510));
+    }
+
+    #[test]
     fn user_matches_under_every_name() {
         for name in ["alice", "ALICE@Example.com", "uid=alice,dc=x", "UID=ALICE,DC=X"] {
             assert_eq!(chosen(&[("user", name)]), ["alice", "alice@example.com"], "{name}");

@@ -55,6 +55,11 @@ impl Session {
         iter::once(&self.dn).chain(&self.acting_dn)
     }
 
+    /// Whether it began by this second. One that began later than now began before the clock was put back.
+    pub(crate) fn has_begun_by(&self, second: u64, now: u64) -> bool {
+        self.since <= second || self.since > now
+    }
+
     /// The DNs, in small letters, of those of its users that have this login name, in any case.
     pub(crate) fn dns_named(&self, name: &str) -> impl Iterator<Item = String> + use<> {
         let is_name = |login: &str| login.trim().eq_ignore_ascii_case(name.trim());

@@ -132,7 +132,8 @@ async fn kick(
         return Err(Rejection::bad(words));
     }
     let mut sessions = control.chosen(&filter)?;
-    sessions.retain(|session| begun_by.is_none_or(|second| session.since <= second));
+    let now = unix_now();
+    sessions.retain(|session| begun_by.is_none_or(|second| session.has_begun_by(second, now)));
     let rate = control.snapshot().config.drain.max_closes_per_second;
     let count = sessions.len();
     let over = over.unwrap_or_else(|| Duration::from_secs_f64(count.saturating_sub(1) as f64 / f64::from(rate.max(1))));
