@@ -152,6 +152,7 @@ fn advice(settings: &config::Fleet, error: &StoreError) -> String {
         StoreError::Rights => return rights(settings),
         StoreError::Full => "raise maxmemory, or remove what else is in the store",
         StoreError::Replica => "name the primary in `fleet.store`",
+        StoreError::Clock => "set the clock of the store's machine",
         StoreError::PasswordNeeded
         | StoreError::Cluster
         | StoreError::TooOld
@@ -184,6 +185,7 @@ fleet: {name: mail, node: mx1, store: 'rediss://store', user: usher, password_fi
             node: node.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             config,
+            counts: std::collections::BTreeMap::new(),
         };
         let found = |members: Vec<Member>, under_another_secret| {
             let facts = StoreFacts {

@@ -129,5 +129,6 @@ fn deliver(fleet: &Fleet, message: Envelope, from: Member) {
         Kind::Question => arrives(Some(question)),
         Kind::Answer => fleet.asked.answer(from.id, question, Ok(body)),
         Kind::TooLarge => fleet.asked.answer(from.id, question, Err(NoAnswer::TooLarge)),
+        Kind::Goodbye => fleet.absent().goodbye(from.id),
     }
 }

@@ -3,10 +3,15 @@
 //! Between two beats it goes on by this machine's monotonic clock. Nothing is protected by it alone: whoever owns the
 //! store sets it.
 
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
+
+/// What a clock may say, in microseconds: the years 2020 to 2199. Under another one marks would end at once, or be later
+/// than all that follow.
+pub(super) const POSSIBLE: RangeInclusive<u64> = 1_577_836_800_000_000..=7_258_118_399_999_999;
 
 /// The store's clock.
 #[derive(Debug, Default)]

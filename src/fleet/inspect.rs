@@ -158,7 +158,10 @@ async fn members(
     for pair in answer.items().as_chunks::<2>().0 {
         let [Some(id), Some(record)] = pair.each_ref().map(super::Value::bytes) else { continue };
         match files.sealer.open(Purpose::Member, id, record) {
-            Ok(record) => members.extend(MemberId::parse(id).and_then(|id| Member::decode(id, &record))),
+            Ok(record) => {
+                let member = MemberId::parse(id).and_then(|id| Member::decode(id, &record));
+                members.extend(member.map(|(member, _)| member));
+            }
             Err(SealError::UnknownLine) => under_another_secret += 1,
             // A running member counts and logs these.
             Err(SealError::Garbage | SealError::Forged) => {}

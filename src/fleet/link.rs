@@ -9,7 +9,9 @@ use aws_lc_rs::rand;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use super::clock::{POSSIBLE, micros_of};
 use super::marks::{self, MarkKind, Read};
+use super::messages::FRESH;
 use super::script::{BEAT, LEAVE, MARK};
 use super::seal::{Names, Purpose};
 use super::store::{Connection, Driver};
@@ -111,6 +113,13 @@ async fn is_preferred_back(fleet: &Fleet, at: usize) -> bool {
 /// Beats on a connection until it is of no use.
 async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progress: &mut Progress) -> StoreError {
     let (mut failures, mut probed) = (0, Instant::now());
+    // The first beat is dated by this store's clock, too. What it says is no reading yet: only a beat is.
+    let asked = Instant::now();
+    match timeout(PATIENCE, connection.time()).await.unwrap_or(Err(StoreError::Late)) {
+        Ok(time) => drop(fleet.clock.set(asked, Instant::now(), time)),
+        Err(error) if error.is_lost() || error == StoreError::Late => return error,
+        Err(_) => {}
+    }
     loop {
         if fleet.left.load(Ordering::Acquire) {
             std::future::pending::<()>().await;
@@ -180,6 +189,9 @@ async fn beat(fleet: &Fleet, connection: &Connection, progress: &mut Progress) -
     let answer = connection.eval(&BEAT, &keys, &args).await?;
     let took = asked.elapsed();
     let shown = Shown::read(&answer).ok_or(StoreError::Malformed)?;
+    if !POSSIBLE.contains(&shown.time) {
+        return Err(StoreError::Clock);
+    }
     let skew = fleet.clock.set(asked, Instant::now(), shown.time);
     fleet.metrics.fleet_clock_skew.with_label_values(&[] as &[&str]).set(skew);
     if !progress.epoch.is_empty() && progress.epoch != shown.epoch {
@@ -198,7 +210,7 @@ async fn beat(fleet: &Fleet, connection: &Connection, progress: &mut Progress) -
 /// This process's record, sealed.
 fn own_record(fleet: &Fleet) -> Option<Vec<u8>> {
     let sealer = &fleet.files.load().sealer;
-    sealer.seal(Purpose::Member, fleet.id.to_string().as_bytes(), &own(fleet).encode())
+    sealer.seal(Purpose::Member, fleet.id.to_string().as_bytes(), &own(fleet).encode(fleet.now()))
 }
 
 fn own(fleet: &Fleet) -> Member {
@@ -207,6 +219,7 @@ fn own(fleet: &Fleet) -> Member {
         node: fleet.settings.node.as_str().into(),
         version: env!("CARGO_PKG_VERSION").into(),
         config: fleet.config.load(Ordering::Relaxed),
+        counts: fleet.counts().clone(),
     }
 }
 
@@ -258,14 +271,17 @@ fn meet(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
             continue;
         }
         match sealer.open(Purpose::Member, id, record).map(|record| Member::decode(member, &record)) {
-            Ok(Some(member)) => members.push(member),
+            Ok(Some((member, time))) if time.abs_diff(shown.time) <= micros_of(FRESH) => members.push(member),
+            // Someone writes it again and again.
+            Ok(Some(_)) => fleet.reject(FleetRejection::Stale, "member"),
             Ok(None) => fleet.reject(FleetRejection::Garbage, "member"),
             Err(error) => fleet.reject(error.into(), "member"),
         }
     }
     if coming_back {
-        let before = fleet.members.load();
-        let gone = before.iter().filter(|member| !members.iter().any(|known| known.id == member.id));
+        let (before, absent) = (fleet.members.load(), fleet.absent());
+        let is_known = |id| members.iter().any(|known| known.id == id) || absent.has_left(id);
+        let gone = before.iter().filter(|member| !is_known(member.id));
         members.extend(gone.cloned().collect::<Vec<_>>());
     }
     let members = Arc::new(Members::new(members));
@@ -280,7 +296,8 @@ fn meet(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
     if let Some(divisor) = fleet.divisor_out.get() {
         divisor.store(most, Ordering::Relaxed);
     }
-    fleet.members.store(members);
+    let before = fleet.members.swap(Arc::clone(&members));
+    fleet.absent().beat(&before, &members);
 }
 
 /// Takes over which marks have changed; returns whether anything is in force that was not before.
@@ -358,7 +375,14 @@ async fn write_marks(fleet: &Fleet, connection: &Connection) -> Result<(), Store
 pub(super) async fn leave(fleet: &Fleet) {
     fleet.left.store(true, Ordering::Release);
     let Some(link) = fleet.link.load_full() else { return };
+    let goodbye = fleet.sealed(Kind::Goodbye, 0, fleet.other_ids(), Vec::new());
     let keys = [fleet.member_key(fleet.id), fleet.plain_key("m")];
     let args = [Arg::from(fleet.id.to_string().as_str())];
-    let _ = timeout(LEAVING, link.eval(&LEAVE, &keys, &args)).await;
+    let leaving = async {
+        if let Some((channel, sealed)) = goodbye {
+            let _ = link.publish(&channel, &sealed).await;
+        }
+        let _ = link.eval(&LEAVE, &keys, &args).await;
+    };
+    let _ = timeout(LEAVING, leaving).await;
 }

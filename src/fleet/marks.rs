@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::time::Instant;
 
 use super::clock::micros_of;
 use super::member::{MemberId, Members};
@@ -22,6 +23,8 @@ use crate::base::labels::{Label as _, labels};
 
 /// The most marks in the store.
 pub(super) const MOST: usize = 1_000;
+/// Of these, events: many kicks leave places for drains and the brake.
+pub(super) const MOST_EVENTS: usize = MOST / 2;
 /// The most bytes of a mark's key, and of its body.
 pub(crate) const LARGEST_MARK: usize = 4_096;
 /// How long an event can be read.
@@ -116,6 +119,8 @@ struct Entry {
     dirty: bool,
     /// What it replaces.
     replaces: Replaces,
+    /// An event ends by this machine's clock as well: the store's may be put back.
+    since: Instant,
 }
 
 /// What a mark may replace in the store.
@@ -184,7 +189,7 @@ impl Table {
             if kind.is_event() { [own.0.to_be_bytes(), number.to_be_bytes()].concat().into() } else { key.into() };
         let place = (kind, key);
         let known = self.entries.get(&place).map(|entry| entry.mark.version);
-        if known.is_none() && self.entries.len() >= MOST || place.1.len().max(body.len()) > LARGEST_MARK {
+        if known.is_none() && !self.has_place(kind) || place.1.len().max(body.len()) > LARGEST_MARK {
             return false;
         }
         let version = known.map_or(now, |known| now.max(known.saturating_add(1)));
@@ -192,10 +197,16 @@ impl Table {
         let ends = lasts.map_or(NEVER, |lasts| (now / 1_000).saturating_add(micros_of(lasts) / 1_000));
         let addressed = if kind.is_event() { others(own, members).collect() } else { Vec::new() };
         let mark = Arc::new(Mark { kind, key: place.1.clone(), body: body.into(), version, origin: own });
-        let entry = Entry { mark, number, addressed, ends, dirty: true, replaces: Replaces::Earlier };
+        let entry =
+            Entry { mark, number, addressed, ends, dirty: true, replaces: Replaces::Earlier, since: Instant::now() };
         self.entries.insert(place, entry);
         self.publish();
         true
+    }
+
+    fn has_place(&self, kind: MarkKind) -> bool {
+        let count = self.entries.values().filter(|entry| entry.mark.kind.is_event() == kind.is_event()).count();
+        count < if kind.is_event() { MOST_EVENTS } else { MOST }
     }
 
     /// Reads a mark as the store has it.
@@ -243,11 +254,12 @@ impl Table {
             entry.dirty |= entry.mark.version > mark.version;
             return Read::Known;
         }
-        if !self.entries.contains_key(&place) && self.entries.len() >= MOST {
+        if !self.entries.contains_key(&place) && !self.has_place(mark.kind) {
             return Read::Known;
         }
         let mark = Arc::new(mark);
-        let entry = Entry { mark, number, addressed: Vec::new(), ends, dirty: false, replaces: Replaces::Earlier };
+        let (addressed, replaces, since) = (Vec::new(), Replaces::Earlier, Instant::now());
+        let entry = Entry { mark, number, addressed, ends, dirty: false, replaces, since };
         self.entries.insert(place, entry);
         self.publish();
         Read::Changed
@@ -266,7 +278,8 @@ impl Table {
     /// Ends what has its time behind it, and addresses events to members that have come.
     pub(super) fn refresh(&mut self, own: MemberId, members: &Members, now: u64) -> bool {
         let before = self.entries.len();
-        self.entries.retain(|_, entry| entry.ends > now / 1_000);
+        let is_over = |entry: &Entry| entry.mark.kind.is_event() && entry.since.elapsed() >= EVENT;
+        self.entries.retain(|_, entry| entry.ends > now / 1_000 && !is_over(entry));
         for entry in self.entries.values_mut().filter(|entry| entry.mark.kind.is_event()) {
             let new: Vec<_> = others(own, members).filter(|member| !entry.addressed.contains(member)).collect();
             if !new.is_empty() {
@@ -286,7 +299,8 @@ impl Table {
     /// The arguments of the script for marks that have to be written, if any: at most a batch. They count as written.
     pub(super) fn unwritten(&mut self, sealer: &Sealer) -> Option<Vec<Arg>> {
         let names = self.names();
-        let mut args = vec![Arg::Int(i64::try_from(MOST).unwrap_or(i64::MAX))];
+        let mut args = [MOST, MOST_EVENTS].map(|most| Arg::Int(i64::try_from(most).unwrap_or(i64::MAX))).to_vec();
+        let empty = args.len();
         for entry in self.entries.values_mut().filter(|entry| entry.dirty).take(BATCH) {
             // Without the fleet's names only they can be written.
             if names.is_none() && entry.mark.kind != MarkKind::Names {
@@ -296,10 +310,11 @@ impl Table {
             let Some(sealed) = entry.seal(sealer, &field) else { continue };
             let replaces = std::mem::take(&mut entry.replaces).code();
             args.extend([Arg::from(field.as_str()), Arg::from(entry.mark.version.to_string().as_str())]);
-            args.extend([Arg::from(entry.ends.to_string().as_str()), Arg::Int(replaces), Arg::Bytes(sealed)]);
+            args.extend([Arg::from(entry.ends.to_string().as_str()), Arg::Int(replaces)]);
+            args.extend([Arg::Int(entry.mark.kind.is_event().into()), Arg::Bytes(sealed)]);
             entry.dirty = false;
         }
-        (args.len() > 1).then_some(args)
+        (args.len() > empty).then_some(args)
     }
 
     /// The lines of the secret have changed: everything is sealed again, so that the oldest line can be removed.

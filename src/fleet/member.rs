@@ -1,6 +1,6 @@
-//! Who lives: members as the last beat has shown them, and by how many a share is divided.
+//! Who lives: members as the last beat has shown them, who has vanished, and by how many a share is divided.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,10 @@ const FALL: Duration = Duration::from_secs(60);
 const MOST_COUNTS: usize = 400;
 /// The most bytes of a record's text fields.
 const LONGEST: usize = 64;
+/// The most counts of a record.
+const MOST_NAMED: usize = 64;
+/// The most vanished nodes, and goodbyes, that are remembered.
+const MOST_ABSENT: usize = 512;
 
 /// A process: random, so that a restart and an upgrade are other members than the process before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,30 +63,55 @@ pub(crate) struct Member {
     pub(crate) version: Arc<str>,
     /// The digest of its configuration, without what differs between nodes.
     pub(crate) config: u64,
+    /// What it has counted, by name, such as the users of a directory.
+    pub(crate) counts: Counts,
 }
 
+/// Counts by name.
+pub(crate) type Counts = BTreeMap<Box<str>, u64>;
+
 impl Member {
-    /// `config | length of node | node | version`.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut record = self.config.to_be_bytes().to_vec();
+    /// `time | config | length of node | node | number of counts | each: length of name, name, count | version`. The time is the store's, so that a record that was kept
+    /// brings no dead member back.
+    pub(super) fn encode(&self, time: u64) -> Vec<u8> {
+        let mut record: Vec<u8> = [time, self.config].into_iter().flat_map(u64::to_be_bytes).collect();
         record.push(u8::try_from(self.node.len()).unwrap_or(u8::MAX));
         record.extend_from_slice(self.node.as_bytes());
+        let counts = self.counts.iter().filter(|(name, _)| name.len() <= LONGEST).take(MOST_NAMED);
+        record.push(u8::try_from(counts.clone().count()).unwrap_or_default());
+        for (name, count) in counts {
+            record.push(u8::try_from(name.len()).unwrap_or_default());
+            record.extend_from_slice(name.as_bytes());
+            record.extend(count.to_be_bytes());
+        }
         record.extend_from_slice(self.version.as_bytes());
         record
     }
 
-    /// What [`encode`](Self::encode) has made.
-    pub(super) fn decode(id: MemberId, record: &[u8]) -> Option<Self> {
-        let (config, rest) = record.split_first_chunk()?;
+    /// What [`encode`](Self::encode) has made, and when.
+    pub(super) fn decode(id: MemberId, record: &[u8]) -> Option<(Self, u64)> {
+        let (time, rest) = record.split_first_chunk()?;
+        let (config, rest) = rest.split_first_chunk()?;
         let (length, rest) = rest.split_first()?;
-        let (node, version) = rest.split_at_checked(usize::from(*length))?;
+        let (node, rest) = rest.split_at_checked(usize::from(*length))?;
+        let (named, mut rest) = rest.split_first()?;
+        let mut counts = Counts::new();
+        for _ in 0..*named {
+            let (length, after) = rest.split_first()?;
+            let (name, after) = after.split_at_checked(usize::from(*length))?;
+            let (count, after) = after.split_first_chunk()?;
+            counts.insert(std::str::from_utf8(name).ok()?.into(), u64::from_be_bytes(*count));
+            rest = after;
+        }
+        let (time, config) = (u64::from_be_bytes(*time), u64::from_be_bytes(*config));
+        let version = rest;
         let text = |bytes: &[u8]| {
             let text = std::str::from_utf8(bytes).ok()?;
             let is_sound =
                 !text.is_empty() && text.len() <= LONGEST && text.bytes().all(|byte| byte.is_ascii_graphic());
             is_sound.then(|| Arc::from(text))
         };
-        Some(Self { id, node: text(node)?, version: text(version)?, config: u64::from_be_bytes(*config) })
+        Some((Self { id, node: text(node)?, version: text(version)?, config, counts }, time))
     }
 }
 
@@ -120,6 +149,48 @@ impl Members {
     pub(crate) fn nodes(&self) -> u32 {
         let nodes: BTreeSet<&str> = self.iter().map(|member| &*member.node).collect();
         u32::try_from(nodes.len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Nodes that have vanished: each may be dead, or cut off from the store and still have sessions.
+#[derive(Debug, Default)]
+pub(super) struct Absent {
+    nodes: BTreeMap<Arc<str>, (MemberId, Instant)>,
+    goodbyes: VecDeque<MemberId>,
+}
+
+impl Absent {
+    /// A member ends, and says so.
+    pub(super) fn goodbye(&mut self, id: MemberId) {
+        self.nodes.retain(|_, (member, _)| *member != id);
+        if self.goodbyes.len() >= MOST_ABSENT {
+            self.goodbyes.pop_front();
+        }
+        self.goodbyes.push_back(id);
+    }
+
+    /// Whether this member has said that it ends.
+    pub(super) fn has_left(&self, id: MemberId) -> bool {
+        self.goodbyes.contains(&id)
+    }
+
+    /// A beat has shown who lives.
+    pub(super) fn beat(&mut self, before: &Members, living: &Members) {
+        for member in before.iter().filter(|member| living.get(member.id).is_none()) {
+            if !self.has_left(member.id) {
+                self.nodes.insert(Arc::clone(&member.node), (member.id, Instant::now()));
+            }
+        }
+        let is_known = |node: &str| living.iter().any(|member| *member.node == *node);
+        self.nodes.retain(|node, (_, since)| since.elapsed() < REMEMBERED && !is_known(node));
+        while self.nodes.len() > MOST_ABSENT {
+            self.nodes.pop_first();
+        }
+    }
+
+    /// These nodes, and for how long.
+    pub(super) fn nodes(&self) -> Vec<(Arc<str>, Duration)> {
+        self.nodes.iter().map(|(node, (_, since))| (Arc::clone(node), since.elapsed())).collect()
     }
 }
 
@@ -166,21 +237,54 @@ mod tests {
     use super::*;
 
     fn member(id: u64, node: &str) -> Member {
-        Member { id: MemberId(id), node: node.into(), version: "1.0".into(), config: 7 }
+        Member {
+            id: MemberId(id),
+            node: node.into(),
+            version: "1.0".into(),
+            config: 7,
+            counts: Counts::from([("default".into(), 9)]),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn node_that_vanishes_without_a_goodbye_is_absent_until_it_is_back() {
+        let members = |ids: &[(u64, &str)]| Members::new(ids.iter().map(|(id, node)| member(*id, node)).collect());
+        let (mut absent, all) = (Absent::default(), members(&[(1, "a"), (2, "b"), (3, "c"), (4, "d"), (5, "d")]));
+        // One says goodbye before the beat, one after it, one has another process.
+        absent.goodbye(MemberId(2));
+        absent.beat(&all, &members(&[(1, "a"), (5, "d")]));
+        let names = |absent: &Absent| absent.nodes().iter().map(|(node, _)| node.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(&absent), ["c"]);
+        advance(Duration::from_secs(30)).await;
+        absent.beat(&members(&[(1, "a"), (5, "d")]), &members(&[(1, "a")]));
+        absent.goodbye(MemberId(5));
+        assert_eq!(absent.nodes(), [("c".into(), Duration::from_secs(30))]);
+        // It has started again.
+        absent.beat(&members(&[(1, "a")]), &members(&[(1, "a"), (6, "c")]));
+        assert!(absent.nodes().is_empty());
+        absent.beat(&members(&[(1, "a"), (6, "c")]), &members(&[(1, "a")]));
+        advance(REMEMBERED).await;
+        absent.beat(&members(&[(1, "a")]), &members(&[(1, "a")]));
+        assert!(absent.nodes().is_empty());
+        for number in 0..2_000 {
+            absent.goodbye(MemberId(number));
+            absent.beat(&members(&[(9_000 + number, &number.to_string())]), &members(&[]));
+        }
+        assert_eq!((absent.nodes.len(), absent.goodbyes.len()), (MOST_ABSENT, MOST_ABSENT));
     }
 
     #[test]
     fn record_is_read_as_it_was_written() {
         let one = member(3, "mx1");
-        assert_eq!(Member::decode(one.id, &one.encode()), Some(one.clone()));
+        assert_eq!(Member::decode(one.id, &one.encode(5)), Some((one.clone(), 5)));
         assert_eq!(MemberId::parse(one.id.to_string().as_bytes()), Some(one.id));
         for text in [&b""[..], b"3", b"000000000000000g", b"+000000000000003", b"00000000000000003"] {
             assert_eq!(MemberId::parse(text), None, "{text:?}");
         }
-        let (mut control, mut long) = (one.encode(), one.encode());
-        control[9] = b'\n';
+        let (mut control, mut long) = (one.encode(5), one.encode(5));
+        control[17] = b'\n';
         long.extend([b'1'; 70]);
-        for record in [&b""[..], &one.encode()[..9], &one.encode()[..12], &control, &long] {
+        for record in [&b""[..], &one.encode(5)[..17], &one.encode(5)[..19], &one.encode(5)[..24], &control, &long] {
             assert_eq!(Member::decode(one.id, record), None, "{record:?}");
         }
     }

@@ -22,7 +22,7 @@ pub(crate) const LARGEST_NOTICE: usize = 64 << 10;
 /// The most bytes of an answer.
 pub(crate) const LARGEST_ANSWER: usize = 1 << 20;
 /// How old a message may be.
-const FRESH: Duration = Duration::from_secs(30);
+pub(super) const FRESH: Duration = Duration::from_secs(30);
 /// How many messages wait for the next beat.
 const HELD: usize = 64;
 /// Questions that wait for answers at a time.
@@ -43,10 +43,12 @@ pub(super) enum Kind {
     Answer,
     /// The answer would be too large.
     TooLarge,
+    /// The sender ends: it is not lost.
+    Goodbye,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Poke, Self::Notice, Self::Question, Self::Answer, Self::TooLarge];
+    const ALL: [Self; 6] = [Self::Poke, Self::Notice, Self::Question, Self::Answer, Self::TooLarge, Self::Goodbye];
 
     fn code(self) -> u8 {
         match self {
@@ -55,6 +57,7 @@ impl Kind {
             Self::Question => 2,
             Self::Answer => 3,
             Self::TooLarge => 4,
+            Self::Goodbye => 5,
         }
     }
 }

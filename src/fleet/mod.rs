@@ -43,9 +43,9 @@ use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
 
 use breaker::Breaker;
-use clock::StoreClock;
+use clock::{POSSIBLE, StoreClock};
 use marks::Table;
-use member::Divisor;
+use member::{Absent, Counts, Divisor};
 use messages::{Asked, Envelope, Inbox, Kind};
 use seal::Names;
 use store::Connection;
@@ -100,6 +100,9 @@ pub(crate) struct Fleet {
     place: watch::Sender<Option<usize>>,
     names: ArcSwapOption<Names>,
     members: ArcSwap<Members>,
+    absent: Mutex<Absent>,
+    /// What this process has counted.
+    counts: Mutex<Counts>,
     divisor: Mutex<Divisor>,
     most_members: AtomicU32,
     /// Where others read it.
@@ -166,6 +169,8 @@ impl Fleet {
             place: watch::Sender::new(None),
             names: ArcSwapOption::empty(),
             members: ArcSwap::default(),
+            absent: Mutex::default(),
+            counts: Mutex::default(),
             divisor: Mutex::default(),
             most_members: AtomicU32::new(1),
             divisor_out: OnceLock::new(),
@@ -233,6 +238,30 @@ impl Fleet {
     #[must_use]
     pub(crate) fn members(&self) -> Arc<Members> {
         self.members.load_full()
+    }
+
+    /// The nodes that have vanished in the last 10 minutes without a goodbye, and for how long: dead, or cut off from the
+    /// store.
+    #[must_use]
+    pub(crate) fn absent_nodes(&self) -> Vec<(Arc<str>, Duration)> {
+        self.absent().nodes()
+    }
+
+    fn absent(&self) -> MutexGuard<'_, Absent> {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says with the next beat how many there are here; returns the largest number of a living member.
+    pub(crate) fn know(&self, what: &str, count: usize) -> usize {
+        let own = u64::try_from(count).unwrap_or(u64::MAX);
+        self.counts().insert(what.into(), own);
+        let members = self.members.load();
+        let most = members.iter().filter_map(|member| member.counts.get(what)).max().copied().unwrap_or(0);
+        usize::try_from(most.max(own)).unwrap_or(usize::MAX)
     }
 
     /// By how many nodes a share is divided. It stays while the store is unavailable.
@@ -396,16 +425,18 @@ impl Fleet {
     }
 
     /// Sets a standing mark, or has an event happen in all other processes. A mark without `lasts` has no end; an
-    /// event ends by itself. While the store is unavailable, it is written as soon as that is back.
-    pub(crate) fn set_mark(&self, kind: MarkKind, key: &[u8], body: &[u8], lasts: Option<Duration>) {
+    /// event ends by itself. While the store is unavailable, it is written as soon as that is back. `false`: there is no
+    /// place for it.
+    pub(crate) fn set_mark(&self, kind: MarkKind, key: &[u8], body: &[u8], lasts: Option<Duration>) -> bool {
         let now = self.now();
         let members = self.members();
         if !self.table().set((self.id, &members), (kind, key, body), (now, lasts)) {
             warn!(kind = kind.label(), "the fleet has too many marks, or this one is too large; it is not set");
-            return;
+            return false;
         }
         self.show_marks();
         self.beat_now.notify_one();
+        true
     }
 
     /// The marks in force, own standing marks included.
@@ -420,7 +451,8 @@ impl Fleet {
 
     /// The store's clock, and before the first beat this machine's.
     fn now(&self) -> u64 {
-        self.clock.now().unwrap_or_else(|| crate::base::clock::unix_now().saturating_mul(1_000_000))
+        let now = self.clock.now().unwrap_or_else(|| crate::base::clock::unix_now().saturating_mul(1_000_000));
+        now.clamp(*POSSIBLE.start(), *POSSIBLE.end())
     }
 
     fn show_marks(&self) {
@@ -458,17 +490,24 @@ impl Fleet {
         warn!(%error, "the fleet's store is unavailable; limits are local until it is back");
     }
 
-    /// Seals a message and puts it into the outbox.
-    fn send(&self, kind: Kind, question: u64, addressed: Vec<MemberId>, body: Vec<u8>) {
+    /// Seals a message, and says by which channel it goes.
+    fn sealed(&self, kind: Kind, question: u64, addressed: Vec<MemberId>, body: Vec<u8>) -> Option<(String, Vec<u8>)> {
         let channel = match (kind, addressed.as_slice()) {
-            (_, []) => return,
             (Kind::Answer | Kind::TooLarge, [asker]) => self.channel_of(*asker),
             (_, _) => self.channel(),
         };
         let number = self.next_message.fetch_add(1, Ordering::Relaxed);
         let envelope = Envelope { kind, from: self.id, number, time: self.now(), question, addressed, body };
-        let sealed = envelope.seal(&self.files.load().sealer, &channel);
-        let queued = sealed.is_some_and(|sealed| {
+        let sealed = envelope.seal(&self.files.load().sealer, &channel)?;
+        Some((channel, sealed))
+    }
+
+    /// Seals a message and puts it into the outbox.
+    fn send(&self, kind: Kind, question: u64, addressed: Vec<MemberId>, body: Vec<u8>) {
+        if addressed.is_empty() {
+            return;
+        }
+        let queued = self.sealed(kind, question, addressed, body).is_some_and(|(channel, sealed)| {
             let size = u32::try_from(sealed.len()).unwrap_or(u32::MAX);
             let room = Arc::clone(&self.outbox_room).try_acquire_many_owned(size);
             room.is_ok_and(|room| self.outbox.try_send(Outgoing { channel, sealed, _room: room }).is_ok())

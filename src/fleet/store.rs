@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::clock::POSSIBLE;
 use super::script::{ALL, Arg, FleetScript, Value};
 use super::seal::{Sealer, StoreKey};
 use crate::base::secret::Secret;
@@ -84,6 +85,9 @@ pub(crate) enum StoreError {
     /// The answer is not what the script returns.
     #[error("the store gives an answer that is no answer")]
     Malformed,
+    /// Its clock is years off.
+    #[error("the store's clock is not set")]
+    Clock,
     /// The connection broke.
     #[error("the connection to the store broke")]
     Lost,
@@ -325,6 +329,19 @@ impl Connection {
     /// The store does not take it.
     pub(super) async fn publish(&self, channel: &str, message: &[u8]) -> Result<(), StoreError> {
         self.command(redis::cmd("PUBLISH").arg(channel).arg(message)).await.map(|_| ())
+    }
+
+    /// Its clock, in microseconds.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub(super) async fn time(&self) -> Result<u64, StoreError> {
+        let answer = value(self.command(&redis::cmd("TIME")).await?)?;
+        let [seconds, micros] = answer.items() else { return Err(StoreError::Malformed) };
+        let number = |value: &Value| value.int().and_then(|number| u64::try_from(number).ok());
+        let time = number(seconds).zip(number(micros));
+        let time = time.and_then(|(seconds, micros)| seconds.checked_mul(1_000_000)?.checked_add(micros));
+        time.filter(|time| POSSIBLE.contains(time)).ok_or(StoreError::Clock)
     }
 
     /// Asks for a sign of life.

@@ -88,6 +88,17 @@ fn is_unaware(state: State, version: u64, confirmation: u64) -> bool {
     }
 }
 
+/// How old a confirmation is, and for how long it is in force. One from the future was made under a clock that was put
+/// back since: when it ends is not known, and it would be in force at every start.
+fn confirmation_left(now: Option<u64>, version: u64, seconds: u64) -> (u64, Duration) {
+    let now = now.unwrap_or(version);
+    if version > now.saturating_add(OLD_MICROS) {
+        return (u64::MAX, Duration::ZERO);
+    }
+    let age = now.saturating_sub(version);
+    (age, Duration::from_secs(seconds).saturating_sub(Duration::from_micros(age)))
+}
+
 /// Names by the fleet's key.
 struct Names(Arc<Fleet>);
 
@@ -188,7 +199,6 @@ struct SharedBrake<'a> {
 /// What the store has answered.
 #[derive(Debug, Default)]
 struct Shown {
-    users: usize,
     held: usize,
     changed: Vec<(Vec<u8>, i64)>,
     kept: Vec<(Vec<u8>, i64)>,
@@ -364,8 +374,7 @@ impl<'a> SharedBrake<'a> {
     }
 
     fn obey_confirmation(&self, version: u64, seconds: u64) {
-        let age = self.fleet.store_time().map_or(0, |now| now.saturating_sub(version));
-        let left = Duration::from_secs(seconds).saturating_sub(Duration::from_micros(age));
+        let (age, left) = confirmation_left(self.fleet.store_time(), version, seconds);
         if self.status().on || !left.is_zero() || age < OLD_MICROS {
             self.with(|tracker, setting| {
                 let changes = tracker.confirm(left, setting);
@@ -376,18 +385,11 @@ impl<'a> SharedBrake<'a> {
 
     /// One script; `false`: the store gives no answer, or there is nothing more to do.
     async fn exchange(&mut self) -> bool {
-        let Some([changed, kept, members]) = self.keys() else { return false };
-        let known_users = self.with(|_, setting| setting.entries.known_users()).unwrap_or_default();
+        let Some([changed, kept]) = self.keys() else { return false };
         let turns = self.status().turns;
         let sent = (take(&mut self.changed), take(&mut self.kept), take(&mut self.back));
-        let member = self.fleet.member_key(self.fleet.id());
-        let id = self.fleet.id().to_string();
-        let prefix = member.as_str().strip_suffix(&id).unwrap_or_default();
         let number = |count: usize| Arg::Int(i64::try_from(count).unwrap_or(i64::MAX));
         let mut args = vec![
-            Arg::from(id.as_str()),
-            number(known_users),
-            Arg::from(prefix),
             Arg::Int(WINDOW_MS),
             Arg::Int(LIFE_MS),
             Arg::Int(MOST_KEPT),
@@ -402,7 +404,7 @@ impl<'a> SharedBrake<'a> {
         args.extend(sent.1.iter().chain(&sent.2).map(|name| Arg::from(name.as_slice())));
         let (answer, answered) = oneshot::channel();
         let done = Box::new(move |value: &Value| drop(answer.send(Shown::read(value))));
-        self.fleet.order(&BRAKE, vec![changed, kept, members], args, Some(done));
+        self.fleet.order(&BRAKE, vec![changed, kept], args, Some(done));
         let Ok(Ok(Some(shown))) = timeout(PATIENCE, answered).await else {
             // Once the store is back, all of it is written as it is then.
             self.changed.clear();
@@ -428,7 +430,10 @@ impl<'a> SharedBrake<'a> {
             let age = u64::try_from(shown.now.saturating_sub(*at)).unwrap_or_default();
             Some((BrakeId::try_from(id.as_slice()).ok()?, Duration::from_millis(age)))
         });
-        self.with(|tracker, setting| tracker.heard(turns, (changed, shown.users), setting));
+        // Sealed, so that the store's owner cannot raise the brake's limit.
+        let known = self.with(|_, setting| setting.entries.known_users()).unwrap_or_default();
+        let users = self.fleet.know(self.realm.name(), known);
+        self.with(|tracker, setting| tracker.heard(turns, (changed, users), setting));
         let known = self.held.len();
         let room = usize::try_from(MOST_KEPT).unwrap_or(usize::MAX).saturating_sub(known);
         let kept = shown.kept.iter().filter_map(|(name, _)| KeptValues::try_from(name.as_slice()).ok());
@@ -482,11 +487,11 @@ impl<'a> SharedBrake<'a> {
     }
 
     /// Of this round; `None` before the first beat.
-    fn keys(&self) -> Option<[StoreKey; 3]> {
+    fn keys(&self) -> Option<[StoreKey; 2]> {
         let round = self.round.to_be_bytes();
         let realm = self.realm.name().as_bytes();
         let key = |parts: &[&[u8]]| self.fleet.key(KeyKind::Brake, parts);
-        Some([key(&[b"changed", realm, &round])?, key(&[b"held", realm, &round])?, key(&[b"members", realm])?])
+        Some([key(&[b"changed", realm, &round])?, key(&[b"held", realm, &round])?])
     }
 }
 
@@ -506,7 +511,7 @@ fn take<T: Ord>(from: &mut BTreeSet<T>) -> BTreeSet<T> {
 
 impl Shown {
     fn read(value: &Value) -> Option<Self> {
-        let [now, users, held, changed, kept] = value.items() else { return None };
+        let [now, held, changed, kept] = value.items() else { return None };
         let number = |value: &Value| value.int().and_then(|number| usize::try_from(number).ok());
         let list = |value: &Value| {
             let (pairs, _) = value.items().as_chunks::<2>();
@@ -514,7 +519,7 @@ impl Shown {
             pairs.iter().map(pair).collect::<Option<Vec<_>>>()
         };
         let (changed, kept) = (list(changed)?, list(kept)?);
-        Some(Self { users: number(users)?, held: number(held)?, changed, kept, now: now.int()? })
+        Some(Self { held: number(held)?, changed, kept, now: now.int()? })
     }
 }
 
@@ -543,19 +548,30 @@ mod tests {
     }
 
     #[test]
+    fn confirmation_from_the_future_is_not_in_force() {
+        let left = |now, version| confirmation_left(now, version, 1_800);
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        assert_eq!(left(None, 5_000_000), (0, minutes(30)));
+        assert_eq!(left(Some(65_000_000), 5_000_000), (60_000_000, minutes(29)));
+        assert_eq!(left(Some(4_000_000), 5_000_000), (0, minutes(30)), "between two beats");
+        assert_eq!(left(Some(u64::MAX), 5_000_000).1, Duration::ZERO);
+        assert_eq!(left(Some(5_000_000), 86_400_000_000), (u64::MAX, Duration::ZERO));
+    }
+
+    #[test]
     fn answer_of_another_shape_is_none() {
         let bytes = |text: &str| Value::Bytes(text.as_bytes().to_vec());
         let list = Value::Array(vec![bytes("id"), bytes("1800000000000")]);
-        let whole = vec![bytes("1800000000001"), Value::Int(9), Value::Int(1), Value::Array(vec![]), list];
+        let whole = vec![bytes("1800000000001"), Value::Int(1), Value::Array(vec![]), list];
         let shown = Shown::read(&Value::Array(whole.clone())).unwrap();
-        assert_eq!((shown.now, shown.users, shown.held), (1_800_000_000_001, 9, 1));
+        assert_eq!((shown.now, shown.held), (1_800_000_000_001, 1));
         assert_eq!(shown.kept, [(b"id".to_vec(), 1_800_000_000_000)]);
         for at in 0..whole.len() {
             let mut other = whole.clone();
-            other[at] = if at < 3 { bytes("x") } else { Value::Array(vec![bytes("id"), bytes("x")]) };
+            other[at] = if at < 2 { bytes("x") } else { Value::Array(vec![bytes("id"), bytes("x")]) };
             assert!(Shown::read(&Value::Array(other)).is_none(), "{at}");
         }
-        assert!(Shown::read(&Value::Array(whole[..4].to_vec())).is_none() && Shown::read(&Value::Nil).is_none());
+        assert!(Shown::read(&Value::Array(whole[..3].to_vec())).is_none() && Shown::read(&Value::Nil).is_none());
     }
 
     #[test]

@@ -182,8 +182,40 @@ fn held_user_without_sessions_ends_the_wait() {
     slapd.set(&alice, "description", Some("moving"));
     let said = one.command(&["wait", "alice", "--fleet", "--timeout", "1s"]);
     assert!(said.code == 1 && said.stderr.contains("no answer of mx2"), "{}", said.stderr);
+    // Nor once it counts as dead: it may be cut off from the store alone.
+    one.wait_metric("usher_fleet_members", &[], 1.0);
+    let said = one.command(&["wait", "alice", "--fleet", "--timeout", "1s"]);
+    assert!(said.code == 1 && said.stderr.contains("no answer of mx2"), "{}", said.stderr);
+    let said = one.command(&["kick", "--user", "alice", "--fleet"]);
+    assert!(said.code == 1 && said.stderr.contains("mx2: it vanished from the store"), "{}", said.stderr);
     two.signal(Signal::CONT);
     let said = one.command(&["wait", "alice", "--fleet"]).succeeded();
     assert!(said.stdout.contains("alice has no session"), "{}", said.stdout);
     drop(session);
+}
+
+#[test]
+fn node_that_has_not_heard_of_a_hold_lets_nobody_in_after_the_wait() {
+    let store = Redis::start();
+    let slapd = Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, ..Options::default() });
+    let alice = User::new("alice", None);
+    let polling = |node: &str| {
+        let config = with_store(Config::with_directory(&slapd), &url(store.port), node);
+        Usher::start(
+            config
+                .backend("server3", dovecot().imaps, &["server3"])
+                .set("/directory/hold_attribute", "description")
+                .set("/directory/hold_timeout", "100ms")
+                .set("/directory/watch", "poll")
+                .set("/directory/poll_interval", "1h"),
+        )
+    };
+    let (one, two) = (polling("mx1"), polling("mx2"));
+    one.wait_metric("usher_fleet_members", &[], 2.0);
+    two.wait_metric("usher_fleet_members", &[], 2.0);
+    drop(logged_in(&two, "alice"));
+    two.wait_metric("usher_sessions", &[], 0.0);
+    slapd.set(&alice, "description", Some("moving"));
+    one.command(&["wait", "alice", "--fleet"]).succeeded();
+    Imap::tls(two.imaps_port()).login("alice", &password_of("alice")).is("NO [UNAVAILABLE]");
 }

@@ -132,13 +132,22 @@ struct FleetControl {
 pub(crate) struct Known(Mutex<HashMap<u64, Instant>>);
 
 impl Known {
-    /// Whether it is the first time.
-    fn is_new(&self, id: u64) -> bool {
+    /// Whether it is the first time; otherwise why it is not carried out.
+    fn is_new(&self, id: u64) -> Result<(), &'static str> {
         let now = Instant::now();
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, at| now.saturating_duration_since(*at) < KNOWN);
+        if known.contains_key(&id) {
+            return Err("it has been carried out");
+        }
         // Rather one that is not carried out than one that is carried out again and again.
-        known.len() < MOST_KNOWN && known.insert(id, now).is_none()
+        if known.len() >= MOST_KNOWN {
+            return Err(
+                "this node has had 4096 commands in two minutes, and carries out no other before they have passed",
+            );
+        }
+        known.insert(id, now);
+        Ok(())
     }
 }
 
@@ -210,7 +219,7 @@ impl FleetControl {
         let question = Question { id: MemberId::random().0, method: method.to_string(), path, uid: caller.uid, issued };
         let body = serde_json::to_vec(&question).map_err(|error| Rejection::bad(error.to_string()))?;
         // Once for this process, too: its own mark does not come back, but a question may.
-        self.known.is_new(question.id);
+        let _ = self.known.is_new(question.id);
         let is_own = node.is_none_or(|node| node == fleet.node());
         let members = fleet.members();
         if let Some(node) = node
@@ -241,9 +250,7 @@ impl FleetControl {
             let words = own.body.get("error").and_then(Value::as_str).unwrap_or("invalid request");
             return Err(Rejection::bad(words));
         }
-        if node.is_none() {
-            self.set_marks(fleet, scope, &question, &body);
-        }
+        let is_marked = node.is_some() || self.set_marks(fleet, scope, &question, &body);
         let mut replies = Vec::new();
         if let Some(own) = own {
             replies.push(reply_of(fleet.node(), fleet.id(), own));
@@ -263,21 +270,35 @@ impl FleetControl {
                 replies.push(failed("others", String::new(), words));
             }
         }
+        if !is_marked {
+            let words = "the fleet has too many marks: a node that has missed the command does not carry it out later";
+            replies.push(failed("others", String::new(), words.to_owned()));
+        }
+        if node.is_none() {
+            replies.extend(fleet.absent_nodes().into_iter().map(|(node, since)| {
+                let seconds = since.as_secs();
+                let words = format!(
+                    "it vanished from the store {seconds} s ago: if it still runs, it has its sessions and hears no command"
+                );
+                failed(&node, String::new(), words)
+            }));
+        }
         Ok(replies)
     }
 
-    fn set_marks(&self, fleet: &Fleet, scope: Scope, question: &Question, body: &[u8]) {
+    /// `false`: there is no place for the mark.
+    fn set_marks(&self, fleet: &Fleet, scope: Scope, question: &Question, body: &[u8]) -> bool {
         match scope {
-            Scope::Asked | Scope::OneNode => {}
+            Scope::Asked | Scope::OneNode => true,
             Scope::Event(kind) if body.len() <= LARGEST_MARK => fleet.set_mark(kind, &[], body, None),
-            Scope::Event(_) => {}
+            Scope::Event(_) => false,
             Scope::Drain { on } => {
                 let path = path_of(&question.path);
-                let Some(name) = path.split('/').nth(2) else { return };
+                let Some(name) = path.split('/').nth(2) else { return true };
                 let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
                 let rate = on.then(|| self.shared.maintenance.drained(&name)).flatten().map(|drain| drain.rate);
                 let state = rate.map_or_else(|| "in service".to_owned(), |rate| rate.to_string());
-                fleet.set_mark(MarkKind::Drain, name.as_bytes(), state.as_bytes(), None);
+                fleet.set_mark(MarkKind::Drain, name.as_bytes(), state.as_bytes(), None)
             }
         }
     }
@@ -312,8 +333,10 @@ impl FleetControl {
         if scope(&method, &path_of(&question.path)).is_none() {
             return Reply::error(StatusCode::NOT_FOUND, "this node does not know the command");
         }
-        if method != Method::GET && !self.known.is_new(question.id) {
-            return Reply::error(StatusCode::CONFLICT, "it has been carried out");
+        if method != Method::GET
+            && let Err(words) = self.known.is_new(question.id)
+        {
+            return Reply::error(StatusCode::CONFLICT, words);
         }
         let ago = fleet.store_time().map_or(0, |now| now.saturating_sub(question.issued) / 1_000_000);
         let caller = Caller { uid: question.uid, pid: None, node: Some(Arc::clone(node)) };

@@ -8,6 +8,8 @@ local now_ms = math.floor(now / 1000)
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 redis.call('ZADD', KEYS[2], now_ms, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now_ms - ARGV[3])
+-- The clock was put back.
+redis.call('ZREMRANGEBYSCORE', KEYS[2], now_ms + ARGV[3], '+inf')
 local ended = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now_ms, 'LIMIT', 0, 100)
 if #ended > 0 then
   redis.call('HDEL', KEYS[3], unpack(ended))

@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
+use super::super::seal::Purpose;
 use super::*;
 
 /// What is sent to the channel of all members, as it is sent.
@@ -81,8 +82,12 @@ async fn forged_replayed_and_garbage_messages_do_nothing_and_are_counted() {
     // A process that was not there when it was sent.
     let c = joined(store.port, "mx3", 3).await;
     let mut at_c = c.subscribe();
-    inject(&store, CHANNEL, &sealed);
-    until("refused", || c.rejected(FleetRejection::NotAddressed) == 1).await;
+    // It may not listen yet.
+    until("refused", || {
+        inject(&store, CHANNEL, &sealed);
+        c.rejected(FleetRejection::NotAddressed) > 0
+    })
+    .await;
     // Another secret, the same name.
     let mut stranger = Setting::at(store.port, "mx4");
     stranger.secrets = vec![9];
@@ -181,14 +186,18 @@ async fn garbage_in_every_key_does_nothing_and_is_replaced() {
         store.command(&["HSET", "usher:mail:k", field, "9999999999999999 253402300799000 garbage"]);
         store.command(&["ZADD", "usher:mail:kt", "9999999999999999", field]);
     }
+    let now = (a.store_time().unwrap() / 1_000).to_string();
     for index in 0..20 {
         let id = format!("{index:016x}");
-        store.command(&["ZADD", "usher:mail:m", "9999999999999", &id]);
+        store.command(&["ZADD", "usher:mail:m", &now, &id]);
         store.command(&["SET", &format!("usher:mail:m:{id}"), "garbage"]);
     }
-    store.command(&["ZADD", "usher:mail:m", "9999999999999", "no id"]);
+    store.command(&["ZADD", "usher:mail:m", &now, "no id"]);
     store.command(&["SET", "usher:mail:m:no id", "garbage"]);
+    // From a clock that was ahead: it takes no place.
+    store.command(&["ZADD", "usher:mail:m", "9999999999999", "0"]);
     until("counted", || a.rejected(FleetRejection::Garbage) > 20).await;
+    until("removed", || store.command(&["ZSCORE", "usher:mail:m", "0"]).is_empty()).await;
     for field in &fields {
         until("replaced", || !store.command(&["HGET", "usher:mail:k", field]).ends_with("garbage")).await;
     }
@@ -230,4 +239,97 @@ async fn store_that_sends_without_an_end_is_left() {
         // What the kernel holds is not usher's memory.
         assert!(total < 48 << 20, "{total}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_that_was_kept_brings_no_dead_member_back() {
+    let store = Redis::start();
+    let a = joined(store.port, "mx1", 1).await;
+    let id = MemberId::random();
+    let member = Member {
+        id,
+        node: "mx2".into(),
+        version: "1".into(),
+        config: 1,
+        counts: Counts::from([("users".into(), 1_000_000_000)]),
+    };
+    let put = |time: u64| {
+        let record =
+            a.files.load().sealer.seal(Purpose::Member, id.to_string().as_bytes(), &member.encode(time)).unwrap();
+        raw(&store, &[b"SET", format!("usher:mail:m:{id}").as_bytes(), &record]);
+        store.command(&["ZADD", "usher:mail:m", "9999999999999", &id.to_string()]);
+        store.command(&["ZADD", "usher:mail:m", &(a.store_time().unwrap() / 1_000).to_string(), &id.to_string()]);
+        a.beat_now.notify_one();
+    };
+    put(a.store_time().unwrap() - 31_000_000);
+    until("refused", || a.rejected(FleetRejection::Stale) > 0).await;
+    assert_eq!((a.members().len(), a.know("users", 3)), (1, 3));
+    put(a.store_time().unwrap() + 40_000_000);
+    until("refused", || a.rejected(FleetRejection::Stale) > 1).await;
+    assert_eq!(a.members().len(), 1);
+    put(a.store_time().unwrap());
+    until("taken", || a.members().len() == 2).await;
+    assert_eq!(a.know("users", 3), 1_000_000_000);
+}
+
+/// A store that answers every beat, under a clock of the year 10000.
+fn store_of_another_age() -> (u16, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, beats) = (listener.local_addr().unwrap().port(), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&beats);
+    std::thread::spawn(move || {
+        while let Ok((socket, _)) = listener.accept() {
+            let counted = Arc::clone(&counted);
+            std::thread::spawn(move || {
+                let mut reader = std::io::BufReader::new(socket.try_clone().unwrap());
+                let mut socket = socket;
+                while let Some(words) = command(&mut reader) {
+                    let time = "$12\r\n253402300801\r\n$1\r\n0\r\n";
+                    let answer = match words[0].to_ascii_uppercase().as_slice() {
+                        b"HELLO" => {
+                            "%2\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n".to_owned()
+                        }
+                        b"TIME" => format!("*2\r\n{time}"),
+                        b"EVALSHA" if words.len() == 18 => {
+                            counted.fetch_add(1, Ordering::Relaxed);
+                            format!("*7\r\n{time}$8\r\nepoch123\r\n:1\r\n$3\r\n0 0\r\n*0\r\n*0\r\n")
+                        }
+                        _ => "+OK\r\n".to_owned(),
+                    };
+                    if socket.write_all(answer.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (port, beats)
+}
+
+fn command(reader: &mut impl std::io::BufRead) -> Option<Vec<Vec<u8>>> {
+    let mut line = String::new();
+    let mut number = |reader: &mut dyn std::io::BufRead| {
+        line.clear();
+        reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
+        line.trim_end().get(1..)?.parse::<usize>().ok()
+    };
+    let count = number(reader)?;
+    let mut words = Vec::new();
+    for _ in 0..count {
+        let mut word = vec![0; number(reader)? + 2];
+        reader.read_exact(&mut word).ok()?;
+        word.truncate(word.len() - 2);
+        words.push(word);
+    }
+    Some(words)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn store_of_another_age_ends_no_mark() {
+    let (port, beats) = store_of_another_age();
+    let node = Setting::at(port, "mx1").start();
+    node.set_mark(MarkKind::Drain, b"server3", b"on", None);
+    until("beats", || beats.load(Ordering::Relaxed) > 2).await;
+    assert!(!node.is_up() && node.marks().borrow().get(MarkKind::Drain, b"server3").is_some());
+    assert_eq!(node.store_time(), None);
 }

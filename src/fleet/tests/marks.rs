@@ -103,3 +103,19 @@ async fn mark_ends_and_marks_are_bounded() {
     until("all that fit", || b.marks().borrow().all(MarkKind::Drain).count() == super::super::marks::MOST - 1).await;
     assert_eq!(store.command(&["HLEN", "usher:mail:k"]), super::super::marks::MOST.to_string());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_events_leave_places_for_standing_marks() {
+    let store = Redis::start();
+    let (a, b) = (joined(store.port, "mx1", 1).await, joined(store.port, "mx2", 2).await);
+    a.joined(2).await;
+    let most = super::super::marks::MOST_EVENTS;
+    for node in [&a, &b] {
+        let placed = (0..2 * most).filter(|_| node.set_mark(MarkKind::Kick, &[], b"one", None)).count();
+        assert_eq!(placed, most);
+    }
+    for number in 0..100_u8 {
+        assert!(a.set_mark(MarkKind::Drain, &[number], b"on", None));
+    }
+    until("the drains", || b.marks().borrow().all(MarkKind::Drain).count() == 100).await;
+}

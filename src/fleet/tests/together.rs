@@ -17,6 +17,13 @@ async fn members_meet_count_together_and_leave() {
     c.leave().await;
     drop(c);
     a.joined(2).await;
+    // A node that ends is not lost.
+    let d = joined(store.port, "mx4", 3).await;
+    a.joined(3).await;
+    d.leave().await;
+    drop(d);
+    a.joined(2).await;
+    until("heard", || a.absent_nodes().is_empty() && b.absent_nodes().is_empty()).await;
     // Nothing in the store names a user.
     let content = store.content();
     for name in ["mx1", "mx2", "bob", "eve"] {
@@ -37,6 +44,10 @@ async fn killed_member_ends_within_its_life() {
     assert!(killed.elapsed() < Duration::from_secs(36), "{:?}", killed.elapsed());
     assert_eq!(store.command(&["EXISTS", key.as_str()]), "0");
     assert_eq!(a.most_members(), 2, "the share stays for a while");
+    // It may be cut off and still have sessions.
+    assert_eq!(a.absent_nodes().iter().map(|(node, _)| &**node).collect::<Vec<_>>(), ["mx2"]);
+    let _again = joined(store.port, "mx2", 2).await;
+    until("back", || a.absent_nodes().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
