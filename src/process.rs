@@ -17,7 +17,7 @@ use crate::config::{Config, Limits};
 use crate::config_files::{Files, Fingerprint};
 use crate::directory;
 use crate::fleet::{Fleet, FleetFiles};
-use crate::limits::{FleetRunner, Throttle};
+use crate::limits::{self, FleetRunner, Throttle};
 use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
 use crate::sessions::closer::Closer;
 use crate::sessions::maintenance::Maintenance;
@@ -95,7 +95,7 @@ fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
 /// Becomes a member of a fleet, which its tasks join later.
 fn fleet(snapshot: &Snapshot, metrics: &Arc<Metrics>) -> Option<Arc<Fleet>> {
     let (settings, files) = (snapshot.config.fleet.clone()?, Arc::clone(snapshot.fleet.as_ref()?));
-    Some(Fleet::new(settings, files, snapshot.config.fleet_digest(), Arc::clone(metrics)))
+    Some(Fleet::new(settings, files, snapshot.config.fleet_digest(), &limits::SCRIPTS, Arc::clone(metrics)))
 }
 
 /// usher's own listeners.

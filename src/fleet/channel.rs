@@ -61,7 +61,7 @@ async fn open(fleet: &Arc<Fleet>, at: usize) -> Result<(Connection, Driver), Sto
     let taker = Arc::clone(fleet);
     let handler: PushHandler = Arc::new(move |channel: &[u8], sealed: &[u8]| take(&taker, channel, sealed));
     let (connection, mut driver) =
-        Connection::open(address, &fleet.settings, &fleet.files.load_full(), Some(handler)).await?;
+        Connection::open(address, &fleet.settings, &fleet.files.load_full(), &[], Some(handler)).await?;
     let channels = [fleet.channel(), fleet.channel_of(fleet.id)];
     let subscribed = tokio::select! {
         subscribed = timeout(PATIENCE, connection.subscribe(&channels)) => subscribed.unwrap_or(Err(StoreError::Late)),

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::clock::{POSSIBLE, micros_of};
+use super::inspect;
 use super::marks::{self, MarkKind, Read};
 use super::messages::FRESH;
 use super::script::{BEAT, LEAVE, MARK};
@@ -52,6 +53,8 @@ struct Progress {
     newest: f64,
     count: u64,
     beats: u32,
+    /// How often a right had been missing when the store was last asked for all; `None`: not at this connection.
+    doubts: Option<u32>,
     /// When the store was emptied, or another was taken: members come back to it one by one.
     emptied: Option<Instant>,
 }
@@ -64,6 +67,7 @@ pub(super) async fn run(fleet: &Fleet) {
             Ok((at, connection, driver)) => {
                 pause = PAUSES.0;
                 fleet.place.send_replace(Some(at));
+                progress.doubts = None;
                 let error = tokio::select! {
                     () = driver => StoreError::Lost,
                     error = beat_on(fleet, &connection, at, &mut progress) => error,
@@ -83,7 +87,7 @@ pub(super) async fn run(fleet: &Fleet) {
 /// Tries the stores in order.
 async fn connect(fleet: &Fleet) -> Result<(usize, Arc<Connection>, Driver), ()> {
     for (at, address) in fleet.settings.stores.iter().enumerate() {
-        match Connection::open(address, &fleet.settings, &fleet.files.load_full(), None).await {
+        match Connection::open(address, &fleet.settings, &fleet.files.load_full(), &fleet.scripts, None).await {
             Ok((connection, driver)) => {
                 info!(store = %address, fleet = fleet.settings.name, "connected to the fleet's store");
                 return Ok((at, Arc::new(connection), driver));
@@ -102,7 +106,7 @@ async fn connect(fleet: &Fleet) -> Result<(usize, Arc<Connection>, Driver), ()> 
 async fn is_preferred_back(fleet: &Fleet, at: usize) -> bool {
     for address in fleet.settings.stores.iter().take(at) {
         let files = fleet.files.load_full();
-        let opened = Connection::open(address, &fleet.settings, &files, None);
+        let opened = Connection::open(address, &fleet.settings, &files, &[], None);
         if timeout(PROBING, opened).await.is_ok_and(|opened| opened.is_ok()) {
             return true;
         }
@@ -194,6 +198,13 @@ async fn beat(fleet: &Fleet, connection: &Connection, progress: &mut Progress) -
     }
     let skew = fleet.clock.set(asked, Instant::now(), shown.time);
     fleet.metrics.fleet_clock_skew.with_label_values(&[] as &[&str]).set(skew);
+    let doubts = fleet.rights_doubts.load(Ordering::Acquire);
+    if progress.doubts != Some(doubts) {
+        if !inspect::denied(connection, &fleet.settings).await?.is_empty() {
+            return Err(StoreError::Rights);
+        }
+        progress.doubts = Some(doubts);
+    }
     if !progress.epoch.is_empty() && progress.epoch != shown.epoch {
         progress.emptied = Some(asked);
     }

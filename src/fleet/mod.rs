@@ -47,6 +47,7 @@ use clock::{POSSIBLE, StoreClock};
 use marks::Table;
 use member::{Absent, Counts, Divisor};
 use messages::{Asked, Envelope, Inbox, Kind};
+use script::Scripts;
 use seal::Names;
 use store::Connection;
 use writes::Write;
@@ -114,6 +115,10 @@ pub(crate) struct Fleet {
     beat_now: Notify,
     /// It has said goodbye.
     left: AtomicBool,
+    /// The scripts that a connection for commands loads.
+    scripts: Box<Scripts>,
+    /// How often the store's user lacked a right: then it is asked for all at the next beat.
+    rights_doubts: AtomicU32,
     inbox: Inbox,
     asked: Asked,
     next_message: AtomicU64,
@@ -142,12 +147,14 @@ struct Outgoing {
 }
 
 impl Fleet {
-    /// A member that connects once its [`TASKS`] run. `config` is the digest of the configuration.
+    /// A member that connects once its [`TASKS`] run. `config` is the digest of the configuration; `scripts` are those
+    /// that others run, loaded with the fleet's own.
     #[must_use]
     pub(crate) fn new(
         settings: config::Fleet,
         files: Arc<FleetFiles>,
         config: u64,
+        scripts: &Scripts,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let (outbox, outbox_out) = mpsc::channel(OUTBOX);
@@ -179,6 +186,8 @@ impl Fleet {
             generation: watch::Sender::new(0),
             beat_now: Notify::new(),
             left: AtomicBool::new(false),
+            scripts: [script::ALL.as_slice(), scripts].concat().into(),
+            rights_doubts: AtomicU32::new(0),
             inbox: Inbox::default(),
             asked: Asked::default(),
             next_message: AtomicU64::new(1),
@@ -352,7 +361,7 @@ impl Fleet {
             }
             Ok(Err(error)) => {
                 self.count(FleetResult::Error);
-                self.report(script, &error);
+                self.refused(script, &error);
                 Err(Unavailable::Refused)
             }
             Err(_) => {
@@ -475,6 +484,19 @@ impl Fleet {
             && let Some(suppressed) = self.repeats.allow(what, reason.label())
         {
             warn!(what, reason = reason.label(), suppressed, "dropped what the fleet's store holds or sends");
+        }
+    }
+
+    /// The store has answered with an error.
+    fn refused(&self, script: &FleetScript, error: &StoreError) {
+        self.report(script, error);
+        // Beats need fewer rights: without this look they would go on as if all were well. What a script may not do
+        // comes as an error without a name.
+        if matches!(error, StoreError::Rights | StoreError::Answer(_)) {
+            self.rights_doubts.fetch_add(1, Ordering::AcqRel);
+        }
+        if *error == StoreError::Rights && self.breaker.open() {
+            self.down(error);
         }
     }
 

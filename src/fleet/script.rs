@@ -48,6 +48,9 @@ impl FleetScript {
     }
 }
 
+/// Scripts of several modules.
+pub(crate) type Scripts = [&'static FleetScript];
+
 /// The beat of a member.
 pub(crate) static BEAT: FleetScript = FleetScript::new("beat", include_str!("scripts/beat.lua"));
 /// Writes marks.
@@ -58,14 +61,15 @@ pub(crate) static LEAVE: FleetScript = FleetScript::new("leave", include_str!("s
 /// What brakes know of each other.
 pub(crate) static BRAKE: FleetScript = FleetScript::new("brake", include_str!("scripts/brake.lua"));
 
-/// Which rights the store's user has; for `usher check` alone.
+/// Which rights the store's user has.
 pub(crate) static RIGHTS: FleetScript = FleetScript::new("rights", include_str!("scripts/rights.lua"));
 
 /// Who lives; for `usher check` alone.
 pub(crate) static MEMBERS: FleetScript = FleetScript::new("members", include_str!("scripts/members.lua"));
 
-/// Every script of a running fleet: loaded when a connection is made, so that no login has to send one as a whole.
-pub(crate) static ALL: [&FleetScript; 4] = [&BEAT, &MARK, &LEAVE, &BRAKE];
+/// The fleet's own scripts. Like those of others that use it, they are loaded when a connection is made, so that no login
+/// has to send one as a whole.
+pub(crate) static ALL: [&FleetScript; 5] = [&BEAT, &MARK, &LEAVE, &BRAKE, &RIGHTS];
 
 /// An argument of a script.
 #[derive(Debug, Clone, PartialEq, Eq)]

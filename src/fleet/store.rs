@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::clock::POSSIBLE;
-use super::script::{ALL, Arg, FleetScript, Value};
+use super::script::{Arg, FleetScript, Scripts, Value};
 use super::seal::{Sealer, StoreKey};
 use crate::base::secret::Secret;
 use crate::config::{self, StoreAddress};
@@ -172,7 +172,7 @@ pub(super) type PushHandler = Arc<dyn Fn(&[u8], &[u8]) + Send + Sync>;
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Connection {
-    /// Opens a connection and checks that the store can be used.
+    /// Opens a connection, checks that the store can be used, and loads scripts.
     ///
     /// # Errors
     /// Why not.
@@ -180,15 +180,17 @@ impl Connection {
         address: &StoreAddress,
         settings: &config::Fleet,
         files: &FleetFiles,
+        scripts: &Scripts,
         push: Option<PushHandler>,
     ) -> Result<(Self, Driver), StoreError> {
-        timeout(OPENING, Self::opened(address, settings, files, push)).await.unwrap_or(Err(StoreError::Late))
+        timeout(OPENING, Self::opened(address, settings, files, scripts, push)).await.unwrap_or(Err(StoreError::Late))
     }
 
     async fn opened(
         address: &StoreAddress,
         settings: &config::Fleet,
         files: &FleetFiles,
+        scripts: &Scripts,
         push: Option<PushHandler>,
     ) -> Result<(Self, Driver), StoreError> {
         let socket = dial::tcp(&address.host, address.port, address.local).await?;
@@ -219,14 +221,14 @@ impl Connection {
         let mut driver: Driver = Box::pin(driver);
         let connection = Self { link, budget, places: Semaphore::new(IN_FLIGHT) };
         tokio::select! {
-            checked = connection.check() => checked?,
+            checked = connection.check(scripts) => checked?,
             () = &mut driver => return Err(StoreError::Lost),
         }
         Ok((connection, driver))
     }
 
     /// That it is one server that takes writes, and knows the scripts.
-    async fn check(&self) -> Result<(), StoreError> {
+    async fn check(&self, scripts: &Scripts) -> Result<(), StoreError> {
         let hello: redis::Value = self.command(&redis::cmd("HELLO")).await?;
         let facts = hello.as_map_iter().ok_or(StoreError::Malformed)?;
         for (key, value) in facts {
@@ -236,19 +238,19 @@ impl Connection {
                 (_, _) => {}
             }
         }
-        match self.load().await {
+        match self.load(scripts).await {
             // Then each is sent as a whole when it is not known.
             Err(StoreError::Rights) => Ok(()),
             loaded => loaded,
         }
     }
 
-    /// Loads all scripts.
+    /// Loads scripts.
     ///
     /// # Errors
     /// The store does not take them.
-    pub(super) async fn load(&self) -> Result<(), StoreError> {
-        for script in ALL {
+    pub(super) async fn load(&self, scripts: &Scripts) -> Result<(), StoreError> {
+        for script in scripts {
             self.command(redis::cmd("SCRIPT").arg("LOAD").arg(script.text())).await?;
         }
         Ok(())

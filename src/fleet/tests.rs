@@ -79,7 +79,7 @@ impl Setting {
 
     fn start(&self) -> Node {
         let metrics = Arc::new(Metrics::new());
-        let fleet = Fleet::new(self.settings.clone(), self.files(), self.config, metrics);
+        let fleet = Fleet::new(self.settings.clone(), self.files(), self.config, &[], metrics);
         let tasks = TASKS.map(|task| tokio::spawn(Arc::clone(&fleet).run(task))).into();
         Node { fleet, tasks }
     }

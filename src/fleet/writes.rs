@@ -57,7 +57,7 @@ async fn one(fleet: &Fleet, write: Write) {
         Err(error) => {
             fleet.metrics.fleet_writes_dropped.inc();
             if !matches!(error, StoreError::Lost) {
-                fleet.report(script, &error);
+                fleet.refused(script, &error);
             }
         }
     }

@@ -43,6 +43,7 @@ use crate::base::credential::{Credential, Login};
 use crate::base::labels::Label as _;
 use crate::config::{self, Limit, LimitRule};
 use crate::directory::EntryKey;
+use crate::fleet::FleetScript;
 use crate::telemetry::labels::ThrottleRecord;
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
@@ -60,6 +61,9 @@ use sessions::SharedSessions;
 use shared::ScriptRunner;
 pub(crate) use shares::Shares;
 use store::Subject;
+
+/// What the limits run in the store of a fleet.
+pub(crate) static SCRIPTS: [&FleetScript; 4] = [&shared::CHARGE, &shared::ENTRY, &shared::SETTLE, &sessions::SESSIONS];
 
 /// The rate limits of the process.
 pub(crate) struct Throttle {

@@ -5,7 +5,6 @@
 //! one whose write got no answer: a session that ended while the store was away must not count for ever.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::keys::HashedKey;
 use super::shared::{ScriptArg, ScriptRunner, SharedKey};
+use crate::base::clock::jittered;
 use crate::directory::EntryKey;
 use crate::fleet::FleetScript;
 
@@ -112,13 +112,11 @@ impl SharedSessions {
 
     /// Writes all counts again over this time: the store has lost them.
     pub(super) async fn rewrite(&self, over: Duration) {
-        // No two ushers begin at the same moment.
-        let chance = u32::try_from(RandomState::new().hash_one(0) % 100).unwrap_or_default();
-        sleep(over / STEPS * chance / 100).await;
         let users: Vec<_> = self.lock().keys().copied().collect();
         let size = users.len().div_ceil(STEPS as usize).max(1);
         for some in users.chunks(size) {
-            sleep(over / STEPS).await;
+            // No two ushers write in step.
+            sleep(jittered(over / STEPS)).await;
             for user in some {
                 if let Some(counted) = self.lock().get(user) {
                     self.write(*user, &counted.entry, counted.here);

@@ -132,7 +132,7 @@ async fn second_store_is_used_while_the_first_is_away() {
 async fn cluster_replica_and_wrong_passwords_are_refused_in_words() {
     let open = async |setting: &Setting| {
         let [address] = setting.settings.stores.as_slice() else { panic!("one store") };
-        Connection::open(address, &setting.settings, &setting.files(), None).await.map(|_| ()).unwrap_err()
+        Connection::open(address, &setting.settings, &setting.files(), &[], None).await.map(|_| ()).unwrap_err()
     };
     let cluster = Redis::with(&["--cluster-enabled", "yes"]);
     assert_eq!(open(&Setting::at(cluster.port, "mx1")).await, StoreError::Cluster);

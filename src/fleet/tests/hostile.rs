@@ -233,7 +233,7 @@ async fn store_that_sends_without_an_end_is_left() {
     });
     let setting = Setting::at(port, "mx1");
     for _ in 0..6 {
-        let opened = Connection::open(&address(port), &setting.settings, &setting.files(), None).await;
+        let opened = Connection::open(&address(port), &setting.settings, &setting.files(), &[], None).await;
         assert!(opened.is_err());
         let total = tokio::task::block_in_place(|| sent.recv_timeout(LIMIT)).unwrap();
         // What the kernel holds is not usher's memory.

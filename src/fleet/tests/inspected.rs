@@ -67,6 +67,13 @@ async fn each_missing_right_is_named() {
     assert_eq!(a.count("bob").await, Err(Unavailable::Down));
     sleep(Duration::from_millis(300)).await;
     assert!(!a.is_up());
+    // Also without one that only logins need; and it joins once it has it.
+    let (store, setting) = with_rights(&format!("{} -zscore", documented()));
+    let a = setting.start();
+    until("met the store", || a.store_time().is_some()).await;
+    assert!(!a.is_up());
+    store.command(&["ACL", "SETUSER", "usher", "+zscore"]);
+    a.joined(1).await;
     let (_store, setting) = with_rights(&documented().replace("+info", ""));
     assert_eq!(facts(&setting).await.unwrap().memory.eviction, None);
 }
@@ -115,7 +122,7 @@ async fn memory_is_measured_and_a_right_that_a_script_lacks_is_one() {
     assert!(memory.most == 64 << 20 && memory.used > 1 << 16 && memory.used < memory.most, "{memory:?}");
     let (_store, setting) = with_rights(&documented().replace("+@hash", ""));
     let (connection, driver) =
-        Connection::open(&setting.settings.stores[0], &setting.settings, &setting.files(), None).await.unwrap();
+        Connection::open(&setting.settings.stores[0], &setting.settings, &setting.files(), &[], None).await.unwrap();
     tokio::spawn(driver);
     static HASH: FleetScript = FleetScript::new("test_hash", "return redis.call('HSET', KEYS[1], 'a', 1)");
     let key = StoreKey::plain("mail", "check");
