@@ -51,7 +51,7 @@ fn kick_at_one_node_ends_sessions_at_another_once() {
         client.login("alice", &password_of("alice")).ok();
         client
     };
-    std::thread::sleep(Duration::from_secs(5));
+    three.wait_log("command of the fleet is not carried out", |line| line["path"] == "/kick");
     assert_eq!(three.metric("usher_sessions", &[]), 2.0);
     assert_eq!(three.log_text().matches("\"cmd\":\"kick\"").count(), 1);
     // What is stored names no user.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::kit::redis::Redis;
+use crate::kit::usher::Successor;
 use crate::kit::{Config, Imap, Usher, password_of};
 
 const HOME: [u8; 4] = [127, 0, 0, 2];
@@ -63,7 +64,7 @@ fn log_in(usher: &Usher) -> (Imap, String) {
     (imap, reply)
 }
 
-/// Logs in until the reply begins so.
+/// Logs in until the reply begins so: counts are written behind.
 fn until(usher: &Usher, words: &str) -> Imap {
     let end = Instant::now() + Duration::from_secs(45);
     loop {
@@ -75,11 +76,14 @@ fn until(usher: &Usher, words: &str) -> Imap {
     }
 }
 
+fn at_most_three(config: Config) -> Config {
+    config.set("/throttle/sessions_per_user", json!({"mode": "enforce", "limit": 3}))
+}
+
 #[test]
 fn sessions_of_a_user_are_limited_over_three_ushers_and_end_with_their_process() {
     let redis = Redis::start();
-    let limit = json!({"mode": "enforce", "limit": 3});
-    let mut ushers = three(&redis, |config| config.set("/throttle/sessions_per_user", limit.clone()));
+    let mut ushers = three(&redis, at_most_three);
     let held: Vec<_> = ushers.iter().map(|usher| log_in(usher).0).collect();
     for usher in &ushers {
         until(usher, "NO [LIMIT]");
@@ -87,7 +91,10 @@ fn sessions_of_a_user_are_limited_over_three_ushers_and_end_with_their_process()
     // The process is gone without a goodbye: its sessions end to count.
     let killed = ushers.remove(0);
     killed.signal(rustix::process::Signal::KILL);
+    let gone = Instant::now();
     let _fourth = until(&ushers[0], "OK ");
+    // 10 s are promised.
+    assert!(gone.elapsed() < Duration::from_secs(30), "{:?}", gone.elapsed());
     drop(held);
 }
 
@@ -104,6 +111,32 @@ fn sessions_that_end_while_the_store_is_frozen_count_no_more() {
     ushers[0].wait_metric("usher_sessions", &[], 0.0);
     redis.thaw();
     let _allowed = until(&ushers[1], "OK ");
+}
+
+#[test]
+fn sessions_of_both_processes_of_an_upgrade_are_limited_together_with_those_of_others() {
+    let redis = Redis::start();
+    let ushers = three(&redis, |config| at_most_three(config).with_ports().0);
+    let mut held = vec![log_in(&ushers[0]).0, log_in(&ushers[1]).0];
+    ushers[0].command(&["upgrade"]).succeeded();
+    let _successor = Successor::of(&ushers[0], 2);
+    for usher in &ushers {
+        usher.wait_metric("usher_fleet_members", &[], 4.0);
+    }
+    // One at the process from before the upgrade, one at its successor, one at another node.
+    let (third, reply) = log_in(&ushers[0]);
+    assert!(reply.starts_with("OK "), "{reply}");
+    held.push(third);
+    for usher in &ushers {
+        until(usher, "NO [LIMIT]");
+    }
+    held[0].command("NOOP").ok();
+    held.remove(0).command("LOGOUT").ok();
+    assert_eq!(ushers[0].exit_code(), 0, "its last session has ended");
+    let _again = until(&ushers[2], "OK ");
+    for usher in &ushers {
+        until(usher, "NO [LIMIT]");
+    }
 }
 
 #[test]

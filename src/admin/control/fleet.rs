@@ -336,6 +336,7 @@ impl FleetControl {
         if method != Method::GET
             && let Err(words) = self.known.is_new(question.id)
         {
+            tracing::debug!(path = path_of(&question.path), %node, reason = words, "command of the fleet is not carried out");
             return Reply::error(StatusCode::CONFLICT, words);
         }
         let ago = fleet.store_time().map_or(0, |now| now.saturating_sub(question.issued) / 1_000_000);

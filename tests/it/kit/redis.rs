@@ -4,8 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -125,11 +125,15 @@ impl Redis {
     }
 }
 
-/// A way to a store that delays what the store answers.
+/// A way to a store that delays what the store answers, and records all that passes.
 pub(crate) struct SlowWay {
     pub(crate) port: u16,
     delay: Arc<AtomicU64>,
+    passed: Passed,
 }
+
+/// What has passed, each connection and direction by itself.
+type Passed = Arc<Mutex<Vec<Vec<u8>>>>;
 
 impl SlowWay {
     /// Without a delay at first.
@@ -137,17 +141,23 @@ impl SlowWay {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let delay = Arc::new(AtomicU64::new(0));
-        let delayed = Arc::clone(&delay);
+        let passed = Passed::default();
+        let (delayed, recorded) = (Arc::clone(&delay), Arc::clone(&passed));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 let (Ok(client_too), Ok(server_too)) = (client.try_clone(), server.try_clone()) else { continue };
-                let delay = Arc::clone(&delayed);
-                std::thread::spawn(move || carry(client_too, server_too, &AtomicU64::new(0)));
-                std::thread::spawn(move || carry(server, client, &delay));
+                let (delay, there, back) = (Arc::clone(&delayed), Arc::clone(&recorded), Arc::clone(&recorded));
+                std::thread::spawn(move || carry(client_too, server_too, &AtomicU64::new(0), &there));
+                std::thread::spawn(move || carry(server, client, &delay, &back));
             }
         });
-        Self { port, delay }
+        Self { port, delay, passed }
+    }
+
+    /// What has passed so far, each connection and direction by itself.
+    pub(crate) fn passed(&self) -> Vec<Vec<u8>> {
+        self.passed.lock().unwrap().clone()
     }
 
     /// From now on, every answer takes this much longer.
@@ -156,9 +166,15 @@ impl SlowWay {
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, delay: &AtomicU64) {
+fn carry(mut from: TcpStream, mut to: TcpStream, delay: &AtomicU64, passed: &Passed) {
+    let own = {
+        let mut passed = passed.lock().unwrap();
+        passed.push(Vec::new());
+        passed.len() - 1
+    };
     let mut buffer = [0; 16_384];
     while let Ok(length) = from.read(&mut buffer) {
+        passed.lock().unwrap()[own].extend_from_slice(&buffer[..length]);
         std::thread::sleep(Duration::from_millis(delay.load(Ordering::Relaxed)));
         if length == 0 || to.write_all(&buffer[..length]).is_err() {
             break;
