@@ -108,6 +108,8 @@ impl Cache {
     pub fn drop_entry(&self, CacheRecord { key, dn, .. }: &CacheRecord) {
         self.forget_keys(key, dn);
         self.wrong.invalidate(key);
+        // Of no entry, or of one that cannot be used: it may be this one.
+        self.refused.invalidate_all();
         for (search, found) in &self.found {
             if found.entry.key() == *key {
                 self.found.invalidate(&*search);
@@ -135,6 +137,7 @@ impl Cache {
         self.users.invalidate_all();
         self.wrong.invalidate_all();
         self.found.invalidate_all();
+        self.refused.invalidate_all();
         self.pass(&self.forgotten);
     }
 }

@@ -1,5 +1,8 @@
 //! Entries that tokens have led to, by the search that found them: an issuer's word is proven by each token anew, and
 //! the entry behind it is remembered as long as a decision is.
+//!
+//! That a search leads to no user is remembered for a moment only, so that a new mailbox is found soon: whoever has a
+//! good token of a user without one cannot have the directory searched at will.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +11,10 @@ use tokio::time::Instant;
 
 use super::{Cache, CacheStamp};
 use crate::base::credential::Login;
-use crate::directory::Entry;
+use crate::directory::{DirectoryError, Entry};
+
+/// How long a search that leads to no user is not repeated, and `negative_ttl` at most.
+pub(super) const REFUSED: Duration = Duration::from_secs(5);
 
 /// The search for an entry: its filter, and the name beside the token, which has been found to be the same entry's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,6 +35,13 @@ pub(super) struct FoundEntry {
     pub(super) at: Instant,
 }
 
+/// Why a search leads to no user.
+#[derive(Debug, Clone)]
+pub(super) struct RefusedSearch {
+    error: DirectoryError,
+    at: Instant,
+}
+
 impl Cache {
     /// The entry that this search has found within `ttl`, unless a change of it was seen since.
     #[must_use]
@@ -40,6 +53,23 @@ impl Cache {
     #[must_use]
     pub(crate) fn found_stale(&self, search: &TokenSearch) -> Option<Arc<Entry>> {
         self.found_within(search, self.stale)
+    }
+
+    /// The same within the time for which a refusal is remembered.
+    #[must_use]
+    pub(crate) fn found_lately(&self, search: &TokenSearch) -> Option<Arc<Entry>> {
+        self.found_within(search, self.refused_life())
+    }
+
+    /// Why a search by this filter has led to no user a moment ago.
+    #[must_use]
+    pub(crate) fn refused_lately(&self, filter: &str) -> Option<DirectoryError> {
+        let refused = self.refused.get(filter).filter(|refused| refused.at.elapsed() < self.refused_life());
+        refused.map(|refused| refused.error)
+    }
+
+    fn refused_life(&self) -> Duration {
+        REFUSED.min(self.negative_ttl)
     }
 
     fn found_within(&self, search: &TokenSearch, life: Duration) -> Option<Arc<Entry>> {
@@ -63,5 +93,16 @@ impl Cache {
     /// Forgets it: the directory did not confirm it.
     pub(crate) fn forget_found(&self, search: &TokenSearch) {
         self.found.invalidate(search);
+    }
+
+    /// Forgets it, and stores why it leads to no user.
+    pub(crate) fn refuse_found(&self, search: &TokenSearch, error: &DirectoryError) {
+        self.forget_found(search);
+        self.refused.insert(search.filter.clone(), RefusedSearch { error: error.clone(), at: Instant::now() });
+    }
+
+    /// Forgets why a search by this filter has led to no user: it does.
+    pub(crate) fn forget_refused(&self, filter: &str) {
+        self.refused.invalidate(filter);
     }
 }

@@ -1,8 +1,8 @@
 //! The cache of the directory's answers: bounded, and without passwords.
 //!
-//! Parts, each a moka cache with its own limit: typed name -> entry; the search of a token -> entry; entry -> the decision with digests of
-//! correct passwords; entry -> digests of wrong passwords (separate, so that guessing can never evict a correct one); and
-//! the flights, one per typed name and password.
+//! Parts, each a moka cache with its own limit: typed name -> entry; the search of a token -> entry, or why it leads to
+//! none; entry -> the decision with digests of correct passwords; entry -> digests of wrong passwords (separate, so that
+//! guessing can never evict a correct one).
 //!
 //! A wrong password is refused for `negative_ttl` without a lookup. After that the entry is looked up, and the
 //! password is bound again only if it may be valid by now: the entry's password or policy attributes have
@@ -15,14 +15,12 @@ mod admin;
 mod found;
 mod refused;
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moka::ops::compute::Op;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::base::credential::{AnswerDigest, Credential, Login};
@@ -30,8 +28,8 @@ use crate::config;
 use crate::directory::{Entry, EntryKey, EntryVersion, Identity, ProvenBy, Realm};
 
 pub(crate) use admin::CacheRecord;
-use found::FoundEntry;
 pub(crate) use found::TokenSearch;
+use found::{FoundEntry, REFUSED, RefusedSearch};
 use refused::WrongPasswords;
 
 /// Correct passwords kept per entry: a main and some app passwords must not evict each other.
@@ -90,6 +88,8 @@ pub struct Cache {
     users: moka::sync::Cache<EntryKey, Arc<CachedUser>>,
     wrong: moka::sync::Cache<EntryKey, Arc<WrongPasswords>>,
     found: moka::sync::Cache<TokenSearch, FoundEntry>,
+    /// By filter: whoever has a token may write any name beside it.
+    refused: moka::sync::Cache<String, RefusedSearch>,
     /// Whether an entry with an id was ever cached.
     has_ids: AtomicBool,
     /// Counts invalidations; each slot has the count of its last one.
@@ -120,6 +120,7 @@ impl Cache {
             users: bounded(settings.capacity, life),
             wrong: bounded(settings.capacity, WRONG_KEPT),
             found: bounded(settings.capacity, life),
+            refused: bounded(settings.capacity, REFUSED),
             has_ids: AtomicBool::new(false),
             history: AtomicU64::new(0),
             forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),
@@ -432,80 +433,6 @@ where
     V: Clone + Send + Sync + 'static,
 {
     moka::sync::Cache::builder().max_capacity(capacity).time_to_live(life).build()
-}
-
-/// Why a flight brought no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FlightError {
-    /// The limit of concurrent lookups is reached.
-    #[error("too many lookups in progress")]
-    TooMany,
-    /// The task of the lookup panicked.
-    #[error("lookup aborted")]
-    Lost,
-}
-
-/// Lookups in progress, so that equal ones share an answer. A separate task computes the answer, and continues
-/// when the client is gone: the bind was sent, and its answer is worth keeping.
-pub(crate) struct Flights<T> {
-    in_progress: Arc<Mutex<InProgress<T>>>,
-    limit: usize,
-}
-
-/// The name and the password of a flight.
-type FlightKey = (Login, AnswerDigest);
-
-type InProgress<T> = HashMap<FlightKey, watch::Receiver<Option<T>>>;
-
-impl<T: Clone + Send + Sync + 'static> Flights<T> {
-    /// No flight yet, and at most `limit` at a time.
-    #[must_use]
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { in_progress: Arc::default(), limit }
-    }
-
-    /// Joins the flight of this name and password, or starts it.
-    ///
-    /// # Errors
-    /// There are too many, or the lookup's task panicked.
-    pub(crate) async fn join<F>(&self, credential: &Credential, ask: impl FnOnce() -> F) -> Result<T, FlightError>
-    where
-        F: Future<Output = T> + Send + 'static,
-    {
-        let key = (credential.login().clone(), credential.digest().narrow());
-        let mut answer = {
-            let mut under_way = self.in_progress.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(flight) = under_way.get(&key) {
-                flight.clone()
-            } else if under_way.len() >= self.limit {
-                return Err(FlightError::TooMany);
-            } else {
-                let (tell, flight) = watch::channel(None);
-                under_way.insert(key.clone(), flight.clone());
-                let landing = FlightGuard { under_way: Arc::clone(&self.in_progress), key };
-                let answer = ask();
-                tokio::spawn(async move {
-                    let _landing = landing;
-                    tell.send_replace(Some(answer.await));
-                });
-                flight
-            }
-        };
-        let landed = answer.wait_for(Option::is_some).await.map_err(|_| FlightError::Lost)?;
-        landed.clone().ok_or(FlightError::Lost)
-    }
-}
-
-/// Removes the flight when its task ends, however it ends.
-struct FlightGuard<T> {
-    under_way: Arc<Mutex<InProgress<T>>>,
-    key: FlightKey,
-}
-
-impl<T> Drop for FlightGuard<T> {
-    fn drop(&mut self) {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-    }
 }
 
 #[cfg(test)]

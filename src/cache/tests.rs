@@ -150,53 +150,6 @@ async fn reply_requested_before_a_change_is_not_cached_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn identical_requests_share_one_flight_that_outlives_its_callers() {
-    let flights = Arc::new(Flights::new(10));
-    let asked = Arc::new(AtomicUsize::new(0));
-    let ask = |name: &'static str, password: &'static str| {
-        let (flights, asked) = (Arc::clone(&flights), Arc::clone(&asked));
-        tokio::spawn(async move {
-            flights
-                .join(&credential(name, password), || async move {
-                    asked.fetch_add(1, Ordering::SeqCst);
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    password.len()
-                })
-                .await
-        })
-    };
-    let first = ask("alice", "sesame");
-    tokio::task::yield_now().await;
-    let others: Vec<_> = (0..20).map(|_| ask("alice", "sesame")).collect();
-    let different = ask("alice", "another");
-    tokio::task::yield_now().await;
-    first.abort();
-    for other in others {
-        assert_eq!(other.await.unwrap(), Ok(6));
-    }
-    assert_eq!(different.await.unwrap(), Ok(7));
-    assert_eq!(asked.load(Ordering::SeqCst), 2);
-    assert!(flights.in_progress.lock().unwrap().is_empty());
-}
-
-#[tokio::test(start_paused = true)]
-async fn flights_are_bounded_and_a_panic_affects_no_other() {
-    let flights: Flights<()> = Flights::new(1);
-    let alice = credential("alice", "sesame");
-    assert_eq!(flights.join(&alice, || async { panic!("on purpose") }).await, Err(FlightError::Lost));
-    tokio::task::yield_now().await;
-    let slow = flights.join(&alice, || tokio::time::sleep(Duration::from_secs(1)));
-    tokio::pin!(slow);
-    assert!(futures_util::poll!(&mut slow).is_pending());
-    assert_eq!(
-        flights.join(&credential("bob", "sesame"), || async {}).await,
-        Err(FlightError::TooMany),
-        "over the limit"
-    );
-    assert_eq!(slow.await, Ok(()));
-}
-
-#[tokio::test(start_paused = true)]
 async fn stale_entries_are_used_only_during_an_outage() {
     let cache = cache();
     let stale = |password: &str| cache.stale(&credential("alice", password)).is_some();

@@ -51,6 +51,8 @@ struct Inner {
     users: Vec<User>,
     /// The number of passwords received, answered or not.
     binds: usize,
+    /// The number of searches besides those of an authentication.
+    searches: usize,
     outage: Option<UnavailableCause>,
     /// Filters, each with the DN of an entry that matches it.
     matching: Vec<(String, Arc<str>)>,
@@ -169,6 +171,11 @@ impl Memory {
         self.inner().binds
     }
 
+    /// How often it has searched for an entry without a password.
+    pub(crate) fn searches(&self) -> usize {
+        self.inner().searches
+    }
+
     fn with<T>(&self, login: &str, change: impl FnOnce(&mut User) -> T) -> T {
         change(self.inner().users.iter_mut().find(|user| user.login == login).expect("a user of this directory"))
     }
@@ -273,11 +280,13 @@ impl Directory for Memory {
     }
 
     fn find<'a>(&'a self, name: &'a Login, kind: NameKind) -> DirectoryFuture<'a, Entry> {
+        self.inner().searches += 1;
         Box::pin(async move { (self.lookup(name, kind).map(|user| user.entry), traced()) })
     }
 
     /// Understands `(attribute=value)`, whose value is a name of either kind.
     fn find_by<'a>(&'a self, filter: &'a str) -> DirectoryFuture<'a, Entry> {
+        self.inner().searches += 1;
         let value = filter.split_once('=').and_then(|(_, value)| value.strip_suffix(')')).unwrap_or_default();
         Box::pin(async move {
             let Some(name) = Login::parse(value.as_bytes()) else { return (Err(DirectoryError::NoEntry), traced()) };

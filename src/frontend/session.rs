@@ -407,7 +407,6 @@ impl Frontend for Conversation {
     ) -> Result<Completion<Admitted>, Refusal> {
         let Target { backend, login, .. } = &target;
         let transcript = self.trace.transcript();
-        let credential = attempted.credential;
         let proof = attempted.proof(&proven);
         match backend.log_in(self.protocol, (login, proof), &self.origin, &transcript, &mut event.phases).await {
             Ok(logged_in) => {
@@ -428,8 +427,8 @@ impl Frontend for Conversation {
             // Password or mail host may have changed since they were cached: bind again.
             Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
                 event.backend_reply(&words);
-                let decision =
-                    attempt.core.realms.decide_again(credential, attempt.client, proven.identity.entry()).await;
+                // Kept apart, so that the future of a connection is no larger.
+                let decision = Box::pin(attempt.decide_again(attempted, &proven)).await;
                 let fresh = decision.result.as_ref().ok();
                 let fresh = fresh.and_then(|proven| attempt.target(proven, attempted.name()).ok());
                 if fresh.is_some_and(|fresh| fresh.is(&target)) {

@@ -15,9 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::warn;
 
 use crate::base::clock::unix_now;
-use crate::base::credential::{Credential, CredentialSecret, Login};
+use crate::base::credential::{AnswerDigest, Credential, CredentialSecret, Login};
+use crate::base::flights::{FlightError, Flights};
 use crate::base::labels::labels;
-use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
+use crate::cache::{self, Cache, CacheStamp};
 use crate::directory::{
     Availability, Directory, DirectoryError, Entry, EntryFault, EntryKey, Identity, NameKind, Networks, Realm, Trace,
     UnavailableCause,
@@ -29,6 +30,7 @@ use crate::telemetry::labels::DecisionBasis;
 use crate::telemetry::log::Repeats;
 use crate::token::VerifiedToken;
 use crate::tracking::{Reconciled, TrackedEntries};
+use token::{ClaimAnswer, ClaimKey};
 
 labels! {
     /// The source of a decision.
@@ -38,7 +40,7 @@ labels! {
         /// A bind within `cache.ttl`.
         Cache => "cache",
         /// invalidCredentials within `cache.negative_ttl`, or earlier if a lookup showed no sign that the password
-        /// may be valid by now.
+        /// may be valid by now; or a token that has led to no user a moment ago.
         Negative => "negative",
         /// A bind within `cache.stale`, while no directory server is in use, or while wrong guesses have locked the
         /// account and the user is at a known prefix.
@@ -145,6 +147,15 @@ impl AuthDecision {
         Self::new(Err(refusal), by)
     }
 
+    /// Of a lookup that did not take place, or was aborted.
+    fn without_answer(error: FlightError) -> Self {
+        let refusal = match error {
+            FlightError::TooMany => Refusal::Limit,
+            FlightError::Lost => Refusal::Internal,
+        };
+        Self::refused(refusal, DecidedBy::Usher)
+    }
+
     fn new(result: Result<Proven, Refusal>, by: DecidedBy) -> Self {
         let (dn, other_dn, fault, unavailable, trace) = Default::default();
         let (realm, directory, other_directory, withheld, token) = Default::default();
@@ -182,7 +193,10 @@ pub struct Authenticator {
     directory: Arc<dyn Directory>,
     cache: Arc<Cache>,
     entries: Arc<TrackedEntries>,
-    flights: Flights<FlightResult>,
+    /// The lookups of names and passwords.
+    flights: Flights<(Login, AnswerDigest), FlightResult>,
+    /// Those of the users of tokens.
+    claims: Flights<ClaimKey, Arc<ClaimAnswer>>,
     /// The directory's name, where there are several.
     shown: Option<&'static str>,
     repeats: Repeats,
@@ -195,11 +209,12 @@ impl std::fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    /// With this directory, cache and tracked entries, and at most `flights` concurrent lookups.
+    /// With this directory, cache and tracked entries, and at most `flights` concurrent lookups of each kind.
     #[must_use]
     pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, entries: Arc<TrackedEntries>, flights: usize) -> Self {
         let repeats = Repeats::default();
-        Self { directory, cache, entries, flights: Flights::new(flights), shown: None, repeats }
+        let (flights, claims) = (Flights::new(flights), Flights::new(flights));
+        Self { directory, cache, entries, flights, claims, shown: None, repeats }
     }
 
     /// The same with this name in the log.
@@ -297,7 +312,8 @@ impl Authenticator {
             return cached;
         }
         let lookup = || self.look_up(credential.clone(), gate.cloned());
-        let result = self.flights.join(credential, lookup).await;
+        let flight = (credential.login().clone(), credential.digest().narrow());
+        let result = self.flights.join(flight, lookup).await;
         match result {
             // The first logins of an outage detect it here.
             Ok(result) if ask == LookupMode::Cached && matches!(result.0, Err(DirectoryError::Unavailable(_))) => {
@@ -310,8 +326,7 @@ impl Authenticator {
                 let owner = gate.and_then(|gate| self.known_owner_of_locked(credential, client, &result, gate));
                 owner.unwrap_or_else(|| self.judge(&result, client))
             }
-            Err(FlightError::TooMany) => AuthDecision::refused(Refusal::Limit, DecidedBy::Usher),
-            Err(FlightError::Lost) => AuthDecision::refused(Refusal::Internal, DecidedBy::Usher),
+            Err(error) => AuthDecision::without_answer(error),
         }
     }
 

@@ -227,14 +227,11 @@ impl Realms {
         }
     }
 
-    /// Asks the directory although the entry was cached, because a backend refused the cached decision. If the
-    /// password is wrong by now, or the entry is deleted, the cache forgets it.
-    pub(crate) async fn decide_again(&self, credential: &Credential, client: IpAddr, cached: &Entry) -> AuthDecision {
-        let decision = self.decide(credential, client, LookupMode::Directory).await;
+    /// Takes note of a decision that was made although the entry was cached.
+    pub(super) fn decided_again(&self, decision: &AuthDecision, cached: &Entry) {
         if let Some(realm) = self.of(cached) {
-            realm.authn.decided_again(&decision, cached);
+            realm.authn.decided_again(decision, cached);
         }
-        decision
     }
 
     /// Whether nothing about this user was forgotten since the decision: checked again just before the client

@@ -1,7 +1,8 @@
 //! Opaque tokens: their issuer says whether each is valid, and whose it is (RFC 7662).
 //!
 //! An answer is remembered under a keyed digest of the token, a yes for 5 minutes and never beyond `exp`, a no for 30
-//! seconds: so long a revoked token is accepted, and a new one refused that was asked about too early.
+//! seconds: so long a revoked token is accepted, and a new one refused that was asked about too early. Connections that
+//! bring the same token at once share one request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +11,6 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
@@ -20,6 +20,7 @@ use super::strict;
 use super::verified::VerifiedToken;
 use crate::base::clock::unix_now;
 use crate::base::credential::{AnswerDigest, Digest};
+use crate::base::flights::{FlightError, Flights};
 use crate::base::secret::Secret;
 use crate::config::{self, TokenIssuer};
 use crate::outcome::TokenError;
@@ -47,16 +48,20 @@ pub(super) struct Answers {
     cache: Cache<AnswerDigest, Answer>,
     /// Counts how often all answers were forgotten: one of an earlier count, and one in progress then, does not count.
     forgotten: AtomicU64,
-    in_flight: Semaphore,
+    /// By token, and by [`Answers::forgotten`] when it was asked for.
+    in_progress: Flights<(AnswerDigest, u64), Judged>,
     repeats: Repeats,
 }
+
+/// What an answer says of a token.
+type Judged = Result<VerifiedToken, TokenError>;
 
 #[derive(Debug, Clone)]
 struct Answer {
     at: Instant,
     /// [`Answers::forgotten`] when it was asked for.
     since: u64,
-    result: Result<VerifiedToken, TokenError>,
+    result: Judged,
     /// Whether it was valid once.
     was_valid: bool,
 }
@@ -75,7 +80,7 @@ impl Default for Answers {
         };
         let cache = Cache::builder().weigher(weigh).max_capacity(CAPACITY).time_to_live(REMEMBERED).build();
         let forgotten = AtomicU64::new(0);
-        Self { cache, forgotten, in_flight: Semaphore::new(IN_FLIGHT), repeats: Repeats::default() }
+        Self { cache, forgotten, in_progress: Flights::new(IN_FLIGHT), repeats: Repeats::default() }
     }
 }
 
@@ -107,7 +112,7 @@ pub(super) struct Introspector {
 
 impl Introspector {
     /// What is remembered of a token; `None`: its issuer is to be asked.
-    pub(super) fn remembered(&self, token: &Secret) -> Option<Result<VerifiedToken, TokenError>> {
+    pub(super) fn remembered(&self, token: &Secret) -> Option<Judged> {
         let answer = self.answers.cache.get(&digest(token)).filter(|answer| answer.since == self.answers.since());
         let Answer { at, result, .. } = answer?;
         match result {
@@ -117,23 +122,49 @@ impl Introspector {
         }
     }
 
-    /// Asks the issuer. `own` are the claims of a token that is a JWT: an answer need not repeat that it is no access
-    /// token.
+    /// Asks the issuer, unless it is being asked already. `own` are the claims of a token that is a JWT: an answer need
+    /// not repeat that it is no access token.
     ///
     /// # Errors
     /// The token is refused, or there is no answer.
     pub(super) async fn ask(
+        self: &Arc<Self>,
+        token: &Secret,
+        own: Option<Map<String, Value>>,
+        metrics: &Arc<Metrics>,
+        until: Instant,
+    ) -> Judged {
+        let flight = (digest(token), self.answers.since());
+        let ask = || {
+            let (asked, token, metrics) = (Arc::clone(self), token.clone(), Arc::clone(metrics));
+            async move {
+                // Another request may have ended since.
+                let remembered = asked.remembered(&token);
+                match remembered {
+                    Some(judged) => judged,
+                    None => asked.answer(&token, own, flight, &metrics, until).await,
+                }
+            }
+        };
+        match self.answers.in_progress.join(flight, ask).await {
+            Ok(judged) => judged,
+            Err(FlightError::TooMany) => {
+                metrics.introspections.of(IntrospectionResult::Busy).inc();
+                Err(TokenError::Busy)
+            }
+            Err(FlightError::Lost) => Err(TokenError::Unavailable),
+        }
+    }
+
+    /// The issuer's answer about this token, which is remembered.
+    async fn answer(
         &self,
         token: &Secret,
         own: Option<Map<String, Value>>,
+        (digest, since): (AnswerDigest, u64),
         metrics: &Metrics,
         until: Instant,
-    ) -> Result<VerifiedToken, TokenError> {
-        let Ok(_permit) = self.answers.in_flight.try_acquire() else {
-            metrics.introspections.of(IntrospectionResult::Busy).inc();
-            return Err(TokenError::Busy);
-        };
-        let since = self.answers.since();
+    ) -> Judged {
         let claims = match self.request(token, until).await {
             Ok(claims) => claims,
             Err(error) => {
@@ -142,7 +173,6 @@ impl Introspector {
                 return Err(TokenError::Unavailable);
             }
         };
-        let digest = digest(token);
         let was_valid = self.answers.cache.get(&digest).is_some_and(|answer| answer.was_valid);
         let (counted, result) = match claims {
             Some(claims) => {

@@ -74,7 +74,7 @@ pub(crate) struct Tokens {
 struct Issuer {
     settings: Arc<TokenIssuer>,
     keys: Keys,
-    introspector: Option<Introspector>,
+    introspector: Option<Arc<Introspector>>,
 }
 
 /// The keys of an issuer.
@@ -138,7 +138,7 @@ impl Issuer {
         let introspector = settings.introspection.clone().zip(client_secret).map(|(settings, secret)| {
             let answers = previous.and_then(|old| old.introspector.as_ref());
             let answers = answers.map_or_else(|| Arc::new(Answers::default()), |old| Arc::clone(&old.answers));
-            Introspector { issuer: Arc::clone(&shared), settings, secret, client, answers }
+            Arc::new(Introspector { issuer: Arc::clone(&shared), settings, secret, client, answers })
         });
         Self { settings: shared, keys, introspector }
     }
@@ -204,7 +204,7 @@ impl Tokens {
 
     /// The introspector for a token: the issuer that has introspection, about opaque tokens and about its own JWTs where
     /// it has no keys.
-    fn introspector(&self, form: &Form<'_>) -> Option<&Introspector> {
+    fn introspector(&self, form: &Form<'_>) -> Option<&Arc<Introspector>> {
         match form {
             Form::Opaque => self.issuers.iter().find_map(|issuer| issuer.introspector.as_ref()),
             Form::Jwt(jwt) => {

@@ -22,6 +22,14 @@ impl LoginAttempt<'_> {
         self.act(acting, credential.login(), decision).await
     }
 
+    /// The same because a backend has refused this cached decision. If the secret is wrong by now, or the entry is
+    /// deleted, the cache forgets it; that a user may not act says nothing about its own entry.
+    pub(crate) async fn decide_again(&self, login: AttemptedLogin<'_>, cached: &Proven) -> AuthDecision {
+        let decision = self.decide(login).await;
+        self.core.realms.decided_again(&decision, cached.identity.entry());
+        decision
+    }
+
     /// Decides about a token or a certificate with a name beside it: an ordinary login if that is a name of its user, or
     /// that user acts for the mailbox of this name. The name of the user is returned if it acts, or may not.
     pub(super) async fn decide_with_name(

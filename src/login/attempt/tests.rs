@@ -94,7 +94,7 @@ impl Process {
         &self,
         credential: Result<Credential, Refusal>,
         acting: Option<Acting>,
-        frontend: &Scripted,
+        frontend: &impl Frontend<Accepted = usize>,
     ) -> Result<usize, RefusedLogin> {
         let info = ConnectionInfo {
             session: self.sessions.next_id(),

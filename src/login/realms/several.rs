@@ -113,6 +113,11 @@ impl<'a> Answers<'a> {
         self.0.iter().filter(|answer| answer.has_entry())
     }
 
+    /// Whether each has the entry; `None`: it did not answer.
+    pub(super) fn with_entry_or_not(&self) -> impl Iterator<Item = (&'a RealmCore, Option<bool>)> {
+        self.0.iter().map(|answer| (answer.realm, (!answer.failed()).then_some(answer.has_entry())))
+    }
+
     fn failed(&self) -> impl Iterator<Item = &'a RealmCore> {
         self.0.iter().filter(|answer| answer.failed()).map(|answer| answer.realm)
     }

@@ -7,6 +7,7 @@ use super::several::Answers;
 use super::{RealmCore, Realms};
 use crate::base::credential::{BearerToken, Credential};
 use crate::cache::TokenSearch;
+use crate::directory::DirectoryError;
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode};
 use crate::outcome::{Refusal, TokenError};
 use crate::routing::Candidates;
@@ -70,8 +71,23 @@ impl Realms {
             if let (Some(one), None) = (known.next(), known.next()) {
                 return Ok(one);
             }
+            // None of them had it a moment ago.
+            let had_none = |realm: &&RealmCore| {
+                realm.authn.cache().refused_lately(&search.filter) == Some(DirectoryError::NoEntry)
+            };
+            if several.iter().all(had_none) {
+                return Err(Box::new(AuthDecision::refused(Refusal::UnknownUser, DecidedBy::Negative)));
+            }
         }
         let answers = Answers::of(&several, |realm| realm.directory().find_by(&search.filter)).await;
+        answers.with_entry_or_not().for_each(|(realm, has_entry)| {
+            let cache = realm.authn.cache();
+            match has_entry {
+                Some(true) => cache.forget_refused(&search.filter),
+                Some(false) => cache.refuse_found(search, &DirectoryError::NoEntry),
+                None => {}
+            }
+        });
         answers.deciding(|realm| ask == LookupMode::Cached && realm.authn.cache().found_stale(search).is_some())
     }
 }

@@ -23,6 +23,8 @@ use crate::token::{IssuerFiles, KeySet, Tokens};
 const ISSUER: &str = "https://idp.example.com";
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 const DN: &str = "uid=alice,ou=people";
+/// How long a refusal is remembered.
+const MOMENT: Duration = Duration::from_secs(5);
 
 const CONFIG: &str = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
 tls: {certificates: [{chain: c.pem, key: k.pem}]}
@@ -163,9 +165,11 @@ async fn state_of_the_entry_counts_and_a_change_is_seen_at_once() {
     let disabled = Some(Refusal::Account { state: AccountState::Disabled, proven: true });
     assert_eq!(setup.decide("", "alice@example.com").await, (disabled, DecidedBy::Directory));
     setup.directory.set_version("alice", EntryVersion { expires: Some(1), ..EntryVersion::default() });
+    tokio::time::advance(MOMENT).await;
     let expired = Some(Refusal::Account { state: AccountState::AccountExpired, proven: true });
     assert_eq!(setup.decide("", "alice@example.com").await, (expired, DecidedBy::Directory));
     setup.directory.remove("alice");
+    tokio::time::advance(MOMENT).await;
     assert_eq!(setup.decide("", "alice@example.com").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
 }
 
@@ -228,10 +232,12 @@ async fn networks_of_the_entry_count_for_tokens_cached_or_not() {
     assert_eq!(setup.decide("", "alice@example.com").await.0, None);
     setup.directory.modify("alice", |entry| *entry = entry.clone().permitting(&["198.51.100.0/24"]));
     setup.authn().cache().forget(&Entry::for_tests(DN, &[]));
-    let refused = (Some(Refusal::NetworkNotAllowed), DecidedBy::Directory);
-    for _ in 0..2 {
-        assert_eq!(setup.decide("", "alice@example.com").await, refused);
+    let refused = |by| (Some(Refusal::NetworkNotAllowed), by);
+    for by in [DecidedBy::Directory, DecidedBy::Negative] {
+        assert_eq!(setup.decide("", "alice@example.com").await, refused(by));
     }
+    tokio::time::advance(MOMENT).await;
+    assert_eq!(setup.decide("", "alice@example.com").await, refused(DecidedBy::Directory), "asked again");
     let token = SIGNER.token(&claims("alice@example.com"));
     let there = "198.51.100.7".parse().unwrap();
     for by in [DecidedBy::Directory, DecidedBy::Cache] {
@@ -239,7 +245,7 @@ async fn networks_of_the_entry_count_for_tokens_cached_or_not() {
         assert!(decision.result.is_ok());
         assert!(decision.by == by || decision.by == DecidedBy::Cache);
     }
-    assert_eq!(setup.decide("", "alice@example.com").await, refused, "cached for others");
+    assert_eq!(setup.decide("", "alice@example.com").await.0, Some(Refusal::NetworkNotAllowed), "cached for others");
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,4 +284,67 @@ async fn networks_or_mail_host_that_vanish_without_an_edit_open_nothing_to_token
         setup.directory.modify("alice", |entry| *entry = with(2, hide));
         assert_eq!(setup.decide("", "alice@example.com").await.0, None);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_of_a_user_without_an_entry_costs_one_search_in_five_seconds() {
+    let setup = setup();
+    let unknown = |by| (Some(Refusal::UnknownUser), by);
+    assert_eq!(setup.decide("", "carol@example.com").await, unknown(DecidedBy::Directory));
+    // Another token of the same user, and whatever name is beside it.
+    for name in ["", "alice", "carol", "carol@example.com"] {
+        assert_eq!(setup.decide(name, "carol@example.com").await, unknown(DecidedBy::Negative), "{name}");
+    }
+    assert_eq!(setup.directory.searches(), 1);
+    assert_eq!(setup.decide("", "dave@example.com").await, unknown(DecidedBy::Directory), "another user");
+    // A decision that must not rest on what is remembered.
+    setup.directory.add("carol", "x", Entry::for_tests("uid=carol,ou=people", &["server3"]));
+    setup.directory.set_mail("carol", "carol@example.com");
+    assert_eq!(setup.decide("", "carol@example.com").await, unknown(DecidedBy::Negative));
+    let credential = credential("", &SIGNER.token(&claims("carol@example.com")));
+    assert!(setup.realms.decide(&credential, CLIENT, LookupMode::Directory).await.result.is_ok());
+    setup.authn().cache().drop_all();
+    assert_eq!(setup.decide("", "carol@example.com").await, (None, DecidedBy::Directory), "found: no refusal is left");
+    // The new mailbox of the other is found soon, or at once after `usher cache clear`.
+    setup.directory.add("dave", "x", Entry::for_tests("uid=dave,ou=people", &["server3"]));
+    setup.directory.set_mail("dave", "dave@example.com");
+    tokio::time::advance(MOMENT).await;
+    assert_eq!(setup.decide("", "dave@example.com").await, (None, DecidedBy::Directory));
+    assert_eq!(setup.decide("", "erin@example.com").await.1, DecidedBy::Directory);
+    setup.authn().cache().drop_all();
+    assert_eq!(setup.decide("", "erin@example.com").await.1, DecidedBy::Directory);
+}
+
+#[tokio::test(start_paused = true)]
+async fn outage_is_not_remembered_as_a_refusal_nor_a_refusal_as_an_outage() {
+    let setup = setup();
+    setup.directory.set_outage(true);
+    assert_eq!(setup.decide("", "alice@example.com").await.0, Some(Refusal::DirectoryUnavailable));
+    setup.directory.set_outage(false);
+    assert_eq!(setup.decide("", "alice@example.com").await, (None, DecidedBy::Directory));
+    assert_eq!(setup.decide("", "carol@example.com").await.0, Some(Refusal::UnknownUser));
+    setup.directory.set_outage(true);
+    tokio::time::advance(MOMENT).await;
+    assert_eq!(setup.decide("", "carol@example.com").await.0, Some(Refusal::DirectoryUnavailable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fifty_connections_with_the_same_token_cost_one_search() {
+    let setup = setup();
+    setup.directory.add("bob", "sesame", Entry::for_tests("uid=bob,ou=people", &["server3"]));
+    // The second one also for the name beside the token; the third one leads to no user.
+    for (name, upn, searches) in [("", "alice@example.com", 1), ("bob", "bob@example.com", 2), ("", "carol", 1)] {
+        setup.directory.set_mail("bob", "bob@example.com");
+        let before = setup.directory.searches();
+        let token = SIGNER.token(&claims(upn));
+        let decisions = futures_util::future::join_all((0..50).map(|_| setup.decision(name, &token))).await;
+        assert!(decisions.iter().all(|decision| decision.result.is_ok() == (upn != "carol")), "{upn}");
+        assert_eq!(setup.directory.searches() - before, searches, "{upn}");
+    }
+    // Users of different tokens share no answer.
+    setup.authn().cache().drop_all();
+    let tokens = ["alice@example.com", "bob@example.com"].map(|upn| SIGNER.token(&claims(upn)));
+    let decisions = futures_util::future::join_all(tokens.iter().map(|token| setup.decision("", token))).await;
+    let dns: Vec<_> = decisions.iter().map(|decision| decision.dn.as_deref()).collect();
+    assert_eq!(dns, [Some(DN), Some("uid=bob,ou=people")]);
 }

@@ -235,3 +235,37 @@ async fn sixteen_questions_are_in_progress_at_most() {
     server.reply(PATH, answer(json!({})));
     verify(&tokens, "one-more").await.unwrap();
 }
+
+#[tokio::test]
+async fn same_token_in_fifty_connections_is_one_question() {
+    let server = Server::start().await;
+    server.reply(PATH, answer(json!({})));
+    let tokens = at(&server, &[]);
+    let all = futures_util::future::join_all((0..50).map(|_| verify(&tokens, TOKEN))).await;
+    assert!(all.iter().all(Result::is_ok));
+    assert_eq!(server.requests().len(), 1);
+    // A client that leaves takes no answer from the others.
+    server.reply(PATH, answer(json!({"active": false})));
+    let mut first = Box::pin(verify(&tokens, "another"));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let second = verify(&tokens, "another");
+    drop(first);
+    assert_eq!(second.await.unwrap_err(), TokenError::Inactive);
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn question_from_before_answers_were_forgotten_is_not_joined() {
+    let server = Server::start().await;
+    server.reply(PATH, Reply::Silent);
+    let tokens = at(&server, &[]);
+    let mut before = Box::pin(verify(&tokens, TOKEN));
+    while server.requests().is_empty() {
+        assert!(futures_util::poll!(&mut before).is_pending());
+        tokio::task::yield_now().await;
+    }
+    tokens.forget_answers();
+    server.reply(PATH, answer(json!({})));
+    verify(&tokens, TOKEN).await.unwrap();
+    assert_eq!(server.requests().len(), 2);
+}

@@ -137,6 +137,56 @@ async fn own_mailbox_under_another_name_is_an_ordinary_login() {
     process.attempt(Ok(Credential::for_tests(name.as_str(), "right")), acting, &frontend).await.unwrap();
 }
 
+/// A frontend whose backend refuses each decision that was cached; something changes meanwhile.
+struct RefusesCached<F>(F);
+
+impl<F: Fn() + Sync> Frontend for RefusesCached<F> {
+    type Accepted = usize;
+
+    async fn complete(
+        &self,
+        attempt: &LoginAttempt<'_>,
+        login: AttemptedLogin<'_>,
+        routed: RoutedLogin,
+        _: &mut LoginEvent,
+    ) -> Result<Completion<usize>, Refusal> {
+        if routed.by != DecidedBy::Cache {
+            return Ok(Completion::Accepted(0));
+        }
+        let Self(change) = self;
+        change();
+        Ok(Completion::Redecided(Box::new(attempt.decide_again(login, &routed.proven).await)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_name_that_meanwhile_is_another_users_opens_nothing_after_a_refusal_by_the_backend() {
+    let process = process();
+    process.directory.add("alias", "drum", named("alice", DN));
+    let config = &process.core.load_full().config;
+    let attempt = async |change: &(dyn Fn() + Sync)| {
+        let (name, acting) = acting::names(config, b"alice", b"alias").unwrap();
+        process.attempt(Ok(Credential::for_tests(name.as_str(), "sesame")), acting, &RefusesCached(change)).await
+    };
+    for _ in 0..2 {
+        attempt(&|| ()).await.unwrap();
+    }
+    assert_eq!(process.directory.binds(), 2, "the second one is cached, refused and decided again");
+    // The name moves to another user.
+    let moves = || process.directory.modify("alias", |entry| *entry = named("alias", "uid=alias,dc=example"));
+    let refused = attempt(&moves).await.unwrap_err();
+    assert!(matches!(refused.refusal, Refusal::ActingNotAllowed(_)), "{:?}", refused.refusal);
+    assert_eq!(refused.reply, Reply::AuthenticationFailed);
+    // The password is right all the same, and stays in the cache; one that is wrong by now does not.
+    let binds = process.directory.binds();
+    process.alice("sesame", &Scripted::accepting()).await.unwrap();
+    assert_eq!(process.directory.binds(), binds);
+    process.directory.modify("alias", |entry| *entry = named("alice", DN));
+    let refused = attempt(&|| process.directory.set_password("alice", "changed")).await.unwrap_err();
+    assert_eq!(refused.refusal, Refusal::WrongPassword);
+    assert!(process.alice("sesame", &Scripted::accepting()).await.is_err());
+}
+
 #[tokio::test(start_paused = true)]
 async fn outage_is_no_wrong_password_for_a_user_who_acts() {
     let process = process();
