@@ -193,6 +193,8 @@ fn connection_limit_of_the_backend_is_passed_on_in_every_protocol() {
     for (protocol, start) in PROTOCOLS.into_iter().zip(starts) {
         let first = log_in(&usher, protocol, "alice", password.as_bytes());
         assert!(first.reply.starts_with(accepted(protocol)), "{protocol}: {}", first.reply);
+        // Its login processes ask for the number before they are sure to see the first one.
+        dovecot.wait_counted(protocol, "alice");
         let second = log_in(&usher, protocol, "alice", password.as_bytes()).reply;
         assert!(second.starts_with(&format!("{start}{text}")), "{protocol}: {second}");
         let event = usher.wait_log("login", |line| line["protocol"] == protocol && line["result"] != "ok");

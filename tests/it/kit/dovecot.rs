@@ -295,6 +295,26 @@ plugin {{
         }
     }
 
+    /// Waits until a session of this user counts for `mail_max_userip_connections`: its client may get OK earlier.
+    pub(crate) fn wait_counted(&self, protocol: &str, user: &str) {
+        let service = if protocol == "managesieve" { "sieve" } else { protocol };
+        let config = self.folder.join("dovecot.conf").display().to_string();
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(15));
+        loop {
+            let counted = super::process::run("doveadm", &["-c", &config, "who"], b"").succeeded().stdout;
+            // username, number of sessions, service, processes, addresses.
+            let is_counted = |line: &str| {
+                let mut columns = line.split_whitespace();
+                columns.next() == Some(user) && columns.nth(1) == Some(service)
+            };
+            if counted.lines().any(is_counted) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "Dovecot never counted {user} in {service}:\n{counted}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Its log so far.
     pub(crate) fn logged(&self) -> String {
         read_text(&self.folder.join("output")) + &read_text(&self.folder.join("log"))
