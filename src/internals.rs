@@ -6,6 +6,7 @@ pub use crate::base::secret::{Secret, SecretBuf};
 pub use crate::base::sys::sockets;
 pub use crate::cache::Cache;
 pub use crate::directory::{DirectoryTls, open as open_directory};
+pub use crate::limits::{SampleMember, SampleSession};
 pub use crate::login::authn::{Authenticator, DecidedBy, LookupMode};
 pub use crate::outcome::Reply;
 pub use crate::proto::{
@@ -27,7 +28,7 @@ pub mod invariants {
     #[cfg(feature = "demo")]
     pub use crate::invariants::ldif;
     pub use crate::invariants::{
-        auth_http, bind_answer, client_hello, config, ldap_frames, pem, proxy_header, template, token,
+        auth_http, bind_answer, client_hello, config, fleet, ldap_frames, pem, proxy_header, template, token,
     };
     pub use crate::proto::imap::trial as imap;
     pub use crate::proto::managesieve::trial as managesieve;

@@ -16,6 +16,7 @@ use crate::directory::ldap::{frames, policy};
 use crate::frontend::auth_http::read_request;
 use crate::proto::ldap::template::{self, Template};
 pub use crate::proto::proxy_header::invariants as proxy_header;
+use crate::server::brake_answer;
 pub use crate::tls::pem::invariants as pem;
 pub use crate::tls::server_name::invariants as client_hello;
 pub use crate::token::invariants as token;
@@ -149,6 +150,13 @@ pub fn bind_answer(data: &[u8]) {
     let [code, length, rest @ ..] = data else { return };
     let (control, text) = rest.split_at(usize::from(*length).min(rest.len()));
     policy::invariants(u32::from(*code), control, &String::from_utf8_lossy(text));
+}
+
+/// A fuzz target: what the store of a fleet holds, sends and answers. Nothing that no member has sealed is read; what is
+/// read is bounded, and is not taken twice.
+pub fn fleet(data: &[u8]) {
+    crate::fleet::invariants(data);
+    brake_answer(data);
 }
 
 /// The template of a config that is sound but for this text, if the config accepts it.
@@ -320,6 +328,11 @@ mod tests {
     #[test]
     fn tokens() {
         corpus("token", token);
+    }
+
+    #[test]
+    fn fleet_store() {
+        corpus("fleet", fleet);
     }
 
     #[test]

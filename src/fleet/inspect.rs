@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::link::MOST_MEMBERS;
-use super::member::{Member, MemberId};
+use super::member::{MOST_MEMBERS, Member, MemberId};
 use super::script::{ALL, Arg, MEMBERS, RIGHTS};
 use super::seal::{Purpose, SealError, StoreKey};
 use super::store::{Connection, FleetFiles, StoreError, StoreMemory};

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::clock::{POSSIBLE, micros_of};
 use super::inspect;
 use super::marks::{self, MarkKind, Read};
+use super::member::MOST_MEMBERS;
 use super::messages::FRESH;
 use super::script::{BEAT, LEAVE, MARK};
 use super::seal::{Names, Purpose};
@@ -33,8 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FULL_EVERY: u32 = 30;
 /// For this many beats names that cannot be read are waited for.
 const NAMELESS: u32 = 5;
-/// The most members.
-pub(super) const MOST_MEMBERS: u32 = 512;
 /// The pause after a connection that could not be opened: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How often a store that comes first is tried while another is in use, and how long that may take.
@@ -236,19 +235,19 @@ fn own(fleet: &Fleet) -> Member {
 
 /// What a beat has shown.
 #[derive(Debug)]
-struct Shown<'a> {
-    time: u64,
+pub(super) struct Shown<'a> {
+    pub(super) time: u64,
     epoch: &'a [u8],
     /// Whether all marks are there, and not only the changed ones.
     whole: bool,
     newest: f64,
     count: u64,
-    members: Vec<(&'a [u8], &'a [u8])>,
-    marks: Vec<(&'a [u8], &'a [u8])>,
+    pub(super) members: Vec<(&'a [u8], &'a [u8])>,
+    pub(super) marks: Vec<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> Shown<'a> {
-    fn read(answer: &'a Value) -> Option<Self> {
+    pub(super) fn read(answer: &'a Value) -> Option<Self> {
         let [seconds, micros, epoch, whole, extent, members, marks] = answer.items() else { return None };
         let (newest, count) = std::str::from_utf8(extent.bytes()?).ok()?.split_once(' ')?;
         let number = |value: &Value| value.int().and_then(|number| u64::try_from(number).ok());

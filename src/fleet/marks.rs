@@ -377,7 +377,7 @@ impl Entry {
     }
 }
 
-fn bound(field: &[u8], version: u64, ends: u64) -> Vec<u8> {
+pub(super) fn bound(field: &[u8], version: u64, ends: u64) -> Vec<u8> {
     [field, b"|", version.to_string().as_bytes(), b"|", ends.to_string().as_bytes()].concat()
 }
 

@@ -16,6 +16,8 @@ const FALL: Duration = Duration::from_secs(60);
 const MOST_COUNTS: usize = 400;
 /// The most bytes of a record's text fields.
 const LONGEST: usize = 64;
+/// The most members.
+pub(super) const MOST_MEMBERS: u32 = 512;
 /// The most counts of a record.
 const MOST_NAMED: usize = 64;
 /// The most vanished nodes, and goodbyes, that are remembered.

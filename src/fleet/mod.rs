@@ -13,6 +13,8 @@ mod breaker;
 mod channel;
 mod clock;
 mod inspect;
+#[cfg(any(test, feature = "internals"))]
+mod invariants;
 mod link;
 mod marks;
 mod member;
@@ -53,6 +55,8 @@ use store::Connection;
 use writes::Write;
 
 pub(crate) use inspect::{InspectedStore, StoreFacts, inspect};
+#[cfg(any(test, feature = "internals"))]
+pub(crate) use invariants::{invariants, value};
 pub(crate) use marks::{LARGEST_MARK, Mark, MarkKind, Marks};
 pub(crate) use member::{Member, MemberId, Members};
 pub(crate) use messages::{Answer, LARGEST_ANSWER, LARGEST_NOTICE, Message, NoAnswer};
@@ -381,6 +385,12 @@ impl Fleet {
         if !self.breaker.is_closed() || self.writes.try_send(write).is_err() {
             self.metrics.fleet_writes_dropped.inc();
         }
+    }
+
+    /// How many writes wait.
+    #[cfg(feature = "internals")]
+    pub(crate) fn waiting_writes(&self) -> usize {
+        self.writes.max_capacity() - self.writes.capacity()
     }
 
     /// Sends a notice to all living members, [`LARGEST_NOTICE`] at most. It may be lost.

@@ -26,6 +26,8 @@ mod lookups;
 mod memory;
 mod permits;
 mod rules;
+#[cfg(feature = "internals")]
+mod sample;
 mod sessions;
 mod shared;
 mod shares;
@@ -57,6 +59,8 @@ use permits::HeldCounts;
 pub(crate) use permits::{AwaitingProxyHeader, ConnectionPermit, HandshakePermit, SessionPermit};
 pub(crate) use rules::Limited;
 use rules::{Enforcement, Rules, acting};
+#[cfg(feature = "internals")]
+pub use sample::{SampleMember, SampleSession};
 use sessions::SharedSessions;
 use shared::ScriptRunner;
 pub(crate) use shares::Shares;

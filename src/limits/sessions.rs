@@ -12,13 +12,14 @@ use tokio::time::{Instant, sleep};
 
 use super::keys::HashedKey;
 use super::shared::{ScriptArg, ScriptRunner, SharedKey};
+use super::store::SharedId;
 use crate::base::clock::jittered;
 use crate::directory::EntryKey;
 use crate::fleet::FleetScript;
 
 /// How long an answer is used: what it counts may have ended since.
 const FRESH: Duration = Duration::from_secs(60);
-/// How long a user's record stays in the store without a write.
+/// How long users that share a key stay in the store without a new one.
 const RECORD: Duration = Duration::from_secs(7 * 86_400);
 /// How many pauses a rewriting has.
 const STEPS: u32 = 120;
@@ -35,6 +36,18 @@ pub(crate) static SESSIONS: FleetScript = FleetScript::new("sessions", include_s
 struct User {
     entry: EntryKey,
     here: u32,
+    place: Option<Place>,
+}
+
+/// A user in the store, and the key: kept, because a keyed digest costs as much as the rest of a write.
+type Place = (SharedId, String);
+
+/// What users that share a key have in common: twelve bits. A hash of up to 512 takes little more than what is in it.
+const fn shared_part([first, second, ..]: SharedId) -> SharedId {
+    let mut part = [0; 16];
+    let [one, two, ..] = &mut part;
+    (*one, *two) = (first, second & 0xf0);
+    part
 }
 
 /// A write that has no answer yet.
@@ -54,7 +67,7 @@ pub(super) struct SharedSessions {
     /// The users whose record in the store may be another than the last that was written, up to `capacity`.
     unanswered: Arc<Mutex<HashMap<HashedKey, Unanswered>>>,
     capacity: usize,
-    /// The sessions at other ushers, and when that was heard. Kept when the last session here has ended.
+    /// The sessions at other ushers, if there are any, and when that was heard. Kept when the last session here has ended.
     elsewhere: moka::sync::Cache<HashedKey, (u32, Instant)>,
 }
 
@@ -69,11 +82,11 @@ impl SharedSessions {
     /// Counts a session until the guard is dropped. Returns how many the user has elsewhere, as last heard.
     pub(super) fn hold(self: &Arc<Self>, user: HashedKey, entry: &EntryKey) -> (SharedSession, u32) {
         let mut users = self.lock();
-        let counted = users.entry(user).or_insert_with(|| User { entry: entry.clone(), here: 0 });
+        let counted = users.entry(user).or_insert_with(|| User { entry: entry.clone(), here: 0, place: None });
         counted.here = counted.here.saturating_add(1);
         let heard = self.elsewhere.get(&user).filter(|(_, heard)| heard.elapsed() < FRESH);
         let elsewhere = heard.map_or(0, |(count, _)| count);
-        self.write(user, &counted.entry, counted.here);
+        self.write(user, &counted.entry, counted.here, &mut counted.place);
         (SharedSession { sessions: Arc::clone(self), user }, elsewhere)
     }
 
@@ -82,7 +95,7 @@ impl SharedSessions {
     }
 
     /// Writes the count behind.
-    fn write(&self, user: HashedKey, entry: &EntryKey, here: u32) {
+    fn write(&self, user: HashedKey, entry: &EntryKey, here: u32, place: &mut Option<Place>) {
         {
             let mut unanswered = lock(&self.unanswered);
             if unanswered.len() < self.capacity || unanswered.contains_key(&user) {
@@ -92,10 +105,19 @@ impl SharedSessions {
         if !self.runner.is_up() {
             return;
         }
-        let Some(id) = self.runner.id(SharedKey::Sessions, &[&entry.to_bytes()]) else { return };
+        if place.is_none() {
+            let id = self.runner.id(SharedKey::Sessions, &[&entry.to_bytes()]);
+            *place = id.map(|id| (id, self.runner.key(SharedKey::Sessions, shared_part(id))));
+        }
+        let Some((id, key)) = place else { return };
         let (member, prefix) = self.runner.member();
-        let args =
-            vec![ScriptArg::from(member.as_bytes()), here.into(), prefix.as_bytes().into(), ScriptArg::from(RECORD)];
+        let args = vec![
+            ScriptArg::from(member.as_bytes()),
+            here.into(),
+            prefix.as_bytes().into(),
+            ScriptArg::from(RECORD),
+            id.first_chunk::<12>().map_or(&[][..], <[u8; 12]>::as_slice).into(),
+        ];
         let (elsewhere, unanswered) = (self.elsewhere.clone(), Arc::clone(&self.unanswered));
         let done = move |answer: &[i64]| {
             let mut unanswered = lock(&unanswered);
@@ -103,11 +125,15 @@ impl SharedSessions {
                 unanswered.remove(&user);
             }
             drop(unanswered);
-            if let Some(count) = answer.first().and_then(|count| u32::try_from(*count).ok()) {
+            let Some(count) = answer.first().and_then(|count| u32::try_from(*count).ok()) else { return };
+            if count > 0 {
                 elsewhere.insert(user, (count, Instant::now()));
+            } else if elsewhere.contains_key(&user) {
+                // Most users have none elsewhere, and nothing is kept for them.
+                elsewhere.invalidate(&user);
             }
         };
-        self.runner.order(&SESSIONS, vec![self.runner.key(SharedKey::Sessions, id)], args, Some(Box::new(done)));
+        self.runner.order(&SESSIONS, vec![key.clone()], args, Some(Box::new(done)));
     }
 
     /// Writes all counts again over this time: the store has lost them.
@@ -118,8 +144,10 @@ impl SharedSessions {
             // No two ushers write in step.
             sleep(jittered(over / STEPS)).await;
             for user in some {
-                if let Some(counted) = self.lock().get(user) {
-                    self.write(*user, &counted.entry, counted.here);
+                if let Some(counted) = self.lock().get_mut(user) {
+                    // The names of another store may have another key.
+                    counted.place = None;
+                    self.write(*user, &counted.entry, counted.here, &mut counted.place);
                 }
             }
         }
@@ -138,7 +166,7 @@ impl SharedSessions {
         };
         for (user, entry) in late {
             let users = self.lock();
-            self.write(user, &entry, users.get(&user).map_or(0, |counted| counted.here));
+            self.write(user, &entry, users.get(&user).map_or(0, |counted| counted.here), &mut None);
         }
     }
 }
@@ -159,7 +187,7 @@ impl Drop for SharedSession {
         let mut users = self.sessions.lock();
         let Some(counted) = users.get_mut(&self.user) else { return };
         counted.here = counted.here.saturating_sub(1);
-        self.sessions.write(self.user, &counted.entry, counted.here);
+        self.sessions.write(self.user, &counted.entry, counted.here, &mut counted.place);
         if counted.here == 0 {
             users.remove(&self.user);
         }

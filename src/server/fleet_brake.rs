@@ -523,6 +523,19 @@ impl Shown {
     }
 }
 
+/// What must hold for any answer of the store: it is read or not, and reading goes forward or ends. Panics otherwise.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn brake_answer(mut data: &[u8]) {
+    if let Some(state) = State::read(data) {
+        assert_eq!(State::read(state.write().as_bytes()), Some(state), "another state");
+    }
+    let Some(shown) = crate::fleet::value(&mut data, 4).as_ref().and_then(Shown::read) else { return };
+    for list in [&shown.changed, &shown.kept] {
+        let (next, more) = read_on(list, 5, shown.now);
+        assert!(next > 5 && next <= shown.now || !more, "it is read again and again");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

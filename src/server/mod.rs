@@ -30,6 +30,8 @@ use changed_config::ChangedConfig;
 use changed_files::PendingFileCheck;
 pub(crate) use error::StartError;
 use file_reader::FileReader;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) use fleet_brake::brake_answer;
 use futures_util::FutureExt as _;
 pub(crate) use handover::detach;
 use handover::{Inherited, UpgradeChannel};

@@ -6,9 +6,10 @@
 local every, known, name, kept = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[5], tonumber(ARGV[7])
 local of_user, of_prefix, of_names = rule(8), rule(13), rule(18)
 if not known then
-  local since = redis.call('ZSCORE', KEYS[5], ARGV[3])
-  -- Also if the clock was put back since.
-  known = since and math.abs(now - tonumber(since)) < tonumber(ARGV[4]) or false
+  each_network(KEYS[5], function(network, seen)
+    -- Also if the clock was put back since.
+    known = known or network == ARGV[3] and math.abs(now - seen * 1000) < tonumber(ARGV[4])
+  end)
 end
 local user, prefix = read(known and KEYS[2] or KEYS[1]), read(KEYS[3])
 local user_delay, prefix_delay, names_delay = queued(user.due, step(user, every, of_user)), 0, 0

@@ -32,10 +32,12 @@ for at = 2, #ARGV, 3 do
   elseif operation == 'forget' then
     redis.call('DEL', next_key())
   elseif operation == 'network' then
-    local networks = next_key()
-    redis.call('ZADD', networks, now, argument)
-    redis.call('ZREMRANGEBYRANK', networks, 0, -17)
-    redis.call('PEXPIRE', networks, other)
+    local networks, kept = next_key(), ''
+    each_network(networks, function(network, seen, record)
+      if network ~= argument and math.abs(now - seen * 1000) < tonumber(other) then kept = kept .. record end
+    end)
+    kept = string.sub(kept, -15 * NETWORK) .. struct.pack('>c8I4', argument, math.floor(now / 1000))
+    redis.call('SET', networks, kept, 'PX', other)
   end
 end
 return {now}

@@ -376,6 +376,44 @@ async fn network_of_an_earlier_login_is_known_to_all_ushers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn newest_sixteen_networks_of_a_user_are_known_and_a_spoiled_record_harms_nothing() {
+    let redis = Redis::start();
+    let ushers = ushers(2, &redis, |_| {});
+    let home = |n: usize| format!("203.0.113.{n}");
+    for n in 0..17 {
+        ushers[0].0.right(&home(n), "alice", ALICE);
+        advance(ms(1_000)).await;
+    }
+    ushers[1].0.heat("192.0.2.1").await;
+    let passwords = AtomicUsize::new(0);
+    let is_known = |n: usize| {
+        let password = format!("x{}", passwords.fetch_add(1, Ordering::Relaxed));
+        ushers[1].0.guess(&home(n), "alice", &password).is_ok_and(|attempt| attempt.delay.is_zero())
+    };
+    assert_eq!((0..17).filter(|n| !is_known(*n)).collect::<Vec<_>>(), [0]);
+    // What anybody with access to the store may put there.
+    let spoil = |text: &str| {
+        let script = "for _, key in ipairs(redis.call('KEYS', '*')) do \
+                      if string.find(key, '^Networks') then redis.call('SET', key, ARGV[1]) end \
+                      if string.find(key, '^Sessions') then for _, user in ipairs(redis.call('HKEYS', key)) do \
+                      redis.call('HSET', key, user, ARGV[1]) end end end return 1";
+        redis.run(&["EVAL", script, "0", text]).unwrap();
+    };
+    for (n, text) in ["", "short", "0123456789ab", &"x".repeat(5_000)].into_iter().enumerate() {
+        spoil(text);
+        assert!(!is_known(16), "{text}");
+        ushers[0].0.throttle.cached_success(ip(&home(20 + n)), &Login::parse(b"alice").unwrap(), &key(ALICE));
+        assert!(is_known(20 + n), "{text}");
+    }
+    let _held = ushers[0].0.session("192.0.2.1", ALICE).unwrap();
+    for text in ["", "=", "0=", "zz=3 =4", "ffffffffffffffff=9999", &"0=1".repeat(1_000)] {
+        spoil(text);
+        let _ = ushers[1].0.session("192.0.2.1", ALICE).unwrap();
+        assert!(ushers[1].0.session("192.0.2.1", ALICE).is_ok(), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn cached_password_writes_nothing_but_a_new_network() {
     let redis = Redis::start();
     let ushers = ushers(1, &redis, |_| {});
