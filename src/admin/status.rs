@@ -136,6 +136,13 @@ impl Status {
             directory.is_followed() && connected == 0
         };
         let confirm = format!("the brake holds the changes of {brake} users until `usher confirm`");
+        let names: Vec<_> = directories
+            .iter()
+            .filter(|one| is_lost(one) && one.is_one_of_several())
+            .map(|one| one.name.as_str())
+            .collect();
+        let of = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+        let lost = format!("LDAP change notification lost{of}; cached decisions may be as old as cache.ttl");
         let all = [
             (brake > 0, Mark::Bad, confirm.as_str()),
             (
@@ -148,11 +155,7 @@ impl Status {
                 Mark::Bad,
                 "changed certificates, keys or password files are invalid; the previous ones stay active",
             ),
-            (
-                directories.iter().any(is_lost),
-                Mark::Attention,
-                "LDAP change notification lost; cached decisions may be as old as cache.ttl",
-            ),
+            (directories.iter().any(is_lost), Mark::Attention, lost.as_str()),
             (metrics.panics.get() > 0, Mark::Bad, "an internal error has occurred; please report it"),
             (metrics.log_dropped.get() > 0, Mark::Attention, "log lines were lost"),
         ];

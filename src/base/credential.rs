@@ -168,6 +168,8 @@ pub struct ClientCertificate {
     authzid: Option<Login>,
     /// What failures are charged to: never a name that the client has given.
     charged: Login,
+    /// The name of the directory that has its users, if they are in one.
+    directory: Option<Arc<str>>,
 }
 
 impl ClientCertificate {
@@ -176,7 +178,19 @@ impl ClientCertificate {
     pub fn new(digest: CertificateDigest, proof: CertificateProof, authzid: Option<Login>) -> Self {
         // No parsed name begins with NUL.
         let charged = Login(format!("\0{digest}").into());
-        Self { digest, proof, authzid, charged }
+        Self { digest, proof, authzid, charged, directory: None }
+    }
+
+    /// The same with a user of this directory alone.
+    #[must_use]
+    pub fn of_directory(self, directory: Option<Arc<str>>) -> Self {
+        Self { directory, ..self }
+    }
+
+    /// The name of the directory that has its users, if they are in one.
+    #[must_use]
+    pub fn directory(&self) -> Option<&str> {
+        self.directory.as_deref()
     }
 
     /// One that a client only refers to. It is the digest of nothing, which no entry lists.

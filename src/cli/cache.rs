@@ -44,6 +44,9 @@ enum Command {
     Show {
         /// The login name as typed (case-insensitive), the claim of a token, or the DN
         login: String,
+        /// In this directory alone
+        #[arg(long, value_name = "NAME")]
+        directory: Option<String>,
     },
     /// Drop what is cached for a user, including right and wrong passwords
     Drop {
@@ -53,32 +56,38 @@ enum Command {
         /// Drop all users
         #[arg(long)]
         all: bool,
+        /// Of this directory alone
+        #[arg(long, value_name = "NAME")]
+        directory: Option<String>,
     },
 }
 
 pub(super) async fn cache(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let running = Running::of(config)?;
     match &arguments.command {
-        Command::Show { login } if arguments.fleet => {
+        Command::Show { login, directory } if arguments.fleet => {
             let show = |found: Vec<Cached>| match found.as_slice() {
                 [] => "nothing is cached".to_owned(),
                 found => found.iter().map(text).collect::<Vec<_>>().join("\n"),
             };
-            fleet::ask(&running, ("GET", &with_query("/cache", [("login", login.as_str())])), arguments.json, show)
-                .await
+            let path = show_path(login, directory.as_deref());
+            fleet::ask(&running, ("GET", &path), arguments.json, show).await
         }
-        Command::Show { login } => show(&running, login, arguments.json).await,
-        Command::Drop { login, .. } if arguments.fleet => {
-            let path = drop_path(login.as_deref());
+        Command::Show { login, directory } => show(&running, (login, directory.as_deref()), arguments.json).await,
+        Command::Drop { login, directory, .. } if arguments.fleet => {
+            let path = drop_path(login.as_deref(), directory.as_deref());
             fleet::ask(&running, ("POST", &path), arguments.json, |dropped| dropped_text(&dropped)).await
         }
-        Command::Drop { login, .. } => drop_entries(&running, login.as_deref(), arguments.json).await,
+        Command::Drop { login, directory, .. } => {
+            let path = drop_path(login.as_deref(), directory.as_deref());
+            drop_entries(&running, &path, arguments.json).await
+        }
     }
 }
 
-async fn show(running: &Running, login: &str, json: bool) -> Result<ExitCode, ExitCode> {
+async fn show(running: &Running, (login, directory): (&str, Option<&str>), json: bool) -> Result<ExitCode, ExitCode> {
     // The cache of a process from before an upgrade decides no login any more.
-    let found: Vec<Cached> = running.ask("GET", &with_query("/cache", [("login", login)])).await?;
+    let found: Vec<Cached> = running.ask("GET", &show_path(login, directory)).await?;
     if json {
         say_json(&found);
     } else {
@@ -98,6 +107,7 @@ fn text(cached: &Cached) -> String {
     let escaped = |text: &str| Escaped(text.as_bytes()).to_string();
     let list = |texts: &[String]| texts.iter().map(|text| escaped(text)).collect::<Vec<_>>().join(", ");
     let mut lines = vec![escaped(&cached.dn), format!("  typed as   {}", list(&cached.names))];
+    lines.extend(cached.directory.as_ref().map(|name| format!("  directory  {}", escaped(name))));
     if let Some(seconds) = cached.age_seconds {
         let left = cached.left_seconds.map_or_else(
             || "expired: the next login is verified by the directory".to_owned(),
@@ -115,8 +125,8 @@ fn text(cached: &Cached) -> String {
     lines.join("\n")
 }
 
-async fn drop_entries(running: &Running, login: Option<&str>, json: bool) -> Result<ExitCode, ExitCode> {
-    let answers = running.ask_all::<Dropped>("POST", &drop_path(login)).await?;
+async fn drop_entries(running: &Running, path: &str, json: bool) -> Result<ExitCode, ExitCode> {
+    let answers = running.ask_all::<Dropped>("POST", path).await?;
     let code = answers.code();
     let mut dropped = Dropped { entries: 0, dns: Vec::new() };
     for mut answer in answers.all {
@@ -134,8 +144,14 @@ async fn drop_entries(running: &Running, login: Option<&str>, json: bool) -> Res
     Ok(code)
 }
 
-fn drop_path(login: Option<&str>) -> String {
-    with_query("/cache/drop", [login.map_or(("all", "true"), |login| ("login", login))])
+fn show_path(login: &str, directory: Option<&str>) -> String {
+    let directory = directory.map(|name| ("directory", name));
+    with_query("/cache", [("login", login)].into_iter().chain(directory))
+}
+
+fn drop_path(login: Option<&str>, directory: Option<&str>) -> String {
+    let directory = directory.map(|name| ("directory", name));
+    with_query("/cache/drop", [login.map_or(("all", "true"), |login| ("login", login))].into_iter().chain(directory))
 }
 
 fn dropped_text(dropped: &Dropped) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::count;
 use super::fleet::{self, ByNode};
-use super::running::{Running, say, say_json};
+use super::running::{Running, say, say_json, with_query};
 use crate::admin::control::Confirmed;
 use crate::config;
 
@@ -18,6 +18,9 @@ pub(super) struct Args {
     /// Also apply changes that come within this time, for a planned move, such as 30m; at most 24h
     #[arg(long = "for", value_name = "TIME", value_parser = time, default_value = "0s")]
     time: Duration,
+    /// Of this directory alone
+    #[arg(long, value_name = "NAME")]
+    directory: Option<String>,
     #[command(flatten)]
     by_node: ByNode,
     /// One JSON object instead of text
@@ -31,7 +34,8 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn confirm(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
-    let path = format!("/confirm/{}", arguments.time.as_secs());
+    let directory = arguments.directory.as_deref().map(|name| ("directory", name));
+    let path = with_query(&format!("/confirm/{}", arguments.time.as_secs()), directory);
     // After an upgrade the sessions there are moved by the process that has them.
     let running = Running::of(config)?;
     if arguments.by_node.fleet {

@@ -268,12 +268,12 @@ impl Explanation {
         };
         self.issuer = Some(token.issuer().to_owned());
         self.claim = Some(format!("{}={}", token.claim_name(), token.claim().as_str()));
-        let Some(filter) = token.filter() else {
-            return self.judged(config, Verdict::refused(Refusal::UnknownUser, "the claim lacks a part of the filter"));
-        };
-        let realm = match realms.locate(token.claim()).await {
+        let realm = match realms.locate_token(&token).await {
             Ok(realm) => realm,
             Err(error) => return self.judged(config, Verdict::of_unlocated(&error)),
+        };
+        let Some(filter) = token.filter(realm.settings.find.filter()) else {
+            return self.judged(config, Verdict::refused(Refusal::UnknownUser, "the claim lacks a part of the filter"));
         };
         let directory = realm.directory();
         self.asks(realm);

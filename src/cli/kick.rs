@@ -33,12 +33,12 @@ mistake in the arguments; 69 usher does not run; 77 you may not use the control 
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 #[command(group = ArgGroup::new("whom").required(true).multiple(true)
-    .args(["user", "backend", "client", "protocol", "older_than", "younger_than", "all"]))]
+    .args(["user", "backend", "client", "protocol", "directory", "older_than", "younger_than", "all"]))]
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
     /// All sessions
-    #[arg(long, conflicts_with_all = ["user", "backend", "client", "protocol", "older_than", "younger_than"])]
+    #[arg(long, conflicts_with_all = ["user", "backend", "client", "protocol", "directory", "older_than", "younger_than"])]
     all: bool,
     /// Spread over this time, such as 60s; 0s: all at once; at most 24h
     #[arg(long, value_name = "TIME", value_parser = time)]

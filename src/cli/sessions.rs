@@ -65,13 +65,22 @@ pub(super) struct Selection {
     /// Only those of this protocol: imap, pop3, submission, managesieve
     #[arg(long, value_name = "NAME", value_parser = part("protocol"))]
     protocol: Option<String>,
+    /// Only those of users of this directory
+    #[arg(long, value_name = "NAME", value_parser = part("directory"))]
+    directory: Option<String>,
 }
 
 impl Selection {
     /// As arguments of a request.
     pub(super) fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let values = [&self.user, &self.backend, &self.client, &self.protocol];
-        std::iter::zip(Filter::KEYS, values).filter_map(|(key, value)| Some((key, value.as_deref()?)))
+        let values = [
+            ("user", &self.user),
+            ("backend", &self.backend),
+            ("client", &self.client),
+            ("protocol", &self.protocol),
+            ("directory", &self.directory),
+        ];
+        values.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)))
     }
 }
 
@@ -109,6 +118,7 @@ enum By {
     Protocol,
     User,
     Client,
+    Directory,
 }
 
 impl By {
@@ -118,6 +128,7 @@ impl By {
             Self::Protocol => "protocol",
             Self::User => "user",
             Self::Client => "client",
+            Self::Directory => "directory",
         }
     }
 
@@ -127,6 +138,7 @@ impl By {
             Self::Protocol => session.protocol.to_string(),
             Self::User => session.login.to_string(),
             Self::Client => session.client.to_string(),
+            Self::Directory => session.directory.as_deref().unwrap_or("default").to_owned(),
         }
     }
 }
@@ -165,11 +177,13 @@ pub(super) fn sorted(lists: Vec<Vec<Session>>) -> Vec<Session> {
 pub(super) fn listed(sessions: &[Session]) -> String {
     let now = unix_now();
     let is_acting = sessions.iter().any(|session| session.acting.is_some());
+    let is_several = sessions.iter().any(|session| session.directory.is_some());
     let row = |session: &Session| {
-        let Session { id, login, acting, client, protocol, backend, since, .. } = session;
+        let Session { id, login, acting, client, protocol, backend, since, directory, .. } = session;
+        let directory = is_several.then(|| Shown(directory.as_deref().unwrap_or("-")).to_string());
         let age = age(now.saturating_sub(*since));
         let acting = is_acting.then(|| acting.as_ref().map_or_else(|| "-".to_owned(), |name| Shown(name).to_string()));
-        let user = [Shown(login).to_string()].into_iter().chain(acting);
+        let user = [Shown(login).to_string()].into_iter().chain(directory).chain(acting);
         let rest = [client.to_string(), protocol.to_string(), backend.to_string(), age, id.to_string()];
         user.chain(rest).collect()
     };
@@ -178,8 +192,13 @@ pub(super) fn listed(sessions: &[Session]) -> String {
     if rows.is_empty() {
         return number;
     }
-    let titles = ["USER", "ACTING", "CLIENT", "PROTOCOL", "BACKEND", "AGE", "ID"];
-    let titles: Vec<_> = titles.into_iter().filter(|title| is_acting || *title != "ACTING").collect();
+    let titles = ["USER", "DIRECTORY", "ACTING", "CLIENT", "PROTOCOL", "BACKEND", "AGE", "ID"];
+    let is_shown = |title: &&str| match *title {
+        "DIRECTORY" => is_several,
+        "ACTING" => is_acting,
+        _ => true,
+    };
+    let titles: Vec<_> = titles.into_iter().filter(is_shown).collect();
     format!("{}\n{number}", table(&titles, &rows))
 }
 

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use super::fleet::{self, ByNode};
 use super::running::{Running, age, say, say_json};
 use super::{OK, count};
-use crate::admin::control::{FleetStatus, Status};
+use crate::admin::control::{DirectoryStatus, FleetStatus, Status};
 use crate::base::clock::unix_now;
+use crate::diagnose::table::Shown;
 
 const HELP: &str = "\
 CONFIG is a digest of the configuration in force without what differs between nodes (names, addresses,
@@ -41,7 +42,7 @@ pub(super) async fn status(config: &Path, arguments: &Args) -> Result<ExitCode, 
 }
 
 fn text(status: &Status) -> String {
-    let Status { version, pid, config, ready, sessions, brake_holds, certificate_ends, fleet } = status;
+    let Status { version, pid, config, ready, sessions, brake_holds, certificate_ends, directories, fleet } = status;
     let now = i64::try_from(unix_now()).unwrap_or(i64::MAX);
     let certificate = certificate_ends.map(|end| match u64::try_from(end.saturating_sub(now)) {
         Ok(left) => format!("ends in {}", age(left)),
@@ -56,6 +57,11 @@ fn text(status: &Status) -> String {
     if *brake_holds > 0 {
         let changes = count(usize::try_from(*brake_holds).unwrap_or_default(), "change");
         lines.push(format!("brake        holds {changes} until `usher confirm`"));
+    }
+    for DirectoryStatus { name, up, watch, brake_holds } in directories {
+        let up = if *up { "in use" } else { "unreachable" };
+        let brake = if *brake_holds > 0 { format!(", brake holds {brake_holds}") } else { String::new() };
+        lines.push(format!("directory    {}: {up}, changes {}{brake}", Shown(name), Shown(watch)));
     }
     if let Some(FleetStatus { up, clock_ahead_seconds, store_answers_after_ms }) = fleet {
         lines.push(if *up {
@@ -84,16 +90,28 @@ mod tests {
             sessions: 1,
             brake_holds: 2,
             certificate_ends: Some(i64::try_from(unix_now()).unwrap() + 90_061),
+            directories: vec![DirectoryStatus {
+                name: "corp".to_owned(),
+                up: false,
+                watch: "lost".to_owned(),
+                brake_holds: 2,
+            }],
             fleet: Some(FleetStatus { up: true, clock_ahead_seconds: Some(-0.25), store_answers_after_ms: Some(0.5) }),
         };
         let shown = text(&status);
-        for part in ["0.2.0, process 7, ready, 1 session", "ends in 1d01h", "holds 2 changes", "0.5 ms, clock -0.250 s"]
-        {
+        for part in [
+            "0.2.0, process 7, ready, 1 session",
+            "ends in 1d01h",
+            "holds 2 changes",
+            "0.5 ms, clock -0.250 s",
+            "corp: unreachable, changes lost, brake holds 2",
+        ] {
             assert!(shown.contains(part), "{shown}");
         }
         status.fleet = status.fleet.map(|fleet| FleetStatus { up: false, ..fleet });
         assert!(text(&status).ends_with("limits are local; `usher check --connect` says why"), "{}", text(&status));
         (status.certificate_ends, status.brake_holds, status.fleet) = (Some(0), 0, None);
+        status.directories.clear();
         assert!(text(&status).ends_with("has ended"), "{}", text(&status));
     }
 }

@@ -68,8 +68,8 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
         return Err(fail(DATA, words));
     }
     let (running, until) = (Running::of(file)?, Instant::now() + arguments.timeout);
-    let (path, cached) =
-        (with_query("/sessions", [("user", &*entry.dn)]), with_query("/cache/drop", [("login", &*entry.dn)]));
+    let of = |key| [(key, &*entry.dn)].into_iter().chain(realms.shown(&entry).map(|name| ("directory", name)));
+    let (path, cached) = (with_query("/sessions", of("user")), with_query("/cache/drop", of("login")));
     let mut is_dropped = false;
     loop {
         let (sessions, silent) = sessions(&running, &path, arguments.by_node.fleet).await?;

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::model::{
-    Backend, CertificateMatch, Config, Directory, Draft, Endpoint, Find, Impersonation, Listener, Routing, TokenIssuer,
-    TokenLogin,
+    Backend, CertificateMatch, ClientLogin, Config, Directory, Draft, Endpoint, Find, Impersonation, Listener, Routing,
+    TokenIssuer, TokenLogin,
 };
 use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
 use super::{
-    TextDigest, directory, fleet, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens,
+    TextDigest, directories, fleet, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens,
 };
 use crate::proto::ldap::{filter, template};
 use crate::proto::{MechanismSet, Protocol};
@@ -28,10 +28,9 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let listeners = listeners::read(root, tls.as_ref(), &mut addresses);
     let capabilities = root.section("capabilities", listeners::capabilities).flatten();
     let trusted = root.get("trusted").map_or(Some(Vec::new()), |node| networks(&node));
-    let directory = root.section("directory", directory::read);
-    let (mut directory, facts) =
-        directory.map_or((None, directory::Facts::default()), |draft| (draft.directory, draft.facts));
-    let tokens = root.get("tokens").map_or(Some(Vec::new()), |node| tokens::read(&node, directory.as_ref()));
+    let directories::Drafts { mut directories, names, facts } = directories::read(root);
+    let tokens = root.get("tokens");
+    let tokens = tokens.map_or(Some(Vec::new()), |node| tokens::read(&node, directories.as_deref(), &names));
     let surroundings = Surroundings { listeners: listeners.as_deref().unwrap_or_default(), directory: &facts };
     let mut taken = Taken::default();
     let routing = root.section("routing", |routing| routing::read(routing, &surroundings, &mut taken)).flatten();
@@ -39,38 +38,46 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
         served(root, listeners, &taken.protocols);
     }
     if let Some(listeners) = &listeners {
-        by_certificate(root, listeners, directory.as_mut(), routing.as_ref());
+        by_certificate(root, listeners, (directories.as_deref_mut(), &names), routing.as_ref());
     }
-    if let (Some(directory), Some(tokens), Some(listeners)) = (&mut directory, &tokens, &listeners) {
-        directory.claim_attributes = claim_attributes(directory, tokens, listeners);
+    if let (Some(directories), Some(tokens), Some(listeners)) = (&mut directories, &tokens, &listeners) {
+        for directory in directories {
+            directory.claim_attributes = claim_attributes(directory, tokens, listeners);
+        }
     }
-    if let (Some(directory), Some(routing)) = (&directory, &routing)
+    if let (Some(directories), Some(routing)) = (&directories, &routing)
         && routing.default.is_some()
-        && directory.canary.is_none()
+        && let Some(directory) = directories.iter().find(|directory| directory.canary.is_none())
     {
-        let message = "without `directory.canary`, a server that does not return mail hosts routes every user to the \
-                       default: name an entry that every server must return";
+        let message = format!(
+            "without `{}.canary`, a server that does not return mail hosts routes every user to the default: name an \
+             entry that every server must return",
+            directory.key
+        );
         root.warn("routing.default", message);
     }
-    if let (Some(directory), Some(tokens), Some(listeners)) = (&directory, &tokens, &listeners)
-        && directory.password_filter.is_some()
+    if let (Some(directories), Some(tokens), Some(listeners)) = (&directories, &tokens, &listeners)
         && tokens.is_empty()
         && listeners.iter().all(|listener| listener.client_login.is_none())
     {
         let message = "a user that does not match cannot log in at all: `tokens` has no issuer, and no listener has \
                        `client_login`";
-        root.warn("directory.password_filter", message);
+        for directory in directories.iter().filter(|directory| directory.password_filter.is_some()) {
+            root.warn(&format!("{}.password_filter", directory.key), message);
+        }
     }
     if let (Some(listeners), Some(tokens), Some(routing)) = (&listeners, &tokens, &routing) {
         token_logins(root, listeners, tokens, routing);
     }
     let acting =
-        root.get("impersonation").map(|node| node.section(|section| impersonation::read(section, &facts)).flatten());
+        root.get("impersonation").map(|node| node.section(|one| impersonation::read(one, &facts, &names)).flatten());
     if let Some(routing) = &routing {
+        let without_login = facts.without_login.as_deref();
         if acting.is_some() {
-            impersonation::reachable(root, "impersonation", facts.login_attribute, &routing.backends);
-        } else if facts.grant_attribute {
-            impersonation::reachable(root, "directory.grant_attribute", facts.login_attribute, &routing.backends);
+            impersonation::reachable(root, "impersonation", without_login, &routing.backends);
+        } else if let Some(key) = &facts.with_grants {
+            let key = format!("{key}.grant_attribute");
+            impersonation::reachable(root, &key, without_login, &routing.backends);
         } else {
             impersonation::unused(root, routing);
         }
@@ -94,7 +101,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let draft = Draft {
         listeners: listeners.clone().unwrap_or_default(),
         tls: tls.clone(),
-        directories: directory.iter().cloned().collect(),
+        directories: directories.clone().unwrap_or_default(),
         tokens: tokens.clone(),
         routing: routing.clone(),
         admin: admin.clone(),
@@ -112,7 +119,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             listeners: listeners?,
             capabilities: capabilities?,
             tls: tls?,
-            directories: vec![directory?],
+            directories: directories?,
             tokens: tokens?,
             trusted: trusted?,
             routing: routing?,
@@ -175,15 +182,18 @@ fn served(root: &Section<'_>, listeners: &[Listener], protocols: &[&'static Prot
 
 /// The attributes by which a claim or a certificate's address leads to an entry, each once.
 fn claim_attributes(directory: &Directory, tokens: &[TokenIssuer], listeners: &[Listener]) -> Vec<String> {
-    let by_address =
-        |listener: &Listener| listener.client_login.is_some_and(|login| login.matching == CertificateMatch::SanEmail);
-    let own = match &directory.find {
-        Find::Search { filter, .. } if listeners.iter().any(by_address) => Some(filter),
-        Find::Search { .. } | Find::UserDn { .. } | Find::Principal { .. } => None,
+    let own = directory.find.filter();
+    let may_be_own = |name: Option<&str>| name.is_none_or(|name| name == directory.name);
+    let by_address = |listener: &Listener| {
+        let login = listener.client_login.as_ref();
+        login
+            .is_some_and(|login| login.matching == CertificateMatch::SanEmail && may_be_own(login.directory.as_deref()))
     };
-    let filters = tokens.iter().map(|issuer| &issuer.filter).chain(own).map(template::filter_for_all);
-    let domains =
-        tokens.iter().filter(|issuer| !issuer.domains.is_empty()).map(|issuer| issuer.domain_attribute.clone());
+    let of_addresses = own.filter(|_| listeners.iter().any(by_address));
+    let tokens = || tokens.iter().filter(|issuer| may_be_own(issuer.directory.as_deref()));
+    let filters = tokens().filter_map(|issuer| issuer.filter.as_ref().or(own)).chain(of_addresses);
+    let filters = filters.map(template::filter_for_all);
+    let domains = tokens().filter(|issuer| !issuer.domains.is_empty()).map(|issuer| issuer.domain_attribute.clone());
     let mut names: Vec<String> = Vec::new();
     for name in filters.flat_map(|filter| filter::attributes(&filter)).chain(domains) {
         if !names.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
@@ -197,22 +207,30 @@ fn claim_attributes(directory: &Directory, tokens: &[TokenIssuer], listeners: &[
 fn by_certificate(
     root: &Section<'_>,
     listeners: &[Listener],
-    directory: Option<&mut Directory>,
+    (directories, names): (Option<&mut [Directory]>, &[String]),
     routing: Option<&Routing>,
 ) {
-    let logins = listeners.iter().enumerate().filter_map(|(index, listener)| Some((index, listener.client_login?)));
+    let logins = listeners.iter().enumerate();
+    let logins = logins.filter_map(|(index, listener)| Some((index, listener.client_login.as_ref()?)));
     let logins: Vec<_> = logins.collect();
     let key = |index: usize| format!("listeners[{index}].client_login");
-    if let Some(directory) = directory {
-        directory.reads_certificates = logins.iter().any(|(_, login)| login.matching == CertificateMatch::Certificate);
+    for (index, login) in &logins {
+        if let Some(name) = login.directory.as_deref().filter(|name| !names.iter().any(|known| known == name)) {
+            let message = format!("no directory `{}`: write one of {}", name.escape_debug(), names.join(", "));
+            root.problem(&format!("{}.directory", key(*index)), message);
+        }
+    }
+    for directory in directories.into_iter().flatten() {
+        let is_own = |login: &ClientLogin| login.directory.as_deref().is_none_or(|name| name == directory.name);
+        let own: Vec<_> = logins.iter().filter(|(_, login)| is_own(login)).collect();
         // A search without a service account is anonymous.
         let is_searched = matches!(directory.find, Find::Search { .. }) || directory.find.service().is_some();
-        for (index, _) in logins.iter().filter(|_| !is_searched) {
-            root.problem(
-                &key(*index),
-                "needs `directory.bind_dn`: without a password only a service account finds the entry",
-            );
+        for (index, _) in own.iter().filter(|_| !is_searched) {
+            let message =
+                format!("needs `{}.bind_dn`: without a password only a service account finds the entry", directory.key);
+            root.problem(&key(*index), message);
         }
+        directory.reads_certificates = own.iter().any(|(_, login)| login.matching == CertificateMatch::Certificate);
     }
     let backends = routing.into_iter().flat_map(|routing| &routing.backends);
     for backend in backends.filter(|backend| backend.service.is_none()) {

@@ -21,7 +21,7 @@ pub(super) struct Draft {
     pub(super) facts: Facts,
 }
 
-/// What the backends are checked against.
+/// What other sections are checked against.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     /// The time of a whole decision, if it could be read.
@@ -71,8 +71,11 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let connections = directory.section("connections", connections).flatten();
     let canary = directory.get("canary").map(|node| node.section(|section| canary(section, find.as_ref())).flatten());
     if networks_attribute.is_some() && canary.is_none() {
-        let message = "without `directory.canary`, a lost access rule for this attribute would let all users in from \
-                       everywhere: name an entry that has a value of it";
+        let message = format!(
+            "without `{}.canary`, a lost access rule for this attribute would let all users in from everywhere: name an \
+             entry that has a value of it",
+            directory.key()
+        );
         directory.warn("networks_attribute", message);
     }
     if networks_attribute.is_some() && find.as_ref().is_some_and(|find| !may_read(find)) {

@@ -1,6 +1,6 @@
 //! The `impersonation` section: administrators that may act for another user's mailbox.
 
-use super::directory::Facts;
+use super::directories::{self, AllFacts};
 use super::model::{Administrators, Backend, Impersonation, Routing};
 use super::raw::{Node, Section, Unique};
 use super::section::{distinct, networks};
@@ -11,10 +11,11 @@ use crate::proto::{PROTOCOLS, Protocol};
 const SEPARATORS: &str = "*%!#$&/=?^|~:;,";
 
 /// Keys that mean nothing without administrators.
-const OF_ADMINISTRATORS: [&str; 4] = ["networks", "target_filter", "protocols", "include_disabled"];
+const OF_ADMINISTRATORS: [&str; 6] =
+    ["networks", "target_filter", "protocols", "include_disabled", "directory", "target_directories"];
 
 /// Reads the section.
-pub(super) fn read(section: &Section<'_>, directory: &Facts) -> Option<Impersonation> {
+pub(super) fn read(section: &Section<'_>, directory: &AllFacts, directories: &[String]) -> Option<Impersonation> {
     let separator = match section.get("separator") {
         Some(node) => separator(&node),
         None => Some(Some(Impersonation::SEPARATOR)),
@@ -28,20 +29,24 @@ pub(super) fn read(section: &Section<'_>, directory: &Facts) -> Option<Impersona
         None => Some(PROTOCOLS.iter().filter(|protocol| protocol.name == "imap").collect()),
     };
     let include_disabled = section.flag("include_disabled", false);
+    let targets = section.get("target_directories").map(|node| targets(&node, directories));
+    let directory_node = section.get("directory");
     if dns.is_none() && filter.is_none() {
         let idle = OF_ADMINISTRATORS.into_iter().any(|key| section.get(key).is_some());
-        if idle || !directory.grant_attribute {
+        if idle || directory.with_grants.is_none() {
             section.problem("", "needs `admins` (a list of DNs) or `admin_filter`: which users may act for a mailbox");
         }
         return Some(Impersonation { administrators: None, separator: separator? });
     }
-    if !directory.may_read {
-        section.problem(
-            "",
-            "with `directory.user_dn`, only a service account can look up the mailbox: give `directory.bind_dn` one, \
-             or remove this",
+    if let Some(key) = &directory.without_reading {
+        let message = format!(
+            "with `{key}.user_dn`, only a service account can look up the mailbox: give `{key}.bind_dn` one, or remove \
+             this"
         );
+        section.problem("", message);
     }
+
+    let own = own(section, directory_node.as_ref(), directories);
     match &networks {
         None => section.problem("networks", "missing: list the networks from which administrators may act"),
         Some(Some(list)) if list.iter().any(|network| network.prefix_len() == 0) => {
@@ -50,6 +55,8 @@ pub(super) fn read(section: &Section<'_>, directory: &Facts) -> Option<Impersona
         Some(_) => {}
     }
     let administrators = Administrators {
+        directory: own?,
+        target_directories: flat(targets)?,
         dns: dns.unwrap_or_else(|| Some(Vec::new()))?,
         filter: flat(filter)?,
         networks: networks??,
@@ -60,14 +67,38 @@ pub(super) fn read(section: &Section<'_>, directory: &Facts) -> Option<Impersona
     Some(Impersonation { administrators: Some(administrators), separator: separator? })
 }
 
+/// The directory that has the administrators: a DN means another entry in each.
+fn own(section: &Section<'_>, node: Option<&Node<'_>>, names: &[String]) -> Option<String> {
+    match (node, names) {
+        (Some(node), _) => directories::named(node, names),
+        (None, [only]) => Some(only.clone()),
+        (None, _) => {
+            section.problem("directory", format!("missing: which directory has them, of {}", names.join(", ")));
+            None
+        }
+    }
+}
+
+fn targets(node: &Node<'_>, names: &[String]) -> Option<Vec<String>> {
+    let items = node.one_or_more()?;
+    let mut unique = Unique::default();
+    let one = |item: &Node<'_>| {
+        let name = directories::named(item, names)?;
+        unique.check(&name, item);
+        Some(name)
+    };
+    let all: Vec<_> = items.iter().map(one).collect();
+    all.into_iter().collect()
+}
+
 /// Checks that a mailbox can be acted for: its name at the backend is the directory's, and usher may log in for it.
-pub(super) fn reachable(root: &Section<'_>, key: &str, is_login_attribute_set: bool, backends: &[Backend]) {
-    if !is_login_attribute_set {
-        root.problem(
-            key,
-            "needs `directory.login_attribute`: with the name as typed, a mail alias that equals the name of another \
-             user at the backend would open that user's mailbox",
+pub(super) fn reachable(root: &Section<'_>, key: &str, without_login: Option<&str>, backends: &[Backend]) {
+    if let Some(lacking) = without_login {
+        let message = format!(
+            "needs `{lacking}.login_attribute`: with the name as typed, a mail alias that equals the name of another \
+             user at the backend would open that user's mailbox"
         );
+        root.problem(key, message);
     }
     let takes = |backend: &&Backend| backend.acting_account().is_some();
     let without: Vec<_> =

@@ -127,7 +127,13 @@ fn client_login(
                     the user's address)";
         let matching = login.required("match", hint).and_then(|node| node.word(&words));
         let ignore_authzid = login.flag("ignore_authzid", false);
-        Some(ClientLogin { matching: matching?, ignore_authzid: ignore_authzid? })
+        // Whether there is such a directory is seen with the directories.
+        let directory = login.get("directory").map(|node| node.text());
+        let directory = match directory {
+            Some(name) => Some(name?.into()),
+            None => None,
+        };
+        Some(ClientLogin { matching: matching?, ignore_authzid: ignore_authzid?, directory })
     };
     let login = node.section(login).flatten()?;
     let asks = clients.is_none_or(|clients| clients.auth != ClientAuth::Off);

@@ -8,6 +8,7 @@
 
 mod compile;
 mod digest;
+mod directories;
 mod directory;
 mod directory_servers;
 mod fleet;

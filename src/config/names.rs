@@ -14,7 +14,7 @@ use rustls::SupportedCipherSuite;
 use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
 use rustls::pki_types::ServerName;
 
-use super::model::{DirectoryServer, Group, LdapScheme};
+use super::model::{DirectoryServer, DomainPattern, Group, LdapScheme};
 use crate::proto::ldap::dn::is_descr;
 
 /// A Unix socket's path must fit `sun_path` with its NUL.
@@ -57,6 +57,13 @@ pub(crate) enum NameError {
     Attribute,
     #[error("write 1 to 64 of a-z, 0-9, `.`, `_`, `-`, beginning with a letter or digit: it becomes a metric label")]
     BackendName,
+    #[error("write 1 to 32 of a-z, 0-9, `_`, `-`: it becomes a metric label")]
+    DirectoryName,
+    #[error(
+        "write a domain such as example.com, \"*.example.org\" for all below one, or \"\" for names without a domain; \
+         an internationalized domain as its A-label (xn--...)"
+    )]
+    DomainPattern,
     #[error("write a mailHost value as it is in the directory: ASCII without blanks, at most 255 bytes")]
     MailHost,
     #[error("write the base64 form of a SHA-256 (44 characters): config.example.yaml has the command that prints it")]
@@ -213,6 +220,26 @@ pub(super) fn backend_name(text: &str) -> Result<String, NameError> {
     let sound =
         text.len() <= 64 && text.starts_with(plain) && text.chars().all(|c| plain(c) || matches!(c, '.' | '_' | '-'));
     if sound { Ok(text.to_owned()) } else { Err(NameError::BackendName) }
+}
+
+/// The name of a directory.
+pub(super) fn directory_name(text: &str) -> Result<String, NameError> {
+    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    let sound = (1..=32).contains(&text.len()) && text.bytes().all(is_part);
+    if sound { Ok(text.to_owned()) } else { Err(NameError::DirectoryName) }
+}
+
+/// A domain of login names.
+pub(super) fn domain_pattern(text: &str) -> Result<DomainPattern, NameError> {
+    let domain = |text: &str| match own_name(text) {
+        Ok(name) if !name.ends_with('.') => Ok(name.to_ascii_lowercase()),
+        Ok(_) | Err(_) => Err(NameError::DomainPattern),
+    };
+    match text.strip_prefix("*.") {
+        _ if text.is_empty() => Ok(DomainPattern::None),
+        Some(suffix) => domain(suffix).map(DomainPattern::Suffix),
+        None => domain(text).map(DomainPattern::Exact),
+    }
 }
 
 /// A `hosts` entry in the form in which it is compared.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::directory::Facts;
+use super::directories::AllFacts;
 use super::model::{
     Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Listener, Probe, Routing,
     TokenLogin,
@@ -27,7 +27,7 @@ pub(super) struct Surroundings<'a> {
     /// Where usher itself listens.
     pub(super) listeners: &'a [Listener],
     /// The directory.
-    pub(super) directory: &'a Facts,
+    pub(super) directory: &'a AllFacts,
 }
 
 /// What no two backends may share, and what one of them must have.
@@ -77,12 +77,12 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     }
     let groups = groups(backend);
     let service = backend.get("service").map(|node| node.section(account).flatten());
-    if service.is_some() && !surroundings.directory.login_attribute {
-        backend.problem(
-            "service",
-            "needs `directory.login_attribute`: the service account logs in as any name, so that with the name as \
-             typed, a user that may write a mail alias could log in as any user",
+    if let (Some(_), Some(key)) = (&service, &surroundings.directory.without_login) {
+        let message = format!(
+            "needs `{key}.login_attribute`: the service account logs in as any name, so that with the name as typed, a \
+             user that may write a mail alias could log in as any user"
         );
+        backend.problem("service", message);
     }
     let token = token(backend);
     let impersonation_service = backend.get("impersonation_service").map(|node| node.section(account).flatten());

@@ -200,6 +200,7 @@ routing: {{backends: [{{name: server3, imap: {{address: '192.0.2.3:993', tls: im
     parse_text(&text).expect("refused").directories.remove(0)
 }
 
+mod directories;
 mod impersonation;
 
 mod values;

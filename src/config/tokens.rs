@@ -1,10 +1,10 @@
 //! The `tokens` section: whose tokens are accepted, and how the claim of one becomes an entry.
 
-use super::model::{Address, Directory, Find, HttpUrl, Introspection, KeySource, TokenIssuer};
-use super::names;
+use super::model::{Address, Directory, HttpUrl, Introspection, KeySource, TokenIssuer};
 use super::raw::{Node, Section, Unique};
 use super::url::UrlError;
-use crate::proto::ldap::template::{self, Template};
+use super::{directories, names};
+use crate::proto::ldap::template;
 
 /// The path of the document below an issuer (OpenID Connect Discovery 1.0 section 4).
 const DISCOVERY: &str = "/.well-known/openid-configuration";
@@ -26,28 +26,54 @@ struct Taken {
     introspection: Option<String>,
 }
 
-/// Reads the list; `directory` is the section as far as it is sound.
-pub(super) fn read(node: &Node<'_>, directory: Option<&Directory>) -> Option<Vec<TokenIssuer>> {
+/// Reads the list; `directories` are those that are sound, `names` those of all.
+pub(super) fn read(node: &Node<'_>, directories: Option<&[Directory]>, names: &[String]) -> Option<Vec<TokenIssuer>> {
     let items = node.list()?;
     let several = items.len() > 1;
-    if let Some(Find::UserDn { .. } | Find::Principal { .. }) = directory.map(|directory| &directory.find) {
-        node.problem(
-            "the entry of a token is searched for, and `directory.user_dn` needs the user's password: use \
-             `directory.base` and `directory.filter`",
-        );
+    let can_search = |one: &Directory| one.find.filter().is_some();
+    if let Some([first, others @ ..]) = directories
+        && !can_search(first)
+        && !others.iter().any(can_search)
+    {
+        node.problem(no_search(first, ""));
         return None;
     }
-    let default = directory.and_then(|directory| match &directory.find {
-        Find::Search { filter, .. } => Some(filter),
-        Find::UserDn { .. } | Find::Principal { .. } => None,
-    });
     let mut taken = Taken::default();
-    let mut read = |item: &Node<'_>| item.section(|section| issuer(section, default, several, &mut taken)).flatten();
+    let known = (directories.unwrap_or_default(), names);
+    let mut read = |item: &Node<'_>| item.section(|section| issuer(section, known, several, &mut taken)).flatten();
     let issuers: Vec<_> = items.iter().map(&mut read).collect();
     issuers.into_iter().collect()
 }
 
-fn issuer(section: &Section<'_>, default: Option<&Template>, several: bool, taken: &mut Taken) -> Option<TokenIssuer> {
+fn no_search(directory: &Directory, other: &str) -> String {
+    let key = &directory.key;
+    format!(
+        "the entry of a token is searched for, and `{key}.user_dn` needs the user's password: use `{key}.base` and \
+         `{key}.filter`{other}"
+    )
+}
+
+/// The directory of an issuer's users, which searches for their entries.
+fn directory(section: &Section<'_>, (all, names): (&[Directory], &[String])) -> Option<Option<String>> {
+    let named = match section.get("directory") {
+        Some(node) => Some(directories::named(&node, names)?),
+        None => None,
+    };
+    let of_issuer = |one: &&Directory| named.as_ref().is_none_or(|name| one.name == *name);
+    let cannot_search = |one: &&Directory| one.find.filter().is_none();
+    if let Some(one) = all.iter().filter(of_issuer).find(cannot_search) {
+        section.problem("", no_search(one, ", or write the `directory` of another one"));
+        return None;
+    }
+    Some(named)
+}
+
+fn issuer(
+    section: &Section<'_>,
+    known: (&[Directory], &[String]),
+    several: bool,
+    taken: &mut Taken,
+) -> Option<TokenIssuer> {
     let node = section.required("issuer", "write the exact value of `iss` in its tokens");
     let issuer = node.as_ref().and_then(word);
     if let (Some(node), Some(issuer)) = (&node, &issuer) {
@@ -95,10 +121,17 @@ fn issuer(section: &Section<'_>, default: Option<&Template>, several: bool, take
         section.warn("unverified_email", "without effect: `login_claim` is not `email`; remove it");
     }
     let unverified_email = unverified.map_or(Some(false), |node| node.word(&answers));
-    let filter = match section.get("filter") {
-        Some(node) => node.parsed(template::parse_claim_filter),
-        None => default.cloned(),
-    };
+    let directory = directory(section, known);
+    if let (Some(None), Some(claim), [_, _, ..]) = (&directory, login_claim.as_deref(), known.1)
+        && !MUTABLE.contains(&claim)
+    {
+        let message = format!(
+            "with several directories, the domain of the value chooses: if `{claim}` has none, write `directory`, or its \
+             users are looked up where names without a domain are"
+        );
+        section.warn("login_claim", message);
+    }
+    let filter = section.get("filter").map(|node| node.parsed(template::parse_claim_filter));
     let domains = domains(section, several);
     let domain_attribute = section.get("domain_attribute");
     let domain_attribute = domain_attribute.map_or(Some("mail".into()), |node| node.parsed(names::attribute));
@@ -118,7 +151,8 @@ fn issuer(section: &Section<'_>, default: Option<&Template>, several: bool, take
         scopes: scopes?,
         login_claim: login_claim?,
         unverified_email: unverified_email?,
-        filter: filter?,
+        directory: directory?,
+        filter: required_if_given(filter)?,
         domains: domains?,
         domain_attribute: domain_attribute?,
         ca: required_if_given(ca)?,

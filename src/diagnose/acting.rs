@@ -35,7 +35,8 @@ pub(super) async fn findings(config: &Config, realms: &Realms) -> Vec<Finding> {
 /// Whether the directory has the entries of the administrators that are named by DN.
 async fn administrators(config: &Config, realms: &Realms) -> Vec<Finding> {
     let Some(settings) = &config.impersonation.administrators else { return Vec::new() };
-    let Some(realm) = realms.all().first() else { return Vec::new() };
+    let of_admins = realms.all().iter().find(|realm| realm.settings.name == settings.directory);
+    let Some(realm) = of_admins else { return Vec::new() };
     let (mut findings, mut found) = (Vec::new(), 0);
     for dn in settings.dns.iter().take(LOOKED_UP) {
         match realm.directory().matches(dn, ANY).await.0 {

@@ -9,6 +9,7 @@ mod external;
 mod handshake;
 mod listing;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::login::attempt::{
 };
 use crate::login::authn::{DecidedBy, Proven};
 use crate::login::event::{ConnectionInfo, LoginEvent};
+use crate::login::realms::Realms;
 use crate::outcome::{Refusal, Reply};
 use crate::process::{Permit, Shared, Snapshot, Stage};
 use crate::proto::transcript::Leg;
@@ -340,14 +342,16 @@ impl Conversation {
     }
 
     /// The session of an attempt that backend and directory have accepted.
-    fn session(&self, name: &Login, proven: &Proven, backend: &Arc<str>) -> Session {
+    fn session(&self, realms: &Realms, name: &Login, proven: &Proven, backend: &Arc<str>) -> Session {
         let acting = proven.identity.acting();
         Session {
             id: self.info.session,
             login: name.as_str().into(),
             dn: Arc::clone(&proven.identity.entry().dn),
+            directory: realms.shown(proven.identity.entry()).map(Cow::Borrowed),
             acting: acting.map(|acting| acting.name.as_str().into()),
             acting_dn: acting.map(|acting| Arc::clone(&acting.entry.dn)),
+            acting_directory: acting.and_then(|acting| realms.shown(&acting.entry)).map(Cow::Borrowed),
             client: self.info.client,
             protocol: self.protocol.name.into(),
             backend: Arc::clone(backend),
@@ -413,7 +417,7 @@ impl Frontend for Conversation {
                 attempt.count_backend(backend, BackendResult::Ok);
                 // A claim may be a number that says nothing to an administrator.
                 let name = if proven.token.is_some() { login } else { attempted.name() };
-                let session = self.session(name, &proven, &backend.name);
+                let session = self.session(&attempt.core.realms, name, &proven, &backend.name);
                 match listing::list(attempt.context, attempt.core, &proven, session, login.as_str().into()) {
                     Ok(listing) => {
                         let backend = Arc::clone(&backend.name);

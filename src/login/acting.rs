@@ -153,7 +153,7 @@ pub(crate) async fn judge(
     };
     let authority = match by_office {
         Ok(()) => Authority::Administrator,
-        Err(fault) => match grant((of_actor, of_target), actor, target).await? {
+        Err(fault) => match grant(realms, (of_actor, of_target), actor, target).await? {
             Some(value) => Authority::Grant(value.into()),
             None => return refused(fault),
         },
@@ -184,6 +184,14 @@ async fn administrator(
     if !is_administrator(settings, of_actor, actor.entry).await? {
         return Ok(Err(ActingFault::NotPermitted));
     }
+    // Users of another directory are another's to administer, unless the configuration says so.
+    let may_reach = match &settings.target_directories {
+        Some(names) => names.contains(&of_target.settings.name),
+        None => of_target.realm == of_actor.realm,
+    };
+    if !may_reach {
+        return Ok(Err(ActingFault::TargetDirectory));
+    }
     if actor.client.is_some_and(|client| !settings.networks.iter().any(|network| network.contains(&client))) {
         return Ok(Err(ActingFault::Network));
     }
@@ -197,6 +205,10 @@ async fn administrator(
 }
 
 async fn is_administrator(settings: &Administrators, realm: &RealmCore, entry: &Entry) -> Result<bool, Refusal> {
+    // A DN, and a filter, mean another entry in each directory.
+    if realm.settings.name != settings.directory {
+        return Ok(false);
+    }
     if settings.dns.iter().any(|name| dn::is_same(name, &entry.dn)) {
         return Ok(true);
     }
@@ -213,11 +225,12 @@ async fn matches(realm: &RealmCore, entry: &Entry, filter: &str) -> Result<bool,
 /// The value of `grant_attribute` by which a mailbox's entry names this user. A user that may not use the protocol
 /// itself does not act in it.
 async fn grant(
+    realms: &Realms,
     (of_actor, of_target): (&RealmCore, &RealmCore),
     actor: Actor<'_>,
     target: &Entry,
 ) -> Result<Option<String>, Refusal> {
-    // A DN means an entry of the mailbox's own directory, and a name one that a search there finds.
+    // A DN means an entry of the mailbox's own directory.
     if of_actor.realm != of_target.realm {
         return Ok(None);
     }
@@ -234,8 +247,10 @@ async fn grant(
     // A login name means whom a login by it would mean, whichever name the user has typed.
     for value in target.grants.iter().filter(|value| !is_dn(value)) {
         let Some(name) = Login::parse(value.as_bytes()) else { continue };
-        if is_name_of(of_target, &name, actor.entry).await? {
-            return Ok(Some(value.clone()));
+        match realms.find(&name).await.0 {
+            Ok(found) if found.key() == actor.entry.key() => return Ok(Some(value.clone())),
+            Err(DirectoryError::Unavailable(_)) => return Err(Refusal::DirectoryUnavailable),
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(None)

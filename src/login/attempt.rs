@@ -439,7 +439,7 @@ impl LoginAttempt<'_> {
                 () = sleep_until(until) => return Err(Refusal::Hold),
                 () = changed => {}
                 () = sleep_until(next_poll) => {
-                    if timeout_at(until, authn.is_held(name, proven)).await == Ok(Some(false)) {
+                    if timeout_at(until, authn.is_held(name, proven, realm.settings.find.filter())).await == Ok(Some(false)) {
                         return Ok(());
                     }
                     next_poll = Instant::now() + HOLD_POLL;

@@ -26,6 +26,7 @@ use crate::directory::{
 use crate::limits::BindGate;
 use crate::login::networks;
 use crate::outcome::{AccountState, Refusal};
+use crate::proto::ldap::template::Template;
 use crate::telemetry::labels::DecisionBasis;
 use crate::telemetry::log::Repeats;
 use crate::token::VerifiedToken;
@@ -373,10 +374,11 @@ impl Authenticator {
         Some(AuthDecision { trace: trace.clone(), ..decision })
     }
 
-    /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
-    pub async fn is_held(&self, name: &Login, proven: &Proven) -> Option<bool> {
+    /// Whether an entry is held, as far as is visible without a password; `None` if unknown. `filter` is that of the
+    /// directory.
+    pub(crate) async fn is_held(&self, name: &Login, proven: &Proven, filter: Option<&Template>) -> Option<bool> {
         match &proven.token {
-            Some(token) => self.is_claim_held(token).await,
+            Some(token) => self.is_claim_held(token, filter).await,
             None => self.is_entry_held(self.directory.find(name, NameKind::Login).await.0.ok()?),
         }
     }

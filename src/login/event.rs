@@ -19,6 +19,7 @@ use crate::outcome::{BackendReply, Refusal, Side, TokenError};
 use crate::proto::ClientId;
 use crate::proto::transcript::Leg;
 use crate::sessions::id::SessionId;
+use crate::sessions::registry::EntryRef;
 use crate::sessions::relay::RelayOutcome;
 use crate::telemetry::labels::{DecisionBasis, LoginPhase, SessionEnd};
 use crate::telemetry::log::Bounded;
@@ -52,6 +53,8 @@ pub(crate) struct LoginEvent {
     pub acting: Option<(Login, Login)>,
     /// The DN of the entry of the user who acts.
     pub acting_dn: Option<Arc<str>>,
+    /// The name of that entry's directory, where there are several.
+    pub acting_directory: Option<&'static str>,
     /// By what right it acts.
     pub acting_by: Option<&'static str>,
     /// The name given to the backend.
@@ -117,13 +120,15 @@ impl LoginEvent {
             && let Some(user) = proven.identity.acting()
         {
             (self.acting_dn, self.acting_by) = (Some(Arc::clone(&user.entry.dn)), Some(user.authority.label()));
+            self.acting_directory = decision.directory.map(|_| user.entry.version.realm.name());
             self.steps.learn(|| Some(Fact::Login(user.name.as_str().into())));
-            self.steps.learn(|| Some(Fact::Dn(Arc::clone(&user.entry.dn))));
+            self.steps.learn(|| Some(Fact::Entry(EntryRef::new(self.acting_directory, &user.entry.dn))));
         }
         if let Some((actor, target)) = &self.acting {
             self.steps.note(Leg::Usher, || steps::acting(actor, target, decision));
         }
-        self.steps.learn(|| decision.dn.clone().map(Fact::Dn));
+        let entry = || decision.dn.as_ref().map(|dn| EntryRef::new(decision.directory, dn));
+        self.steps.learn(|| entry().map(Fact::Entry));
         let kind = self.kind();
         self.steps.note(Leg::Directory, || steps::source(decision, kind));
         self.steps.note(Leg::Directory, || steps::result(decision, kind));
@@ -244,6 +249,7 @@ impl LoginEvent {
                     acting = acting.map(|name| tracing::field::display(Bounded(name.as_bytes()))),
                     acting_for = acting_for.map(|name| tracing::field::display(Bounded(name.as_bytes()))),
                     acting_dn = self.acting_dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),
+                    acting_directory = self.acting_directory,
                     acting_by = self.acting_by,
                     acting_refused,
                     login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Bounded(name.as_bytes()))),

@@ -140,9 +140,36 @@ impl Realms {
         self.get(entry.version.realm)
     }
 
+    /// The name of an entry's directory, where there are several.
+    #[must_use]
+    pub(crate) fn shown(&self, entry: &Entry) -> Option<&'static str> {
+        self.of(entry).and_then(|realm| realm.realm.shown(&realm.settings))
+    }
+
     /// Those that may have this name.
     fn candidates(&self, name: &Login) -> Candidates<'_, RealmCore> {
         self.domains.candidates(name.as_str(), &self.all)
+    }
+
+    /// Those that may have the user of a credential: a certificate may be for the users of one alone.
+    fn candidates_for(&self, credential: &Credential) -> Candidates<'_, RealmCore> {
+        if let CredentialSecret::ClientCertificate(certificate) = credential.secret()
+            && let Some(name) = certificate.directory()
+        {
+            return self.named(name);
+        }
+        self.candidates(credential.login())
+    }
+
+    /// Whether the name that a client gives itself beside a certificate is of another directory than its user's.
+    fn claims_foreign_name(&self, realm: &RealmCore, credential: &Credential) -> bool {
+        let CredentialSecret::ClientCertificate(certificate) = credential.secret() else { return false };
+        certificate.authzid().is_some_and(|name| !self.may_have(realm, name))
+    }
+
+    /// The directory with this name.
+    fn named(&self, name: &str) -> Candidates<'_, RealmCore> {
+        self.all.iter().find(|realm| realm.settings.name == name).map_or(Candidates::None, Candidates::One)
     }
 
     /// The directory that has this name, if it is one alone.
@@ -162,6 +189,12 @@ impl Realms {
             Candidates::None => false,
             Candidates::Several(several) => several.iter().any(|one| one.realm == realm.realm),
         }
+    }
+
+    /// Whether more than one directory may have this name.
+    #[must_use]
+    pub(crate) fn is_shared(&self, name: &Login) -> bool {
+        matches!(self.candidates(name), Candidates::Several(_))
     }
 
     /// The directory that has this name; of several that may have it, the one that a search finds the entry in.
@@ -188,7 +221,8 @@ impl Realms {
     /// lookup is needed, which counts as a guess.
     #[must_use]
     pub(crate) fn recall(&self, credential: &Credential, client: IpAddr) -> Option<AuthDecision> {
-        match self.candidates(credential.login()) {
+        match self.candidates_for(credential) {
+            Candidates::One(realm) if self.claims_foreign_name(realm, credential) => None,
             Candidates::One(realm) => realm.authn.recall(credential, client).map(|known| realm.has_decided(known)),
             Candidates::None => authn::unusable(credential),
             Candidates::Several(several) => Self::recall_among(&several, credential, client),
@@ -202,7 +236,8 @@ impl Realms {
         client: IpAddr,
         gate: Option<Arc<BindGate>>,
     ) -> AuthDecision {
-        match self.candidates(credential.login()) {
+        match self.candidates_for(credential) {
+            Candidates::One(realm) if self.claims_foreign_name(realm, credential) => foreign_name(),
             Candidates::One(realm) => realm.has_decided(realm.authn.attempt(credential, client, gate).await),
             Candidates::None => unknown(credential),
             // Kept apart, so that the future of a login in one directory is no larger.
@@ -218,7 +253,8 @@ impl Realms {
             // Kept apart, so that the future of a login by password is no larger.
             return Box::pin(self.decide_by_token(credential, bearer, client, ask)).await;
         }
-        match self.candidates(credential.login()) {
+        match self.candidates_for(credential) {
+            Candidates::One(realm) if self.claims_foreign_name(realm, credential) => foreign_name(),
             Candidates::One(realm) => realm.has_decided(realm.authn.decide(credential, client, ask).await),
             Candidates::None => unknown(credential),
             Candidates::Several(several) => {
@@ -269,7 +305,15 @@ impl Realms {
     }
 }
 
+/// What is decided about a name beside a credential that is of another directory: no entry is meant by both.
+fn foreign_name() -> AuthDecision {
+    AuthDecision::refused(Refusal::AuthzidNotAllowed, DecidedBy::Usher)
+}
+
 /// What is decided about a name that no directory has: an unknown user, whatever the password.
 fn unknown(credential: &Credential) -> AuthDecision {
     authn::unusable(credential).unwrap_or_else(|| AuthDecision::refused(Refusal::UnknownUser, DecidedBy::Usher))
 }
+
+#[cfg(test)]
+mod tests;

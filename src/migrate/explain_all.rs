@@ -152,10 +152,19 @@ impl AllUsers<'_> {
             let list =
                 async { list(realm.directory(), self.name_attribute, sender).await.map_err(ListingError::Directory) };
             let read = async {
-                while let Some(one) = listed.recv().await {
+                while let Some(mut one) = listed.recv().await {
                     unclear.extend(one.names.iter().filter(|name| ambiguous.contains(&digest(name))).cloned());
-                    if one.names.first().is_none_or(|name| !ambiguous.contains(&digest(name))) {
-                        run.listed(realm, one)?;
+                    if one.names.first().is_some_and(|name| ambiguous.contains(&digest(name))) {
+                        continue;
+                    }
+                    let parsed = |name: &String| Login::parse(name.as_bytes());
+                    let is_own = |name: &String| parsed(name).is_none_or(|name| self.realms.may_have(realm, &name));
+                    one.names.sort_by_key(|name| !is_own(name));
+                    match one.names.first().and_then(parsed) {
+                        // Another directory may have it, too.
+                        Some(name) if self.realms.is_shared(&name) => drop(unclear.insert(name.as_str().to_owned())),
+                        Some(name) if !self.realms.may_have(realm, &name) => run.foreign(realm, one)?,
+                        Some(_) | None => run.listed(realm, one)?,
                     }
                 }
                 Ok(())
@@ -204,6 +213,14 @@ impl Run<'_, '_> {
         };
         let verdict = Verdict { dn: Some(dn), ..verdict };
         self.tell(login, &names, verdict)
+    }
+
+    /// An entry without a name by which a login would be looked up in its directory.
+    fn foreign(&mut self, realm: &RealmCore, listed: ListedUser) -> Result<(), ListingError> {
+        let login = listed.names.first().cloned().unwrap_or_default();
+        let words = format!("no name of this entry has a domain of {}: see `domains`", realm.settings.name);
+        let verdict = Verdict { dn: Some(listed.dn), ..Verdict::refused(Refusal::UnknownUser, words) };
+        self.tell(login, &listed.names, verdict)
     }
 
     /// Names, each asked for as a login asks.

@@ -13,6 +13,8 @@ labels! {
         Protocol => "protocol",
         /// The mailbox's entry does not match `impersonation.target_filter`.
         TargetFilter => "target_filter",
+        /// The mailbox's entry is in a directory that is not in `impersonation.target_directories`.
+        TargetDirectory => "target_directory",
         /// The directory has no such entry.
         UnknownTarget => "unknown_target",
         /// Several entries match the mailbox's name, or the one that does cannot be used.
@@ -40,6 +42,9 @@ impl ActingFault {
             Self::Protocol => "an administrator, but the protocol is not in impersonation.protocols",
             Self::TargetFilter => {
                 "an administrator, but the mailbox's entry does not match impersonation.target_filter"
+            }
+            Self::TargetDirectory => {
+                "an administrator, but the mailbox is in another directory (impersonation.target_directories)"
             }
             Self::UnknownTarget => "the directory has no entry for the mailbox's name",
             Self::AmbiguousTarget => "several entries match the mailbox's name, or the entry cannot be used",

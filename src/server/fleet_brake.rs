@@ -168,7 +168,6 @@ struct SharedBrake<'a> {
     shared: &'a Shared,
     fleet: &'a Arc<Fleet>,
     realm: Realm,
-    tracker: Arc<ChangeTracker>,
     names: Arc<dyn FleetNames>,
     /// The version of the mark that was obeyed, and the round.
     round: u64,
@@ -211,7 +210,6 @@ impl<'a> SharedBrake<'a> {
             shared,
             fleet,
             realm,
-            tracker: shared.trackers.of(realm),
             names,
             round: 0,
             is_on: false,
@@ -289,7 +287,7 @@ impl<'a> SharedBrake<'a> {
     /// Does something with the tracker; `None`: the directory is no longer configured.
     fn with<T>(&self, act: impl FnOnce(&ChangeTracker, &TrackingContext<'_>) -> T) -> Option<T> {
         let snapshot = self.shared.snapshot.load_full();
-        snapshot.setting(self.realm).map(|setting| act(&self.tracker, &setting))
+        snapshot.setting(self.realm).map(|setting| act(&self.shared.trackers.of(self.realm), &setting))
     }
 
     fn status(&self) -> BrakeStatus {
@@ -302,7 +300,7 @@ impl<'a> SharedBrake<'a> {
     }
 
     fn take_news(&mut self) {
-        let (mut news, overflown) = self.tracker.take_news();
+        let (mut news, overflown) = self.shared.trackers.of(self.realm).take_news();
         self.is_new |= overflown;
         if self.is_new && self.fleet.is_up() {
             news.extend(self.with(|tracker, setting| tracker.all_news(setting)).unwrap_or_default());

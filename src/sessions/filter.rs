@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::config;
 use crate::proto;
-use crate::sessions::registry::Session;
+use crate::sessions::registry::{EntryRef, Session};
 use crate::telemetry::log::Escaped;
 use ipnet::IpNet;
 
@@ -32,6 +32,8 @@ pub(crate) struct Filter {
     pub older_than: Option<Duration>,
     /// The age limit.
     pub younger_than: Option<Duration>,
+    /// The name of the directory that has the user.
+    pub directory: Option<String>,
 }
 
 /// Why a part of a filter is invalid.
@@ -67,7 +69,8 @@ fn protocols() -> String {
 
 impl Filter {
     /// The parts, by the names that they have in a query.
-    pub(crate) const KEYS: [&'static str; 6] = ["user", "backend", "client", "protocol", "older_than", "younger_than"];
+    pub(crate) const KEYS: [&'static str; 7] =
+        ["user", "backend", "client", "protocol", "older_than", "younger_than", "directory"];
 
     /// Sets the part with this name; an unknown name is left to the caller.
     ///
@@ -92,6 +95,7 @@ impl Filter {
             "protocol" if proto::by_name(value).is_some() => self.protocol = Some(value.to_owned()),
             "protocol" => return Err(FilterError::Protocol(value.to_owned())),
             "older_than" => self.older_than = age(value)?,
+            "directory" => self.directory = Some(value.to_owned()),
             _ => self.younger_than = age(value)?,
         }
         Ok(())
@@ -109,18 +113,29 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// The matching sessions at this Unix second. `dn` is the entry that the user's name is known to resolve
+    /// The matching sessions at this Unix second. `known` are the entries that the user's name is known to resolve
     /// to.
     #[must_use]
-    pub(crate) fn choose(&self, mut sessions: Vec<Arc<Session>>, dn: Option<Arc<str>>, now: u64) -> Vec<Arc<Session>> {
+    pub(crate) fn choose(
+        &self,
+        mut sessions: Vec<Arc<Session>>,
+        known: impl IntoIterator<Item = EntryRef>,
+        now: u64,
+    ) -> Vec<Arc<Session>> {
+        // First: a name means no user of another directory.
+        sessions.retain(|session| self.is_of_directory(session));
         if let Some(user) = &self.user {
-            let mut dns: BTreeSet<String> = sessions.iter().flat_map(|session| session.dns_named(user)).collect();
-            dns.extend([user.to_lowercase()]);
-            dns.extend(dn.map(|dn| dn.to_lowercase()));
-            sessions.retain(|session| session.dns().any(|dn| dns.contains(&dn.to_lowercase())));
+            let mut entries: BTreeSet<EntryRef> =
+                sessions.iter().flat_map(|session| session.entries_named(user)).collect();
+            entries.extend(known);
+            sessions.retain(|session| session.entries().any(|entry| entries.contains(&entry) || entry.is_dn(user)));
         }
         sessions.retain(|session| self.fits(session, now));
         sessions
+    }
+
+    fn is_of_directory(&self, session: &Session) -> bool {
+        self.directory.as_ref().is_none_or(|name| session.entries().any(|entry| entry.is_in(name)))
     }
 
     fn fits(&self, session: &Session, now: u64) -> bool {
@@ -147,6 +162,7 @@ impl fmt::Display for Filter {
             ("protocol", self.protocol.clone()),
             ("older_than", seconds(self.older_than)),
             ("younger_than", seconds(self.younger_than)),
+            ("directory", self.directory.clone()),
         ];
         let mut space = "";
         for (key, value) in parts {
@@ -171,6 +187,8 @@ mod tests {
             dn: dn.into(),
             acting: None,
             acting_dn: None,
+            directory: None,
+            acting_directory: None,
             client: client.parse().unwrap(),
             protocol: "imap".into(),
             backend: backend.into(),
@@ -190,7 +208,7 @@ mod tests {
         for (key, value) in pairs {
             filter.set(key, value).unwrap();
         }
-        let known = filter.user.as_ref().filter(|user| *user == "robert").map(|_| "uid=bob,dc=x".into());
+        let known = filter.user.as_ref().filter(|user| *user == "robert").map(|_| EntryRef::new(None, "uid=bob,dc=x"));
         filter.choose(sessions, known, 1_000).iter().map(|session| session.login.to_string()).collect()
     }
 
@@ -226,6 +244,26 @@ mod tests {
         assert_eq!(chosen(&[("younger_than", "10m"), ("older_than", "100s")]), ["alice"]);
         assert!(chosen(&[("protocol", "pop3")]).is_empty());
         assert!(chosen(&[("user", "bob"), ("backend", "server3")]).is_empty());
+    }
+
+    #[test]
+    fn user_of_one_directory_is_none_of_another_with_the_same_dn() {
+        let of = |directory: Option<&'static str>, login: &str| {
+            let session = session(login, "uid=alice,dc=x", "192.0.2.7", "server3", 900);
+            Arc::new(Session { directory: directory.map(Into::into), ..Session::clone(&session) })
+        };
+        let all = vec![of(Some("corp"), "alice@corp"), of(Some("corp"), "a@corp"), of(Some("other"), "alice@other")];
+        let chosen = |pairs: &[(&str, &str)], known: Option<EntryRef>| -> Vec<String> {
+            let mut filter = Filter::default();
+            pairs.iter().for_each(|(key, value)| filter.set(key, value).unwrap());
+            filter.choose(all.clone(), known, 1_000).iter().map(|session| session.login.to_string()).collect()
+        };
+        assert_eq!(chosen(&[("user", "alice@corp")], None), ["alice@corp", "a@corp"]);
+        assert_eq!(chosen(&[("user", "x")], Some(EntryRef::new(Some("other"), "uid=Alice,dc=x"))), ["alice@other"]);
+        assert_eq!(chosen(&[("directory", "corp")], None), ["alice@corp", "a@corp"]);
+        assert_eq!(chosen(&[("directory", "other"), ("user", "uid=alice,dc=x")], None), ["alice@other"]);
+        assert_eq!(chosen(&[("user", "uid=alice,dc=x")], None).len(), 3, "a DN without its directory is that of both");
+        assert!(chosen(&[("directory", "default")], None).is_empty());
     }
 
     #[test]

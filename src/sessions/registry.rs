@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::base::credential::CertificateDigest;
+use crate::config;
 use crate::directory::{Entry, EntryKey, EntryNames, UserActing};
 use crate::proto::ClosingNotice;
 use crate::sessions::id::{self, SessionId};
@@ -33,12 +34,18 @@ pub(crate) struct Session {
     pub login: Arc<str>,
     /// The entry's DN.
     pub dn: Arc<str>,
+    /// The name of its directory, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<Cow<'static, str>>,
     /// The login name of the user who acts for this one, if it does not log in itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acting: Option<Arc<str>>,
     /// The DN of that user's entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acting_dn: Option<Arc<str>>,
+    /// The name of that entry's directory, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acting_directory: Option<Cow<'static, str>>,
     /// The client's address.
     pub client: IpAddr,
     /// The protocol's name.
@@ -50,9 +57,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// The DNs of its user and of the user who acts for it.
-    pub(crate) fn dns(&self) -> impl Iterator<Item = &Arc<str>> {
-        iter::once(&self.dn).chain(&self.acting_dn)
+    fn entry(&self) -> EntryRef {
+        EntryRef::new(self.directory.as_deref(), &self.dn)
     }
 
     /// Whether it began by this second. One that began later than now began before the clock was put back.
@@ -60,13 +66,49 @@ impl Session {
         self.since <= second || self.since > now
     }
 
-    /// The DNs, in small letters, of those of its users that have this login name, in any case.
-    pub(crate) fn dns_named(&self, name: &str) -> impl Iterator<Item = String> + use<> {
+    fn acting_entry(&self) -> Option<EntryRef> {
+        self.acting_dn.as_ref().map(|dn| EntryRef::new(self.acting_directory.as_deref(), dn))
+    }
+
+    /// The entries of its user and of the user who acts for it.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = EntryRef> {
+        iter::once(self.entry()).chain(self.acting_entry())
+    }
+
+    /// The entries of those of its users that have this login name, in any case.
+    pub(crate) fn entries_named(&self, name: &str) -> impl Iterator<Item = EntryRef> + use<> {
         let is_name = |login: &str| login.trim().eq_ignore_ascii_case(name.trim());
-        let user = is_name(&self.login).then(|| self.dn.to_lowercase());
+        let user = is_name(&self.login).then(|| self.entry());
         let is_acting = self.acting.as_deref().is_some_and(is_name);
-        let acting = self.acting_dn.as_ref().filter(|_| is_acting).map(|dn| dn.to_lowercase());
-        user.into_iter().chain(acting)
+        user.into_iter().chain(self.acting_entry().filter(|_| is_acting))
+    }
+}
+
+/// An entry as administrators see it: its DN, in small letters, and its directory, where there are several. Two
+/// directories may have the same DN.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EntryRef {
+    directory: Option<Box<str>>,
+    dn: Box<str>,
+}
+
+impl EntryRef {
+    /// The entry with this DN.
+    #[must_use]
+    pub(crate) fn new(directory: Option<&str>, dn: &str) -> Self {
+        Self { directory: directory.map(Into::into), dn: dn.to_lowercase().into() }
+    }
+
+    /// Whether a name that an administrator has given is its DN.
+    #[must_use]
+    pub(crate) fn is_dn(&self, name: &str) -> bool {
+        *self.dn == *name.to_lowercase()
+    }
+
+    /// Whether it is in the directory with this name.
+    #[must_use]
+    pub(crate) fn is_in(&self, directory: &str) -> bool {
+        self.directory.as_deref().unwrap_or(config::Directory::DEFAULT_NAME) == directory
     }
 }
 

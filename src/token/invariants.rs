@@ -31,7 +31,8 @@ static ISSUER: LazyLock<Arc<TokenIssuer>> = LazyLock::new(|| {
     Arc::new(TokenIssuer {
         scopes: vec!["mail".to_owned()],
         login_claim: "email".to_owned(),
-        filter: template::parse_claim_filter("(mail={claim})").expect("a filter"),
+        directory: None,
+        filter: Some(template::parse_claim_filter("(mail={claim})").expect("a filter")),
         domains: vec!["example.com".to_owned()],
         ..TokenIssuer::for_tests("joe")
     })
@@ -82,6 +83,6 @@ fn signed(data: &[u8], jwt: Jwt<'_>) {
         assert!(email.to_ascii_lowercase().ends_with("@example.com") || !email.contains('@'), "a foreign domain");
         assert!(plain.get("exp").and_then(Value::as_f64).is_some_and(|end| end + 30.0 > NOW as f64), "expired");
         assert!(plain.get("cnf").is_none(), "bound");
-        assert!(verified.filter().is_some_and(|filter| ldap3::parse_filter(filter).is_ok()), "no filter");
+        assert!(verified.filter(None).is_some_and(|filter| ldap3::parse_filter(filter).is_ok()), "no filter");
     }
 }

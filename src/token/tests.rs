@@ -73,7 +73,7 @@ async fn head_refusal(head: &str) -> Option<TokenError> {
 async fn genuine_token_names_its_user() {
     let verified = verify(&tokens(settings()), SIGNER.token(&with(json!({"mail": "a@example.com"})))).await.unwrap();
     assert_eq!((verified.issuer(), verified.claim().as_str(), verified.claim_name()), (ISSUER, "b6ad-1", "sub"));
-    assert_eq!(verified.filter().as_deref(), Some("(entryUUID=b6ad-1)"));
+    assert_eq!(verified.filter(None).as_deref(), Some("(entryUUID=b6ad-1)"));
     assert_eq!(verified.text("mail"), Some("a@example.com"));
     assert_eq!((verified.text("exp"), verified.text("absent")), (None, None));
     assert!(verified.expires() > unix_now());
@@ -82,12 +82,12 @@ async fn genuine_token_names_its_user() {
 #[tokio::test]
 async fn filter_escapes_the_claim_and_requires_a_domain_of_the_issuer() {
     let mut settings = settings();
-    settings.filter = template::parse_filter("(|(uid={local})(mail={login}))").unwrap();
+    settings.filter = Some(template::parse_filter("(|(uid={local})(mail={login}))").unwrap());
     settings.domains = vec!["example.com".to_owned(), "example.net".to_owned()];
     settings.login_claim = "upn".to_owned();
     let tokens = tokens(settings);
     let filter = async |upn: &str| {
-        verify(&tokens, SIGNER.token(&with(json!({ "upn": upn })))).await.map(|verified| verified.filter())
+        verify(&tokens, SIGNER.token(&with(json!({ "upn": upn })))).await.map(|verified| verified.filter(None))
     };
     let domains = "(|(mail=*@example.com)(mail=*@example.net))";
     assert_eq!(

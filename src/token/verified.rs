@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::base::credential::Login;
 use crate::config::TokenIssuer;
-use crate::proto::ldap::template;
+use crate::proto::ldap::template::{self, Template};
 
 /// What a claim takes besides its name and its text, in bytes, about.
 const EACH: usize = 64;
@@ -69,12 +69,18 @@ impl VerifiedToken {
         self.expires
     }
 
-    /// The filter that finds the user's entry, which must match exactly one: the issuer's, or the directory's with the
-    /// claim as login name. With `domains`, the entry must show one of them. `None`: the claim lacks a part that the
+    /// The directory that has the user, if the issuer's users are in one.
+    #[must_use]
+    pub(crate) fn directory(&self) -> Option<&str> {
+        self.issuer.directory.as_deref()
+    }
+
+    /// The filter that finds the user's entry, which must match exactly one: the issuer's, or `own`, the directory's, with
+    /// the claim as login name. With `domains`, the entry must show one of them. `None`: the claim lacks a part that the
     /// filter requires, and leads to no entry.
     #[must_use]
-    pub(crate) fn filter(&self) -> Option<String> {
-        let filter = template::filter(&self.issuer.filter, &self.claim)?;
+    pub(crate) fn filter(&self, own: Option<&Template>) -> Option<String> {
+        let filter = template::filter(self.issuer.filter.as_ref().or(own)?, &self.claim)?;
         if self.issuer.domains.is_empty() {
             return Some(filter);
         }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::line::{TraceLine, TraceMessage, TraceSummary};
 use super::{NewSession, Traces};
 use crate::sessions::filter::Filter;
+use crate::sessions::registry::EntryRef;
 
 /// Lines that wait for the reader, of at most a kibibyte each.
 const QUEUE: usize = 1_024;
@@ -62,8 +63,8 @@ pub(super) struct Subject {
     pub(super) login: Option<Arc<str>>,
     /// The name by which the backend knows the user.
     pub(super) backend_login: Option<Arc<str>>,
-    /// The entry's DN.
-    pub(super) dn: Option<Arc<str>>,
+    /// The entry.
+    pub(super) entry: Option<EntryRef>,
     pub(super) backend: Option<Arc<str>>,
 }
 
@@ -77,8 +78,8 @@ enum Queued {
 #[derive(Debug)]
 pub(super) struct Following {
     filter: Filter,
-    /// Entries of the user that is followed, in lower case.
-    dns: Mutex<Vec<Box<str>>>,
+    /// Entries of the user that is followed.
+    entries: Mutex<Vec<EntryRef>>,
     queue: mpsc::Sender<Queued>,
     /// Lines that were lost since the last one that found room.
     missing: Mutex<u64>,
@@ -93,14 +94,14 @@ pub(super) struct Following {
 pub(super) fn begin(
     traces: Arc<Traces>,
     filter: Filter,
-    dns: Vec<Arc<str>>,
+    entries: Vec<EntryRef>,
     time: Duration,
 ) -> (Arc<Following>, TraceReceiver) {
     let (queue, lines) = mpsc::channel(QUEUE);
     let what = filter.to_string();
     let following = Arc::new(Following {
         filter,
-        dns: Mutex::new(dns.iter().take(DNS).map(|dn| dn.to_lowercase().into()).collect()),
+        entries: Mutex::new(entries.into_iter().take(DNS).collect()),
         queue,
         missing: Mutex::default(),
         sessions: AtomicU64::new(0),
@@ -126,25 +127,26 @@ impl Following {
 
     /// Whether a session matches by what is known of it.
     pub(super) fn matches(&self, subject: &Subject) -> bool {
-        let Filter { user, backend, client, protocol, .. } = &self.filter;
+        let Filter { user, backend, client, protocol, directory, .. } = &self.filter;
+        let is_in = |directory: &String| subject.entry.as_ref().is_some_and(|entry| entry.is_in(directory));
         client.is_none_or(|network| subject.client.is_some_and(|client| network.contains(&client)))
             && protocol.as_ref().is_none_or(|protocol| protocol == subject.protocol)
+            && directory.as_ref().is_none_or(is_in)
             && backend.as_ref().is_none_or(|backend| subject.backend.as_deref() == Some(backend))
             && user.as_ref().is_none_or(|user| self.is_user(user, subject))
     }
 
     /// Whether it is the user, under any name: by the login, by the DN, and by the entry that the name has led to.
     fn is_user(&self, user: &str, subject: &Subject) -> bool {
-        let mut known = self.dns.lock().unwrap_or_else(PoisonError::into_inner);
-        let dn = subject.dn.as_ref().map(|dn| dn.to_lowercase());
+        let mut known = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = [&subject.login, &subject.backend_login].into_iter().flatten();
         let is_named = names.any(|name| Filter::is_name(user, name));
-        let Some(dn) = dn else { return is_named };
-        let is_known = known.iter().any(|known| **known == *dn);
+        let Some(entry) = &subject.entry else { return is_named };
+        let is_known = known.contains(entry);
         if is_named && !is_known && known.len() < DNS {
-            known.push(dn.as_str().into());
+            known.push(entry.clone());
         }
-        is_named || is_known || dn == user.to_lowercase()
+        is_named || is_known || entry.is_dn(user)
     }
 
     pub(super) fn count_session(&self) {

@@ -26,6 +26,7 @@ use session::{Follower, SessionRecorder};
 
 use crate::sessions::filter::Filter;
 use crate::sessions::id::SessionId;
+use crate::sessions::registry::EntryRef;
 
 /// Traces at a time: each has its queue, and every one looks at each session.
 pub(crate) const TRACES: usize = 4;
@@ -91,7 +92,7 @@ impl Traces {
     pub(crate) fn begin(
         self: &Arc<Self>,
         filter: Filter,
-        dns: Vec<Arc<str>>,
+        entries: Vec<EntryRef>,
         time: Duration,
     ) -> Result<TraceReceiver, TraceRefused> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
@@ -101,7 +102,7 @@ impl Traces {
         if list.len() >= TRACES {
             return Err(TraceRefused::TooMany);
         }
-        let (following, receiver) = following::begin(Arc::clone(self), filter, dns, time.min(LONGEST));
+        let (following, receiver) = following::begin(Arc::clone(self), filter, entries, time.min(LONGEST));
         list.push(following);
         self.counted(list.len());
         Ok(receiver)

@@ -8,6 +8,7 @@ use super::following::{Following, Subject};
 use super::line::TraceLine;
 use super::{NewSession, Traces};
 use crate::proto::transcript::{Leg, LineKind, Recorder, Transcript};
+use crate::sessions::registry::EntryRef;
 use crate::telemetry::log::EscapedUpTo;
 
 /// Lines that are held of a session before it matches, and their bytes: a client that does not log in may fill them.
@@ -29,8 +30,8 @@ pub(crate) enum Fact {
     Login(Arc<str>),
     /// The name by which the backend knows the user.
     BackendLogin(Arc<str>),
-    /// The entry's DN.
-    Dn(Arc<str>),
+    /// The entry.
+    Entry(EntryRef),
     /// The backend's name.
     Backend(Arc<str>),
 }
@@ -135,7 +136,7 @@ impl SessionRecorder {
                 };
             }
             Fact::BackendLogin(name) => subject.backend_login = Some(name),
-            Fact::Dn(dn) => subject.dn = Some(dn),
+            Fact::Entry(entry) => subject.entry = Some(entry),
             Fact::Backend(backend) => subject.backend = Some(backend),
         }
         for follower in followers {

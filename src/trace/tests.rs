@@ -3,6 +3,7 @@
 use super::following::QUEUED;
 use super::*;
 use crate::proto::transcript::{Leg, LineKind};
+use crate::sessions::registry::EntryRef;
 use crate::sessions::registry::Registry;
 
 fn traces() -> Arc<Traces> {
@@ -70,20 +71,20 @@ async fn user_is_known_by_dn_and_by_other_names() {
     let traces = traces();
     let mut by_dn = begin(&traces, &[("user", "UID=alice,dc=x")]);
     let mut by_name = begin(&traces, &[("user", "alice")]);
-    let known: Vec<Arc<str>> = vec!["uid=anna,dc=x".into()];
+    let known = vec![EntryRef::new(None, "uid=anna,dc=x")];
     let mut by_cache = traces.begin(filter(&[("user", "anna")]), known, DEFAULT).unwrap();
     let first = session(&traces, "192.0.2.1");
     named(&first, "alice");
-    first.learn(|| Some(Fact::Dn("uid=alice,dc=x".into())));
+    first.learn(|| Some(Fact::Entry(EntryRef::new(None, "uid=alice,dc=x"))));
     says(&first, "typed");
     // Under another name the same entry.
     let second = session(&traces, "192.0.2.1");
     named(&second, "a.smith@example.com");
     says(&second, "mail address");
-    second.learn(|| Some(Fact::Dn("uid=Alice,dc=x".into())));
+    second.learn(|| Some(Fact::Entry(EntryRef::new(None, "uid=Alice,dc=x"))));
     let third = session(&traces, "192.0.2.1");
     named(&third, "anna@example.com");
-    third.learn(|| Some(Fact::Dn("uid=anna,dc=x".into())));
+    third.learn(|| Some(Fact::Entry(EntryRef::new(None, "uid=anna,dc=x"))));
     says(&third, "cached");
     assert_eq!(arrived(&mut by_dn).await[1..], ["typed", "mail address"]);
     assert_eq!(arrived(&mut by_name).await[1..], ["typed", "mail address"]);

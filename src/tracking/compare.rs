@@ -375,6 +375,8 @@ mod tests {
                 dn: "uid=a".into(),
                 acting: None,
                 acting_dn: None,
+                directory: None,
+                acting_directory: None,
                 client: "192.0.2.1".parse().unwrap(),
                 protocol: "imap".into(),
                 backend: "server3".into(),

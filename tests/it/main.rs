@@ -64,6 +64,7 @@ mod policy;
 mod pop3;
 mod prelogin_limits;
 mod promises;
+mod realms;
 mod refusals;
 mod relay;
 mod reload_drain;

@@ -77,6 +77,11 @@ impl QueryArgs {
         Some(self.0.remove(at).1)
     }
 
+    /// Whether an argument is given.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == key)
+    }
+
     /// Takes `true` or `false`, which is also what nothing means.
     pub(super) fn flag(&mut self, key: &str) -> Result<bool, Rejection> {
         match self.take(key).as_deref() {

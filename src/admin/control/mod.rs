@@ -19,7 +19,9 @@ mod trace;
 pub(crate) use client::{ControlError, ask, ask_all, encode, follow};
 pub(crate) use fleet::{Known, NodeReply};
 pub(crate) use server::{obey, serve};
-pub(crate) use shapes::{Cached, Confirmed, Dropped, ErrorReply, FleetStatus, Kicked, Leaving, Outcome, Status, User};
+pub(crate) use shapes::{
+    Cached, Confirmed, DirectoryStatus, Dropped, ErrorReply, FleetStatus, Kicked, Leaving, Outcome, Status, User,
+};
 pub(crate) use socket::{SocketFile, bind};
 use tokio::sync::oneshot;
 

@@ -16,18 +16,20 @@ use super::arguments::{Part, QueryArgs, Rejection, without_body};
 use super::caller::{Caller, audit};
 use super::trace::{self, ExtraTime};
 use super::{
-    Cached, Confirmed, Dropped, FleetStatus, Kicked, Leaving, Order, OrderResult, Outcome, Request, Status, User, unhex,
+    Cached, Confirmed, DirectoryStatus, Dropped, FleetStatus, Kicked, Leaving, Order, OrderResult, Outcome, Request,
+    Status, User, unhex,
 };
 use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
-use crate::directory::EntryNames;
+use crate::directory::{Availability, EntryNames};
+use crate::login::realms::RealmCore;
 use crate::process::{Shared, Snapshot, Stage};
 use crate::routing;
 use crate::sessions::filter::Filter;
 use crate::sessions::maintenance::Drain;
-use crate::sessions::registry::Session;
+use crate::sessions::registry::{EntryRef, Session};
 use crate::telemetry::log::Escaped;
 use crate::tracking::WatchStatus;
 
@@ -81,26 +83,40 @@ impl Control {
             let has_sessions = || sessions.iter().any(|session| *session.backend == **backend);
             known_backend(&snapshot, backend).or_else(|error| if has_sessions() { Ok(()) } else { Err(error) })?;
         }
-        Ok(filter.choose(sessions, cached_dn(&snapshot, filter), unix_now()))
+        Ok(filter.choose(sessions, cached_entries(&snapshot, filter), unix_now()))
     }
 
-    /// The DNs that the filter's user is known to have: of the cache, and of sessions under that name.
-    fn dns(&self, filter: &Filter) -> Vec<Arc<str>> {
+    /// The entries that the filter's user is known to have: of the cache, and of sessions under that name.
+    fn entries(&self, filter: &Filter) -> Vec<EntryRef> {
         let Some(user) = &filter.user else { return Vec::new() };
         let sessions = self.shared.registry.sessions();
-        let named = sessions.iter().filter(|session| Filter::is_name(user, &session.login));
-        let mut dns: Vec<Arc<str>> = named.map(|session| Arc::clone(&session.dn)).collect();
-        dns.extend(cached_dn(&self.snapshot(), filter));
-        dns.sort_unstable();
-        dns.dedup();
-        dns
+        let mut entries: Vec<_> = sessions.iter().flat_map(|session| session.entries_named(user)).collect();
+        entries.extend(cached_entries(&self.snapshot(), filter));
+        entries.retain(|entry| filter.directory.as_ref().is_none_or(|name| entry.is_in(name)));
+        entries.sort_unstable();
+        entries.dedup();
+        entries
     }
 }
 
-/// The DN of the entry that the cache knows the filter's user by.
-fn cached_dn(snapshot: &Snapshot, filter: &Filter) -> Option<Arc<str>> {
-    let login = filter.user.as_ref().and_then(|user| Login::parse(user.as_bytes()))?;
-    snapshot.realms.cached(&login).next().map(|(_, _, dn)| dn)
+/// The entries that the caches know the filter's user by.
+fn cached_entries(snapshot: &Snapshot, filter: &Filter) -> Vec<EntryRef> {
+    let Some(login) = filter.user.as_ref().and_then(|user| Login::parse(user.as_bytes())) else { return Vec::new() };
+    let cached = snapshot.realms.cached(&login);
+    cached.map(|(realm, _, dn)| EntryRef::new(realm.realm.shown(&realm.settings), &dn)).collect()
+}
+
+/// The directories that a request is about: the one that it names, or all.
+fn directories<'a>(snapshot: &'a Snapshot, arguments: &mut QueryArgs) -> Result<Vec<&'a RealmCore>, Rejection> {
+    let all = snapshot.realms.all();
+    let Some(name) = arguments.take("directory") else { return Ok(all.iter().collect()) };
+    let named: Vec<_> = all.iter().filter(|realm| realm.settings.name == name).collect();
+    if named.is_empty() {
+        let names: Vec<&str> = all.iter().map(|realm| realm.settings.name.as_str()).collect();
+        let words = format!("unknown directory `{name}`; configured directories: {}", names.join(", "));
+        return Err(Rejection::bad(words));
+    }
+    Ok(named)
 }
 
 fn known_backend(snapshot: &Snapshot, name: &str) -> Result<(), Rejection> {
@@ -128,7 +144,8 @@ async fn kick(
     let begun_by = arguments.number("begun_by", u32::MAX)?.map(u64::from);
     arguments.end()?;
     if filter.is_empty() != all {
-        let words = "select sessions (user, backend, client, protocol, older_than, younger_than), or all=true alone";
+        let words =
+            "select sessions (user, backend, client, protocol, directory, older_than, younger_than), or all=true alone";
         return Err(Rejection::bad(words));
     }
     let mut sessions = control.chosen(&filter)?;
@@ -195,18 +212,23 @@ fn login(arguments: &mut QueryArgs) -> Result<Option<String>, Rejection> {
 
 async fn cached(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Vec<Cached>> {
     let login = login(&mut arguments)?.ok_or_else(|| Rejection::bad("`login` is missing"))?;
-    arguments.end()?;
     let snapshot = control.snapshot();
-    let found = snapshot.realms.all().iter().flat_map(|realm| realm.authn.cache().remembered(&login));
-    Ok(Json(found.map(|remembered| shown(&snapshot, remembered)).collect()))
+    let directories = directories(&snapshot, &mut arguments)?;
+    arguments.end()?;
+    let found = directories.into_iter().flat_map(|realm| {
+        let found = realm.authn.cache().remembered(&login);
+        found.into_iter().map(move |remembered| (realm, remembered))
+    });
+    Ok(Json(found.map(|(realm, remembered)| shown(&snapshot, realm, remembered)).collect()))
 }
 
-fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
+fn shown(snapshot: &Snapshot, realm: &RealmCore, remembered: CacheRecord) -> Cached {
     let CacheRecord { key: _, dn, names, entry, right, wrong, tokens, age, left, stale_left } = remembered;
     let routing = &snapshot.config.routing;
     let target = entry.as_ref().and_then(|entry| routing::route(routing, entry).ok());
     Cached {
         dn: dn.to_string(),
+        directory: realm.realm.shown(&realm.settings).map(str::to_owned),
         names,
         mail_host: entry.as_ref().map(|entry| entry.mail_hosts.clone()).unwrap_or_default(),
         backend: target.map(|route| route.backend.to_owned()),
@@ -225,9 +247,12 @@ async fn drop_cached(
     mut arguments: QueryArgs,
 ) -> Answer<Dropped> {
     let (login, all) = (login(&mut arguments)?, arguments.flag("all")?);
-    arguments.end()?;
     let snapshot = control.snapshot();
-    let caches = || snapshot.realms.all().iter().map(|realm| realm.authn.cache());
+    let named = arguments.has("directory").then(|| directories(&snapshot, &mut arguments)).transpose()?;
+    arguments.end()?;
+    let is_named =
+        |realm: &&RealmCore| named.as_ref().is_none_or(|named| named.iter().any(|one| one.realm == realm.realm));
+    let caches = || snapshot.realms.all().iter().filter(is_named).map(|realm| realm.authn.cache());
     // Those of one user are not found by a name that the directory has meanwhile.
     snapshot.tokens.forget_answers();
     let dropped = match (login, all) {
@@ -260,12 +285,7 @@ async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
     let Some(login) = unhex(&login).and_then(|login| Login::parse(&login)) else { return Json(User::default()) };
     let cached = snapshot.realms.cached(&login).next();
     let realm = cached.as_ref().map(|(realm, ..)| *realm).or_else(|| snapshot.realms.of_name(&login));
-    let standing = match realm.map(|realm| (realm, control.shared.trackers.of(realm.realm).status())) {
-        Some((realm, _)) if !realm.settings.is_followed() => "off",
-        Some((_, WatchStatus::Lost)) => "lost",
-        Some((_, WatchStatus::Following)) => "following",
-        None => "",
-    };
+    let standing = realm.map_or("off", |realm| watch_status(&control.shared, realm));
     let mut user = User { watch: standing.to_owned(), ..User::default() };
     if let Some((realm, key, dn)) = cached {
         let known = realm.authn.entries();
@@ -284,15 +304,18 @@ async fn confirm(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
     Part(seconds): Part,
-    arguments: QueryArgs,
+    mut arguments: QueryArgs,
 ) -> Answer<Confirmed> {
+    let snapshot = control.snapshot();
+    let directories = directories(&snapshot, &mut arguments)?;
     arguments.end()?;
     let number = |_| Rejection::bad(format!("`{seconds}` is not a number of seconds"));
     let seconds: u32 = seconds.parse().map_err(number)?;
     let (shared, time) = (&control.shared, Duration::from_secs(seconds.into()));
     // Another node that asks has told all.
-    let (snapshot, is_for_all) = (control.snapshot(), shared.fleet.is_some() && caller.node.is_none());
-    let confirmed = snapshot.all_settings().map(|setting| {
+    let is_for_all = shared.fleet.is_some() && caller.node.is_none();
+    let confirmed = directories.into_iter().map(|realm| {
+        let setting = realm.setting(&snapshot.config.routing);
         let tracker = shared.trackers.of(setting.realm);
         if is_for_all { tracker.confirm_for_all(time, &setting) } else { tracker.confirm(time, &setting) }
     });
@@ -321,8 +344,29 @@ async fn status(State(control): State<Control>, arguments: QueryArgs) -> Answer<
         sessions: shared.registry.count(),
         brake_holds: snapshot.config.directories.iter().map(|directory| shared.metrics.brake(&directory.name)).sum(),
         certificate_ends: snapshot.tls.certificates().iter().map(|served| served.not_after).min(),
+        directories: directory_statuses(shared, &snapshot),
         fleet,
     }))
+}
+
+/// How each directory is, where there are several.
+fn directory_statuses(shared: &Shared, snapshot: &Snapshot) -> Vec<DirectoryStatus> {
+    let status = |realm: &RealmCore| DirectoryStatus {
+        name: realm.settings.name.clone(),
+        up: realm.directory().availability() != Availability::Unreachable,
+        watch: watch_status(shared, realm).to_owned(),
+        brake_holds: shared.metrics.brake(&realm.settings.name),
+    };
+    let several = snapshot.realms.all().iter().filter(|realm| realm.realm.shown(&realm.settings).is_some());
+    several.map(status).collect()
+}
+
+fn watch_status(shared: &Shared, realm: &RealmCore) -> &'static str {
+    match shared.trackers.of(realm.realm).status() {
+        _ if !realm.settings.is_followed() => "off",
+        WatchStatus::Lost => "lost",
+        WatchStatus::Following => "following",
+    }
 }
 
 /// Shows the dialogues of sessions, until the caller leaves.
@@ -336,8 +380,8 @@ async fn follow(
     if let Some(backend) = &filter.backend {
         known_backend(&control.snapshot(), backend)?;
     }
-    let dns = control.dns(&filter);
-    trace::begin(&control.shared.traces, (filter, time), dns, caller, &extra)
+    let entries = control.entries(&filter);
+    trace::begin(&control.shared.traces, (filter, time), entries, caller, &extra)
 }
 
 /// Shuts the process down, or only changes what `/ready` replies.

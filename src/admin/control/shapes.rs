@@ -66,6 +66,9 @@ pub(crate) struct Leaving {
 pub(crate) struct Cached {
     /// The entry's DN, or its placeholder where only wrong passwords are cached.
     pub dn: String,
+    /// The name of its directory, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
     /// The login names that were used, and the claims of tokens.
     pub names: Vec<String>,
     /// The entry's mailHost values; empty without a decision.
@@ -128,9 +131,25 @@ pub(crate) struct Status {
     pub brake_holds: i64,
     /// When the first of its certificates ends, in Unix seconds.
     pub certificate_ends: Option<i64>,
+    /// How each directory is; absent where there is one alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<DirectoryStatus>,
     /// Of the fleet; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleet: Option<FleetStatus>,
+}
+
+/// How a directory is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DirectoryStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether a server is in use, or may be tried.
+    pub up: bool,
+    /// `off`, `lost` or `following`.
+    pub watch: String,
+    /// The number of changes that its brake holds.
+    pub brake_holds: i64,
 }
 
 /// How a process sees the store of its fleet.

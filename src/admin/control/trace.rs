@@ -15,6 +15,7 @@ use tracing::info;
 use super::arguments::{QueryArgs, Rejection};
 use super::caller::{Caller, audit};
 use crate::sessions::filter::Filter;
+use crate::sessions::registry::EntryRef;
 use crate::trace::{self, TraceMessage, TraceReceiver, TraceRefused, TraceSummary, Traces};
 
 /// How much longer than others an exchange may take, for a response that goes on.
@@ -60,16 +61,16 @@ pub(super) fn selection(mut arguments: QueryArgs) -> Result<(Filter, Duration), 
     Ok((filter, time))
 }
 
-/// Begins a trace; `dns` are those that the filter's user is known to have.
+/// Begins a trace; `entries` are those that the filter's user is known to have.
 pub(super) fn begin(
     traces: &Arc<Traces>,
     (filter, time): (Filter, Duration),
-    dns: Vec<Arc<str>>,
+    entries: Vec<EntryRef>,
     caller: Caller,
     extra: &ExtraTime,
 ) -> Result<Response, Rejection> {
     let what = format!("{filter} for={}s", time.as_secs());
-    let receiver = traces.begin(filter, dns, time).map_err(|refused| {
+    let receiver = traces.begin(filter, entries, time).map_err(|refused| {
         let status = match refused {
             TraceRefused::TooMany => StatusCode::CONFLICT,
             TraceRefused::Stopping => StatusCode::SERVICE_UNAVAILABLE,

@@ -344,6 +344,15 @@ pub enum Find {
 }
 
 impl Find {
+    /// The filter by which a login name is searched for.
+    #[must_use]
+    pub const fn filter(&self) -> Option<&Template> {
+        match self {
+            Self::Search { filter, .. } => Some(filter),
+            Self::UserDn { .. } | Self::Principal { .. } => None,
+        }
+    }
+
     /// The service account, if there is one.
     #[must_use]
     pub const fn service(&self) -> Option<&ServiceAccount> {

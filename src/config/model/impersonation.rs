@@ -29,6 +29,10 @@ impl Default for Impersonation {
 /// The users that may act for any mailbox, and under which conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Administrators {
+    /// The directory that has their entries: a DN means another entry in each.
+    pub directory: String,
+    /// The directories whose mailboxes they may act for; `None`: their own alone.
+    pub target_directories: Option<Vec<String>>,
     /// Their DNs.
     pub dns: Vec<String>,
     /// The filter that the entries of further ones match.

@@ -1,6 +1,7 @@
 //! Where clients connect.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -38,12 +39,14 @@ impl Listener {
 }
 
 /// How clients log in by certificate (SASL EXTERNAL).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientLogin {
     /// How a certificate leads to a user.
     pub matching: CertificateMatch,
     /// Whether a name that the client sends is ignored.
     pub ignore_authzid: bool,
+    /// The directory that has the users; `None`: the domain of the name says which.
+    pub directory: Option<Arc<str>>,
 }
 
 /// How a certificate leads to a user.

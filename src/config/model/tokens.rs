@@ -27,8 +27,10 @@ pub struct TokenIssuer {
     pub login_claim: String,
     /// Whether `email` counts without `email_verified`.
     pub unverified_email: bool,
-    /// The filter of the user's entry, the claim in place of the login name.
-    pub filter: Template,
+    /// The directory that has its users; `None`: the domain of the claim says which.
+    pub directory: Option<String>,
+    /// The filter of the user's entry, the claim in place of the login name; `None`: that of its directory.
+    pub filter: Option<Template>,
     /// The domains of the users that it may name; empty: all.
     pub domains: Vec<String>,
     /// The attribute of an entry by which `domains` are checked.
@@ -52,7 +54,8 @@ impl TokenIssuer {
             scopes: Vec::new(),
             login_claim: "sub".to_owned(),
             unverified_email: false,
-            filter: template::parse_claim_filter("(entryUUID={claim})").expect("a filter"),
+            directory: None,
+            filter: Some(template::parse_claim_filter("(entryUUID={claim})").expect("a filter")),
             domains: Vec::new(),
             domain_attribute: "mail".to_owned(),
             ca: None,

@@ -16,7 +16,7 @@ use crate::tls::clients::{ClientFault, VerifiedCertificate};
 /// want to act for: where `permits_acting`, the name that the client sends may be another user's.
 fn credential(
     certificate: &VerifiedCertificate,
-    login: ClientLogin,
+    login: &ClientLogin,
     authzid: Vec<u8>,
     permits_acting: bool,
 ) -> (Vec<u8>, Named) {
@@ -43,9 +43,10 @@ fn credential(
     let Some(name) = name else { return (Vec::new(), Err(Refusal::NoCertificateName)) };
     let parsed = || {
         let parse = |name: &[u8]| Login::parse(name).ok_or(Refusal::InvalidUsername);
-        let new = |login, authzid| {
+        let new = |name, authzid| {
             let certificate = ClientCertificate::new(certificate.digest, proof, authzid);
-            Credential::new(login, CredentialSecret::ClientCertificate(certificate))
+            let certificate = certificate.of_directory(login.directory.clone());
+            Credential::new(name, CredentialSecret::ClientCertificate(certificate))
         };
         let credential = new(parse(&name)?, other.as_deref().map(parse).transpose()?);
         let own = own.as_deref().filter(|own| permits_acting && !asked.is_empty() && *own != asked);
@@ -72,7 +73,7 @@ impl Conversation {
     pub(super) fn certificate(&self, authzid: Vec<u8>) -> (Vec<u8>, Named, Option<String>) {
         let listener = self.snapshot.config.listener_now(&self.listener, self.over_ipv4);
         let rules = listener.and_then(|listener| {
-            Some((listener.client_login?, self.snapshot.tls.acceptor(self.protocol, &listener.clients)?))
+            Some((listener.client_login.clone()?, self.snapshot.tls.acceptor(self.protocol, &listener.clients)?))
         });
         let Some(((login, acceptor), chain)) = rules.zip(self.certified.as_ref()) else {
             return (authzid, Err(Refusal::CertificateUntrusted), None);
@@ -80,7 +81,7 @@ impl Conversation {
         match acceptor.verify(chain) {
             Some(Ok(certificate)) => {
                 let permits_acting = self.snapshot.config.permits_acting();
-                let (typed, named) = credential(&certificate, login, authzid, permits_acting);
+                let (typed, named) = credential(&certificate, &login, authzid, permits_acting);
                 (typed, named, Some(certificate.to_string()))
             }
             Some(Err(fault)) => (authzid, Err(refusal(fault)), None),
@@ -120,8 +121,8 @@ mod tests {
         ignore_authzid: bool,
         authzid: &str,
     ) -> Result<(String, Option<String>), Refusal> {
-        let login = ClientLogin { matching, ignore_authzid };
-        let (_, named) = credential(certificate, login, authzid.into(), false);
+        let login = ClientLogin { matching, ignore_authzid, directory: None };
+        let (_, named) = credential(certificate, &login, authzid.into(), false);
         named.map(|(credential, acting)| {
             assert!(acting.is_none());
             let CredentialSecret::ClientCertificate(certificate) = credential.secret() else { panic!("a password") };
@@ -170,8 +171,8 @@ mod tests {
     #[test]
     fn other_name_is_a_mailbox_where_users_may_act() {
         let acts = |certificate: &VerifiedCertificate, matching, ignore_authzid, authzid: &str| {
-            let login = ClientLogin { matching, ignore_authzid };
-            let (_, named) = credential(certificate, login, authzid.into(), true);
+            let login = ClientLogin { matching, ignore_authzid, directory: None };
+            let (_, named) = credential(certificate, &login, authzid.into(), true);
             let (credential, acting) = named.unwrap();
             let acting = acting.map(|acting| {
                 let own = acting.own.unwrap();

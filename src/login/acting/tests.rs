@@ -242,3 +242,71 @@ async fn user_without_the_protocol_acts_in_it_by_no_grant() {
     assert_eq!(at("imap").ask("bob", "shared").await, Ok(MailboxRight::May(Authority::Grant("bob".into()))));
     assert_eq!(at("pop3").ask("bob", "shared").await, refused(ActingFault::NotPermitted));
 }
+
+#[tokio::test]
+async fn administrator_of_one_directory_acts_in_another_only_where_the_configuration_says_so() {
+    let text = |more: &str| {
+        let directory = |name: &str| {
+            format!(
+                "{{name: {name}, domains: [{name}.example], servers: ['ldaps://one'], base: dc=x, filter: '(uid={{login}})', \
+                 login_attribute: uid, grant_attribute: grant, watch: off}}"
+            )
+        };
+        format!(
+            "listeners: [{{protocol: imap, address: '127.0.0.1:993', tls: implicit}}]
+tls: {{certificates: [{{chain: c.pem, key: k.pem}}]}}
+directories: [{}, {}]
+routing: {{backends: [{{name: server3, service: {{login: master, password_file: p}}, imap: {{address: '192.0.2.3:993', tls: implicit}}}}]}}
+impersonation: {{directory: corp, admins: ['uid=admin,dc=x'], networks: [192.0.2.0/24]{more}}}
+",
+            directory("corp"),
+            directory("partner")
+        )
+    };
+    let users = |realm: &str| {
+        let memory = Memory::new();
+        for name in ["admin", "alice", "bob"] {
+            let mut entry = entry(name);
+            entry.version.realm = crate::directory::Realm::named(realm);
+            entry.grants = vec!["bob@partner.example".to_owned()];
+            memory.add(&format!("{name}@{realm}.example"), "sesame", entry);
+        }
+        memory
+    };
+    let (corp, partner) = (users("corp"), users("partner"));
+    let ask = async |more: &str, actor: &str, mailbox: &str| {
+        let config = config::parse(Path::new("/c.yaml"), &text(more)).unwrap();
+        let both = [&corp, &partner].map(|one| Arc::clone(one) as Arc<dyn Directory>).to_vec();
+        let realms = Realms::new(&config, both, None);
+        let (name, mailbox) = (login(actor), login(mailbox));
+        let user = target(&realms, &name).await?;
+        let found = target(&realms, &mailbox).await?;
+        let client = Some("192.0.2.7".parse().unwrap());
+        let user = Actor { entry: &user, client, protocol: proto::by_name("imap") };
+        judge(&config, &realms, user, (&mailbox, &found)).await
+    };
+    let (admin, may) = ("admin@corp.example", Ok(MailboxRight::May(Authority::Administrator)));
+    assert_eq!(ask("", admin, "alice@corp.example").await, may);
+    assert_eq!(ask("", admin, "alice@partner.example").await, refused(ActingFault::TargetDirectory));
+    let both = ", target_directories: [corp, partner]";
+    assert_eq!(ask(both, admin, "alice@partner.example").await, may);
+    let only = ", target_directories: partner";
+    assert_eq!(ask(only, admin, "alice@corp.example").await, refused(ActingFault::TargetDirectory));
+    // The same DN is no administrator, no owner and no user that an entry names, in another directory.
+    for more in ["", both] {
+        assert_eq!(
+            ask(more, "admin@partner.example", "alice@partner.example").await,
+            refused(ActingFault::NotPermitted)
+        );
+        assert_eq!(ask(more, "admin@partner.example", "alice@corp.example").await, refused(ActingFault::NotPermitted));
+        assert_eq!(ask(more, "alice@partner.example", "alice@corp.example").await, refused(ActingFault::NotPermitted));
+        assert_eq!(ask(more, "bob@corp.example", "alice@partner.example").await, refused(ActingFault::NotPermitted));
+        // A name means whom a login by it means, and not the same user name in the mailbox's directory.
+        assert_eq!(ask(more, "bob@corp.example", "alice@corp.example").await, refused(ActingFault::NotPermitted));
+        let granted = ask(more, "bob@partner.example", "alice@partner.example").await;
+        assert!(matches!(granted, Ok(MailboxRight::May(Authority::Grant(_)))), "{granted:?}");
+    }
+    assert_eq!(ask(both, admin, "admin@corp.example").await, Ok(MailboxRight::Owner));
+    assert_eq!(ask(both, admin, "admin@partner.example").await, may, "of another directory: a user as any");
+    assert_eq!(ask("", admin, "alice@other.example").await, refused(ActingFault::UnknownTarget));
+}

@@ -103,8 +103,10 @@ impl LoginAttempt<'_> {
         // Kept apart, so that the future of an ordinary login is no larger.
         match Box::pin(self.on_behalf(proven, actor, target)).await {
             Ok(Some(acting)) => {
-                let dn = Some(Arc::clone(&acting.identity.entry().dn));
-                AuthDecision { result: Ok(acting), by: DecidedBy::Impersonation, dn, ..decision }
+                let (realms, target) = (&self.core.realms, acting.identity.shared_entry());
+                let (dn, realm) = (Some(Arc::clone(&target.dn)), Some(target.version.realm));
+                let (result, by, directory) = (Ok(acting), DecidedBy::Impersonation, realms.shown(&target));
+                AuthDecision { result, by, dn, realm, directory, ..decision }
             }
             // The user's own mailbox under another name.
             Ok(None) => decision,

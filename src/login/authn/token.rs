@@ -14,6 +14,7 @@ use crate::base::credential::Login;
 use crate::cache::{CacheStamp, TokenSearch};
 use crate::directory::{Availability, Directory, DirectoryError, Entry, Identity, NameKind, Trace};
 use crate::outcome::Refusal;
+use crate::proto::ldap::template::Template;
 use crate::token::VerifiedToken;
 
 /// The search for the user of a token, and the claim: the name beside the token is compared with both.
@@ -136,8 +137,8 @@ impl Authenticator {
     }
 
     /// Whether the entry of a verified token is held; `None` if unknown.
-    pub(super) async fn is_claim_held(&self, token: &VerifiedToken) -> Option<bool> {
-        self.is_entry_held(self.directory.find_by(&token.filter()?).await.0.ok()?)
+    pub(super) async fn is_claim_held(&self, token: &VerifiedToken, own: Option<&Template>) -> Option<bool> {
+        self.is_entry_held(self.directory.find_by(&token.filter(own)?).await.0.ok()?)
     }
 }
 

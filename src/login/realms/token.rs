@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::several::Answers;
-use super::{RealmCore, Realms};
-use crate::base::credential::{BearerToken, Credential};
+use super::{RealmCore, Realms, foreign_name};
+use crate::base::credential::{BearerToken, Credential, Login};
 use crate::cache::TokenSearch;
-use crate::directory::DirectoryError;
+use crate::directory::{DirectoryError, UnavailableCause};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode};
 use crate::outcome::{Refusal, TokenError};
 use crate::routing::Candidates;
@@ -37,16 +37,11 @@ impl Realms {
             Ok(token) => Arc::new(token),
             Err(error) => return AuthDecision::refused(Refusal::of_token(error), DecidedBy::Usher),
         };
-        let mut decision = match token.filter() {
-            Some(filter) => {
-                let search = TokenSearch { filter, name: credential.login().clone() };
-                match self.realm_of(&token, &search, ask).await {
-                    Ok(realm) => realm.has_decided(realm.authn.decide_claim(search, &token, client, ask).await),
-                    Err(decision) => *decision,
-                }
-            }
-            // The claim lacks a part that the filter requires.
-            None => AuthDecision::refused(Refusal::UnknownUser, DecidedBy::Usher),
+        let mut decision = match self.realm_of(&token, credential.login(), ask).await {
+            // In the directory of the token's user, the name might find that user all the same.
+            Ok((realm, search)) if self.is_foreign(realm, &search.name, token.claim()) => foreign_name(),
+            Ok((realm, search)) => realm.has_decided(realm.authn.decide_claim(search, &token, client, ask).await),
+            Err(decision) => *decision,
         };
         if let Ok(proven) = &mut decision.result {
             proven.token = Some(Arc::clone(&token));
@@ -54,41 +49,93 @@ impl Realms {
         AuthDecision { token: Some(token), ..decision }
     }
 
-    /// The directory that has the user of a token, by the domain of its claim.
+    fn is_foreign(&self, realm: &RealmCore, name: &Login, claim: &Login) -> bool {
+        !name.is_absent() && name != claim && !self.may_have(realm, name)
+    }
+
+    /// The directory that has the user of a token, for `usher explain`.
+    ///
+    /// # Errors
+    /// No directory has it, or several have, or one that may does not answer.
+    pub(crate) async fn locate_token(&self, token: &VerifiedToken) -> Result<&RealmCore, DirectoryError> {
+        match self.realm_of(token, &Login::absent(), LookupMode::Directory).await {
+            Ok((realm, _)) => Ok(realm),
+            Err(decision) => Err(match decision.result {
+                Err(Refusal::SeveralEntries(proof)) => {
+                    let dns = decision.dn.into_iter().chain(decision.other_dn).collect();
+                    DirectoryError::SeveralEntries { dns, proof }
+                }
+                Err(Refusal::DirectoryUnavailable) => DirectoryError::Unavailable(UnavailableCause::Timeout),
+                Ok(_) | Err(_) => DirectoryError::NoEntry,
+            }),
+        }
+    }
+
+    /// The directory that has the user of a token: that of its issuer, or by the domain of the claim; and the search for
+    /// the user there.
     async fn realm_of(
         &self,
         token: &VerifiedToken,
-        search: &TokenSearch,
+        name: &Login,
         ask: LookupMode,
-    ) -> Result<&RealmCore, Box<AuthDecision>> {
-        let several = match self.candidates(token.claim()) {
-            Candidates::One(realm) => return Ok(realm),
-            Candidates::None => return Err(Box::new(AuthDecision::refused(Refusal::UnknownUser, DecidedBy::Usher))),
+    ) -> Result<(&RealmCore, TokenSearch), Box<AuthDecision>> {
+        let candidates = match token.directory() {
+            Some(directory) => self.named(directory),
+            None => self.candidates(token.claim()),
+        };
+        let search_in = |realm: &RealmCore| {
+            let filter = token.filter(realm.settings.find.filter())?;
+            Some(TokenSearch { filter, name: name.clone() })
+        };
+        let several = match candidates {
+            Candidates::One(realm) => vec![realm],
+            Candidates::None => Vec::new(),
             Candidates::Several(several) => several,
         };
+        // Without a search, the claim lacks a part that the filter requires.
+        let mut searches = several.into_iter().filter_map(|realm| Some((realm, search_in(realm)?)));
+        let searches: Vec<_> = match (searches.next(), searches.next()) {
+            (None, _) => return Err(Box::new(AuthDecision::refused(Refusal::UnknownUser, DecidedBy::Usher))),
+            (Some(one), None) => return Ok(one),
+            (Some(one), Some(other)) => [one, other].into_iter().chain(searches).collect(),
+        };
         if ask == LookupMode::Cached {
-            let mut known = several.iter().filter(|realm| realm.authn.cache().found(search).is_some());
-            if let (Some(one), None) = (known.next(), known.next()) {
-                return Ok(one);
+            let mut known = searches.iter().filter(|(realm, search)| realm.authn.cache().found(search).is_some());
+            if let (Some((realm, search)), None) = (known.next(), known.next()) {
+                return Ok((realm, search.clone()));
             }
             // None of them had it a moment ago.
-            let had_none = |realm: &&RealmCore| {
+            let had_none = |(realm, search): &(&RealmCore, TokenSearch)| {
                 realm.authn.cache().refused_lately(&search.filter) == Some(DirectoryError::NoEntry)
             };
-            if several.iter().all(had_none) {
+            if searches.iter().all(had_none) {
                 return Err(Box::new(AuthDecision::refused(Refusal::UnknownUser, DecidedBy::Negative)));
             }
         }
-        let answers = Answers::of(&several, |realm| realm.directory().find_by(&search.filter)).await;
+        let of =
+            |realm: &RealmCore| searches.iter().find(|(one, _)| one.realm == realm.realm).map(|(_, search)| search);
+        let realms: Vec<_> = searches.iter().map(|(realm, _)| *realm).collect();
+        let answers = Answers::of(&realms, |realm| {
+            let filter = of(realm).map_or("", |search| search.filter.as_str());
+            realm.directory().find_by(filter)
+        });
+        let answers = answers.await;
         answers.with_entry_or_not().for_each(|(realm, has_entry)| {
-            let cache = realm.authn.cache();
+            let (cache, Some(search)) = (realm.authn.cache(), of(realm)) else { return };
             match has_entry {
                 Some(true) => cache.forget_refused(&search.filter),
                 Some(false) => cache.refuse_found(search, &DirectoryError::NoEntry),
                 None => {}
             }
         });
-        answers.deciding(|realm| ask == LookupMode::Cached && realm.authn.cache().found_stale(search).is_some())
+        let is_stale = |realm: &RealmCore| {
+            let stale = || of(realm).and_then(|search| realm.authn.cache().found_stale(search));
+            ask == LookupMode::Cached && stale().is_some()
+        };
+        let realm = answers.deciding(is_stale)?;
+        of(realm)
+            .map(|search| (realm, search.clone()))
+            .ok_or_else(|| Box::new(AuthDecision::refused(Refusal::Internal, DecidedBy::Usher)))
     }
 }
 

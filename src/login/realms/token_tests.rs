@@ -58,7 +58,8 @@ fn setup() -> Setup {
         scopes: Vec::new(),
         login_claim: "upn".to_owned(),
         unverified_email: false,
-        filter: template::parse_claim_filter("(mail={claim})").unwrap(),
+        directory: None,
+        filter: Some(template::parse_claim_filter("(mail={claim})").unwrap()),
         domains: Vec::new(),
         domain_attribute: "mail".to_owned(),
         ca: None,
@@ -220,10 +221,10 @@ async fn held_user_is_found_held_by_the_claim() {
     setup.directory.set_version("alice", EntryVersion { held: true, ..EntryVersion::default() });
     let token = SIGNER.token(&claims("alice@example.com"));
     let proven = setup.decision("", &token).await.result.unwrap();
-    assert_eq!(setup.authn().is_held(&Login::absent(), &proven).await, Some(true));
+    assert_eq!(setup.authn().is_held(&Login::absent(), &proven, None).await, Some(true));
     assert_eq!(setup.decide("", "alice@example.com").await.1, DecidedBy::Directory, "not cached");
     setup.directory.set_version("alice", EntryVersion::default());
-    assert_eq!(setup.authn().is_held(&Login::absent(), &proven).await, Some(false));
+    assert_eq!(setup.authn().is_held(&Login::absent(), &proven, None).await, Some(false));
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,6 +42,8 @@ impl Setup {
                 dn: "uid=alice".into(),
                 acting: None,
                 acting_dn: None,
+                directory: None,
+                acting_directory: None,
                 client: IpAddr::from([127, 0, 0, 1]),
                 protocol: "imap".into(),
                 backend: backend.into(),

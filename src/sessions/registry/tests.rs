@@ -20,6 +20,8 @@ fn session(registry: &Registry) -> Session {
         dn: "uid=alice".into(),
         acting: None,
         acting_dn: None,
+        directory: None,
+        acting_directory: None,
         client: IpAddr::from([127, 0, 0, 1]),
         protocol: "imap".into(),
         backend: "server3".into(),
