@@ -96,7 +96,8 @@ cache: {{ttl: 1d, capacity: 1000000}}
 "
     );
     let config = usher::internals::config::parse(Path::new("bench.yaml"), &text).unwrap();
-    let directory = open_directory(&config.directories[0], DirectoryTls::default(), Arc::new(Metrics::new()));
+    let directory =
+        open_directory(config.directories.first().unwrap(), DirectoryTls::default(), Arc::new(Metrics::new()));
     let known = Arc::new(TrackedEntries::new(1_000_000, Duration::from_secs(600)));
     Authenticator::new(directory, Arc::new(Cache::new(&config.cache)), known, 1_000)
 }

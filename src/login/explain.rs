@@ -93,13 +93,13 @@ impl Verdict {
     /// Of a name that no directory, or more than one, has.
     #[must_use]
     pub(crate) fn of_unlocated(error: &DirectoryError) -> Self {
-        match error {
-            DirectoryError::SeveralEntries { proof, .. } => Self::refused(
-                Refusal::SeveralEntries(*proof),
-                format!("{error}, in several directories; make the names unique"),
-            ),
-            DirectoryError::Unavailable(_) => Self::refused(Refusal::DirectoryUnavailable, error.to_string()),
-            _ => Self::refused(Refusal::UnknownUser, "no directory has an entry with this name"),
+        if let DirectoryError::SeveralEntries { proof, .. } = error {
+            let words = format!("{error}, in several directories; make the names unique");
+            Self::refused(Refusal::SeveralEntries(*proof), words)
+        } else if matches!(error, DirectoryError::Unavailable(_)) {
+            Self::refused(Refusal::DirectoryUnavailable, error.to_string())
+        } else {
+            Self::refused(Refusal::UnknownUser, "no directory has an entry with this name")
         }
     }
 
