@@ -29,6 +29,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let capabilities = root.section("capabilities", listeners::capabilities).flatten();
     let trusted = root.get("trusted").map_or(Some(Vec::new()), |node| networks(&node));
     let directories::Drafts { mut directories, names, facts } = directories::read(root);
+    directories::windows(root, directories.as_deref_mut(), &names);
     let tokens = root.get("tokens");
     let tokens = tokens.map_or(Some(Vec::new()), |node| tokens::read(&node, directories.as_deref(), &names));
     let surroundings = Surroundings { listeners: listeners.as_deref().unwrap_or_default(), directory: &facts };

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::directory::{self, Facts};
-use super::model::{Directory, DomainPattern, Find};
+use super::model::{Directory, DomainPattern, Find, WindowsDomain};
 use super::names;
 use super::raw::{Node, Section, Unique};
+use crate::proto::ldap::template::{self, TemplatePart};
 
 /// The directories as far as they could be read.
 #[derive(Default)]
@@ -85,6 +86,56 @@ pub(super) fn read(root: &Section<'_>) -> Drafts {
     let all: Option<Vec<_>> = all.into_iter().collect();
     drafts.directories = all.filter(|all| shared(&items, all));
     drafts
+}
+
+/// Reads `windows_domains`, and gives each to its directory.
+pub(super) fn windows(root: &Section<'_>, directories: Option<&mut [Directory]>, names: &[String]) {
+    let Some(entries) = root.get("windows_domains").and_then(|node| node.entries()) else { return };
+    let mut unique = Unique::default();
+    let mut read = Vec::new();
+    for (name, node) in entries {
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if !(1..=15).contains(&name.len()) || !name.bytes().all(is_part) {
+            node.problem("write the NetBIOS name of a domain: 1 to 15 letters, digits, `-`, `_`, `.`");
+        }
+        unique.check(&name.to_ascii_lowercase(), &node);
+        let domain = node.section(|section| {
+            let directory = match (section.get("directory"), names) {
+                (Some(node), _) => named(&node, names),
+                (None, [only]) => Some(only.clone()),
+                (None, _) => {
+                    section.problem(
+                        "directory",
+                        format!("missing: which directory has its users, of {}", names.join(", ")),
+                    );
+                    None
+                }
+            };
+            let hint = "how a user of it is found, such as \"(sAMAccountName={local})\"";
+            let filter = section.required("filter", hint).and_then(|node| {
+                let filter = node.parsed(template::parse_filter)?;
+                if filter.parts.iter().any(|part| matches!(part, TemplatePart::Login | TemplatePart::Domain)) {
+                    node.problem("write {local}: what is behind the backslash; there is no other part");
+                    return None;
+                }
+                Some(filter)
+            });
+            Some((directory?, filter?))
+        });
+        read.extend(domain.flatten().map(|(directory, filter)| (node, directory, name.to_ascii_lowercase(), filter)));
+    }
+    let directories = directories.unwrap_or_default();
+    for (node, named, name, filter) in read {
+        let Some(directory) = directories.iter_mut().find(|one| one.name == named) else { continue };
+        let key = &directory.key;
+        if directory.find.filter().is_none() {
+            node.problem(format!("a Windows name is searched for: give `{key}` a `base` and a `filter`"));
+        }
+        if directory.login_attribute.is_none() {
+            node.problem(format!("needs `{key}.login_attribute`: a Windows name is no name at a mail server"));
+        }
+        directory.windows_domains.push(WindowsDomain { name, filter });
+    }
 }
 
 /// The domains of a directory's users.

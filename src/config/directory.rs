@@ -105,6 +105,8 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             name: Directory::DEFAULT_NAME.to_owned(),
             key: directory.key().to_owned(),
             domains: Vec::new(),
+            // Set with those of all directories.
+            windows_domains: Vec::new(),
             servers: servers?,
             starttls: starttls?,
             ca: ca.flatten(),

@@ -50,6 +50,7 @@ pub(crate) use model::{
     Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener,
     ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, PasswordSpraying, Probe, Process,
     Routing, ServiceAccount, StoreAddress, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
+    WindowsDomain,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

@@ -160,6 +160,23 @@ impl<'a> Node<'a> {
         self.list()
     }
 
+    /// The keys of a mapping that the operator names, with their values.
+    pub(super) fn entries(&self) -> Option<Vec<(&'a str, Self)>> {
+        let Some(entries) = self.value.as_mapping().filter(|entries| !entries.is_empty()) else {
+            self.mismatch("keys with values (`key: value`)");
+            return None;
+        };
+        let read = |(key, value): (&'a Value, &'a Value)| {
+            let Some(key) = key.as_str() else {
+                self.problem("a key must be text: put it in quotes");
+                return None;
+            };
+            Some((key, Self { report: self.report, path: join(&self.path, key), value }))
+        };
+        let all: Vec<_> = entries.iter().map(read).collect();
+        all.into_iter().collect()
+    }
+
     /// A mapping. Nothing behind the colon is an empty one: all its keys may be commented out.
     pub(super) fn section<T>(&self, read: impl FnOnce(&Section<'a>) -> T) -> Option<T> {
         let entries = self.value.as_mapping().filter(|_| !matches!(self.value, Value::Tagged(_)));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, Login};
-use crate::config::{Administrators, Config};
+use crate::config::{Administrators, Config, WindowsDomain};
 use crate::directory::{Authority, DirectoryError, Entry, NameKind};
 use crate::login::realms::{RealmCore, Realms};
 use crate::outcome::{ActingFault, Refusal};
@@ -268,7 +268,10 @@ async fn is_system_account(config: &Config, realm: &RealmCore, name: &Login, tar
         accounts.extend(of_backend.chain(backend.health.probe.account()).map(|account| account.login.as_str()));
     }
     // At the service account's own name in Active Directory, too.
-    accounts.extend(service.map(|account| account.dn.as_str()).filter(|dn| !dn.contains('=')));
+    let named = service.map(|account| account.dn.as_str()).filter(|dn| !dn.contains('='));
+    accounts.extend(
+        named.into_iter().flat_map(|name| [Some(name), WindowsDomain::split(name).map(|(_, own)| own)]).flatten(),
+    );
     accounts.sort_unstable();
     accounts.dedup();
     let is_named = |account: &&str| {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::config::{Directory, DomainPattern};
+use crate::config::{Directory, DomainPattern, WindowsDomain};
 
 /// The directories, by the domains that they claim.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(crate) struct Domains {
     exact: HashMap<String, Vec<usize>>,
     suffixes: Vec<(String, usize)>,
     without: Vec<usize>,
+    /// By the names of Windows domains, in small letters.
+    windows: HashMap<String, usize>,
 }
 
 /// The directories that may have a name.
@@ -33,7 +35,11 @@ impl Domains {
     #[must_use]
     pub(crate) fn new(directories: &[Directory]) -> Self {
         let is_open = matches!(directories, [only] if !only.is_one_of_several());
-        let mut all = Self { is_open, exact: HashMap::new(), suffixes: Vec::new(), without: Vec::new() };
+        let windows = directories.iter().enumerate();
+        let windows =
+            windows.flat_map(|(at, one)| one.windows_domains.iter().map(move |known| (known.name.clone(), at)));
+        let (exact, suffixes, without) = Default::default();
+        let mut all = Self { is_open, exact, suffixes, without, windows: windows.collect() };
         for (at, pattern) in
             directories.iter().enumerate().flat_map(|(at, one)| one.domains.iter().map(move |it| (at, it)))
         {
@@ -51,6 +57,12 @@ impl Domains {
     pub(crate) fn candidates<'a, T>(&self, name: &str, all: &'a [T]) -> Candidates<'a, T> {
         if self.is_open {
             return all.first().map_or(Candidates::None, Candidates::One);
+        }
+        if !self.windows.is_empty()
+            && let Some((domain, _)) = WindowsDomain::split(name)
+            && let Some(at) = self.windows.get(&domain.to_ascii_lowercase())
+        {
+            return chosen(&[*at], all);
         }
         let Some((_, domain)) = name.rsplit_once('@') else { return chosen(&self.without, all) };
         let domain = domain.to_ascii_lowercase();
@@ -153,6 +165,31 @@ mod tests {
             "EXAMPLE\\alice",
         ] {
             assert_eq!(places(lists, name), [0_usize; 0], "{name}");
+        }
+    }
+
+    #[test]
+    fn windows_domain_before_the_backslash_chooses_before_any_other() {
+        let filter = crate::proto::ldap::template::parse_filter("(sAMAccountName={local})").unwrap();
+        let windows = |name: &str| vec![WindowsDomain { name: name.to_owned(), filter: filter.clone() }];
+        let exact = |domain: &str| vec![DomainPattern::None, DomainPattern::Exact(domain.to_owned())];
+        let directories = [("corp", "corp.example"), ("other", "other.example")].map(|(name, domain)| Directory {
+            domains: exact(domain),
+            windows_domains: windows(name),
+            ..Directory::for_tests()
+        });
+        let (domains, all) = (Domains::new(&directories), [0, 1]);
+        for (name, expected) in [
+            ("CORP\\alice", Candidates::One(&0)),
+            ("other\\alice", Candidates::One(&1)),
+            // It is found by no filter, but not in another directory either.
+            ("corp\\alice@other.example", Candidates::One(&0)),
+            ("none\\alice@other.example", Candidates::One(&1)),
+            ("none\\alice", Candidates::Several(vec![&0, &1])),
+            ("corp.example\\alice", Candidates::Several(vec![&0, &1])),
+            ("corp/alice", Candidates::Several(vec![&0, &1])),
+        ] {
+            assert_eq!(domains.candidates(name, &all), expected, "{name}");
         }
     }
 

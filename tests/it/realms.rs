@@ -384,6 +384,40 @@ fn fleet_knows_users_by_their_directorys_name() {
 }
 
 #[test]
+fn windows_name_is_an_account_of_the_directory_of_its_domain() {
+    let setup = Setup::new();
+    change_password(&setup.partner, "of-partner");
+    let mut config = setup.config();
+    for place in 0..2 {
+        config.change(&format!("/directories/{place}/login_attribute"), "uid");
+    }
+    let filter = "(uid={local})";
+    let domains = json!({
+        "CORP": {"directory": "corp", "filter": filter},
+        "PARTNER": {"directory": "partner", "filter": filter},
+    });
+    let usher = Usher::start(config.set("/windows_domains", domains));
+    for (name, password, directory) in [
+        ("CORP\\alice", password_of("alice"), "corp"),
+        ("corp\\Alice", password_of("alice"), "corp"),
+        ("Partner\\alice", "of-partner".to_owned(), "partner"),
+    ] {
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.authenticate("", name, password.as_bytes()).ok();
+        let line = usher.login(name);
+        assert_eq!((&line["directory"], &line["login_backend"]), (&json!(directory), &json!("alice")), "{line}");
+    }
+    // Neither another domain nor a part of a mail name leads anywhere.
+    for name in ["PARTNER\\alice", "OTHER\\alice", "CORP\\alice@corp.example", "CORP\\", "CORP\\CORP\\alice"] {
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.authenticate("", name, password_of("alice").as_bytes()).is("NO [AUTHENTICATIONFAILED]");
+    }
+    assert_eq!(usher.login("CORP\\alice@corp.example")["result"], "unknown_user");
+    let explained = usher.command(&["explain", "PARTNER\\alice"]).succeeded().stdout;
+    assert!(explained.contains("directory    partner") && explained.contains("(uid=alice)"), "{explained}");
+}
+
+#[test]
 fn mistakes_are_reported_with_their_place() {
     let setup = Setup::new();
     let mut config = setup.config();

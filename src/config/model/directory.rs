@@ -17,6 +17,8 @@ pub struct Directory {
     pub key: String,
     /// The domains of its users; empty: all names.
     pub domains: Vec<DomainPattern>,
+    /// The Windows domains of its users, whose names are typed as `DOMAIN\user`.
+    pub windows_domains: Vec<WindowsDomain>,
     /// The servers, in order of preference.
     pub servers: Vec<DirectoryServer>,
     /// StartTLS on ldap:// connections; mandatory once set.
@@ -94,6 +96,7 @@ impl Directory {
             name: Self::DEFAULT_NAME.to_owned(),
             key: "directory".to_owned(),
             domains: Vec::new(),
+            windows_domains: Vec::new(),
             servers: Vec::new(),
             starttls: false,
             ca: None,
@@ -138,6 +141,29 @@ pub enum DomainPattern {
     Exact(String),
     /// Every one that ends so, with a dot first.
     Suffix(String),
+}
+
+/// A Windows domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WindowsDomain {
+    /// Its NetBIOS name, in small letters.
+    pub name: String,
+    /// The filter of an entry, the name behind the backslash in place of the login name.
+    pub filter: Template,
+}
+
+impl WindowsDomain {
+    /// What is before and behind the backslash of a Windows name.
+    #[must_use]
+    pub(crate) fn split(name: &str) -> Option<(&str, &str)> {
+        name.split_once('\\')
+    }
+
+    /// Whether this is its name.
+    #[must_use]
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+    }
 }
 
 /// An attribute by which an entry shows that it may not log in, whether or not the server lets it bind.

@@ -185,3 +185,49 @@ fn advice_names_the_directory() {
     assert_eq!((warning.key.as_str(), warning.line), ("directories[0].networks_attribute", marked(&networks)));
     assert!(warning.message.contains("`directories[0].canary`"), "{warning}");
 }
+
+#[test]
+fn windows_domains_are_read_and_their_mistakes_reported() {
+    let windows = |keys: &str| with(CORP, PARTNER, &format!("windows_domains:\n{keys}"));
+    let filter = "filter: \"(sAMAccountName={local})\"";
+    let config = parse_text(&windows(&format!(
+        "  EXAMPLE: {{directory: partner, {filter}}}\n  Old-1: {{directory: corp, {filter}}}\n"
+    )));
+    let config = config.unwrap();
+    assert_eq!(config.warnings, []);
+    let names: Vec<_> = config.directories.iter().map(|one| one.windows_domains[0].name.as_str()).collect();
+    assert_eq!(names, ["old-1", "example"]);
+    for (line, key, phrase) in [
+        (format!("EXAMPLE: {{{filter}}}"), "EXAMPLE.directory", "which directory has its users, of corp, partner"),
+        (format!("EXAMPLE: {{directory: x, {filter}}}"), "EXAMPLE.directory", "no directory has this name"),
+        ("EXAMPLE: {directory: corp}".to_owned(), "EXAMPLE.filter", "such as"),
+        ("EXAMPLE: {directory: corp, filter: \"(a={login})\"}".to_owned(), "EXAMPLE.filter", "write {local}"),
+        ("EXAMPLE: {directory: corp, filter: \"(a=b)\"}".to_owned(), "EXAMPLE.filter", ""),
+        (format!("EX AMPLE: {{directory: corp, {filter}}}"), "EX AMPLE", "NetBIOS name"),
+        (format!("ABCDEFGHIJKLMNOP: {{directory: corp, {filter}}}"), "ABCDEFGHIJKLMNOP", "NetBIOS name"),
+        (format!("EXAMPLE: {{directory: corp, {filter}, zzz: 1}}"), "EXAMPLE.zzz", "unknown key"),
+    ] {
+        wrong(&windows(&format!("  {line} # HERE\n")), &format!("windows_domains.{key}"), phrase);
+    }
+    let twice = windows(&format!("  A: {{directory: corp, {filter}}}\n  a: {{directory: corp, {filter}}} # HERE\n"));
+    wrong(&twice, "windows_domains.a", "already used");
+    let text = windows(&format!("  A: {{directory: corp, {filter}}} # HERE\n"));
+    let text =
+        text.replacen("    login_attribute: uid\n", "", 1).replace("service: {login: usher, password_file: p}, ", "");
+    wrong(&text, "windows_domains.A", "needs `directories[0].login_attribute`");
+    // The short form has one directory, which need not be named; one that is not searched finds no such name.
+    let short = |keys: &str| {
+        format!(
+            "listeners: [{{protocol: imap, address: '127.0.0.1:993', tls: implicit}}]
+tls: {{certificates: [{{chain: c.pem, key: k.pem}}]}}
+directory: {{servers: 'ldaps://x', login_attribute: uid, {keys}}}
+routing: {{backends: [{{name: server3, imap: {{address: '192.0.2.3:993', tls: implicit}}}}]}}
+windows_domains:
+  A: {{{filter}}} # HERE
+"
+        )
+    };
+    let config = parse_text(&short("base: dc=x, filter: '(uid={login})'")).unwrap();
+    assert_eq!(config.directories[0].windows_domains.len(), 1);
+    wrong(&short("user_dn: 'uid={login},dc=x'"), "windows_domains.A", "give `directory` a `base` and a `filter`");
+}

@@ -57,6 +57,7 @@ fn every_key_is_read() {
         name: "default".into(),
         key: "directory".into(),
         domains: Vec::new(),
+        windows_domains: Vec::new(),
         servers: vec![
             server("ldap://ldap1.example.com", "ldap1.example.com", 389),
             server("ldap://[2001:db8::1]:3389", "2001:db8::1", 3389),

@@ -38,7 +38,7 @@ const MOST: usize = 200_000;
 
 impl Diagnosis for Ldap {
     fn describe_lookup(&self, login: &Login) -> String {
-        lookup::describe(&self.settings().find, login, self.attributes())
+        lookup::describe(self.settings(), login, self.attributes())
     }
 
     fn probe_all(&self) -> BoxFuture<'_, Vec<ServerProbed>> {
@@ -122,7 +122,7 @@ impl Ldap {
         let query = match (sample.or(canary.as_ref()), &settings.find) {
             (None, _) => Some(search(&base, users.clone(), attributes)),
             (Some(login), Find::Search { base, filter, .. }) => {
-                template::filter(filter, login).map(|filter| search(base, filter, attributes))
+                lookup::search_filter(settings, filter, login).map(|filter| search(base, filter, attributes))
             }
             (Some(login), find) => request_by_name(find, login, attributes).map(|(_, query)| query),
         };

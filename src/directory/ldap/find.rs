@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Ldap;
 use super::entry_filter::AsReturned;
 use super::fresh::FreshnessCheck;
+use super::lookup;
 use super::query::SearchRequest;
 use super::selection::DecisionTime;
 use super::server::Server;
@@ -19,7 +20,6 @@ use crate::config::Find;
 use crate::directory::identity::AcceptedCertificate;
 use crate::directory::{DirectoryError, Entry, Floor, Identity, Trace, UnavailableCause};
 use crate::proto::ldap::result::{self, SearchMeaning};
-use crate::proto::ldap::template;
 
 impl Ldap {
     /// Decides about a client whose certificate is verified.
@@ -65,7 +65,8 @@ impl Ldap {
         let started = Instant::now();
         let (query, found, server) = match &self.settings.find {
             Find::Search { base, filter, .. } => {
-                let query = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
+                let query = self
+                    .search(base, lookup::search_filter(&self.settings, filter, login).ok_or(DirectoryError::NoEntry)?);
                 let found = self.ask(&query, time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;

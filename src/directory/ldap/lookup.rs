@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use crate::base::credential::Login;
-use crate::config::{self, DisabledBy, Find};
+use crate::config::{self, DisabledBy, Find, WindowsDomain};
 use crate::directory::Realm;
 use crate::directory::ldap::query::{Scope, SearchRequest};
 use crate::directory::ldap::schema::Attributes;
 use crate::proto::ldap::attributes::{AttributeRole, CERTIFICATES, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS, SECRETS};
 use crate::proto::ldap::filter::{self, ANY_ENTRY};
 use crate::proto::ldap::naming::{self, Naming};
-use crate::proto::ldap::template;
+use crate::proto::ldap::template::{self, Template};
 use crate::telemetry::labels::DirectoryOperation;
 
 /// The attribute that disables an account, with its role.
@@ -85,6 +85,30 @@ pub(super) fn users_base(find: &Find) -> String {
     }
 }
 
+/// The filter of a search for this login name: a Windows name (`EXAMPLE\alice`) is looked up by what its domain says.
+/// `None`: the name lacks a part that the filter requires.
+pub(super) fn search_filter(settings: &config::Directory, filter: &Template, login: &Login) -> Option<String> {
+    let windows = WindowsDomain::split(login.as_str()).and_then(|(domain, local)| {
+        let domain = settings.windows_domains.iter().find(|known| known.is(domain))?;
+        Some((&domain.filter, local))
+    });
+    let Some((filter, local)) = windows else { return template::filter(filter, login) };
+    // No account has these in its name: they would make another name of it.
+    let local = Some(local).filter(|local| !local.contains(['@', '\\', '/']));
+    let local = local.and_then(|local| Login::parse(local.as_bytes()).filter(|parsed| parsed.as_str() == local))?;
+    template::filter(filter, &local)
+}
+
+/// A filter for everyone whose changes count: whoever is found by a Windows name, too.
+pub(super) fn followed_filter(settings: &config::Directory) -> String {
+    let users = users_filter(&settings.find);
+    if settings.windows_domains.is_empty() {
+        return users;
+    }
+    let windows: String = settings.windows_domains.iter().map(|one| template::filter_for_all(&one.filter)).collect();
+    format!("(|{users}{windows})")
+}
+
 /// A filter for all users.
 pub(super) fn users_filter(find: &Find) -> String {
     match find {
@@ -133,10 +157,11 @@ pub(super) fn canary_request(settings: &config::Directory, attributes: &Arc<Attr
 }
 
 /// Describes the lookup of this login: the filter and base, or the DN.
-pub(super) fn describe(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> String {
+pub(super) fn describe(settings: &config::Directory, login: &Login, attributes: &Arc<Attributes>) -> String {
+    let find = &settings.find;
     let described = match find {
         Find::Search { base, filter, .. } => {
-            template::filter(filter, login).map(|filter| format!("search for {filter} under {base}"))
+            search_filter(settings, filter, login).map(|filter| format!("search for {filter} under {base}"))
         }
         Find::UserDn { template, .. } => template::dn(template, login).map(|dn| format!("read {dn}")),
         Find::Principal { base, .. } => request_by_name(find, login, attributes)
@@ -174,6 +199,27 @@ pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> SearchRequest {
 mod tests {
     use super::*;
     use crate::config::sound_directory;
+
+    #[test]
+    fn windows_name_is_looked_up_by_its_domain_alone() {
+        let mut directory = config::sound_directory("base: dc=x, filter: '(|(uid={login})(mail={login}))'");
+        let filter = template::parse_filter("(sAMAccountName={local})").unwrap();
+        directory.windows_domains.push(WindowsDomain { name: "example".to_owned(), filter });
+        let Find::Search { filter, .. } = directory.find.clone() else { panic!("a search") };
+        let search = |name: &str| search_filter(&directory, &filter, &Login::parse(name.as_bytes()).unwrap());
+        assert_eq!(search("EXAMPLE\\alice").as_deref(), Some("(sAMAccountName=alice)"));
+        assert_eq!(search("example\\o'neil*)").as_deref(), Some("(sAMAccountName=o'neil\\2a\\29)"));
+        for none in ["EXAMPLE\\", "EXAMPLE\\a@b", "EXAMPLE\\a\\b", "EXAMPLE\\a/b", "EXAMPLE\\ a"] {
+            assert_eq!(search(none), None, "{none}");
+        }
+        // Another domain is none: the name is taken as it is.
+        assert_eq!(search("OTHER\\alice").as_deref(), Some("(|(uid=OTHER\\5calice)(mail=OTHER\\5calice))"));
+        assert_eq!(search("alice").as_deref(), Some("(|(uid=alice)(mail=alice))"));
+        let followed = followed_filter(&directory);
+        assert_eq!(followed, "(|(|(uid=*)(mail=*))(sAMAccountName=*))");
+        directory.windows_domains.clear();
+        assert_eq!(followed_filter(&directory), "(|(uid=*)(mail=*))");
+    }
 
     #[test]
     fn filter_for_all_users_has_wildcards_for_names() {

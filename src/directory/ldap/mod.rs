@@ -70,7 +70,6 @@ use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
 use crate::config::{self, Find};
 use crate::proto::ldap::result::INVALID_CREDENTIALS;
-use crate::proto::ldap::template;
 use crate::telemetry::metrics::Metrics;
 
 /// What to bind as.
@@ -161,7 +160,8 @@ impl Ldap {
         };
         match &self.settings.find {
             Find::Search { base, filter, .. } => {
-                let query = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
+                let query = self
+                    .search(base, lookup::search_filter(&self.settings, filter, login).ok_or(DirectoryError::NoEntry)?);
                 let started = Instant::now();
                 let found = self.ask(&query, &mut time, trace).await;
                 trace.search = Some(started.elapsed());

@@ -66,6 +66,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         name: "default".to_owned(),
         key: "directory".to_owned(),
         domains: Vec::new(),
+        windows_domains: Vec::new(),
         servers,
         starttls: false,
         ca: None,

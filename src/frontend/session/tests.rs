@@ -163,7 +163,10 @@ limits: {{{limits}}}
         });
         let (local, since) = (self.listener.local_addr().unwrap(), Instant::now());
         let accepted = Accepted { tcp, client: address, local, since, listener, over_ipv4: false, permit };
-        tokio::spawn(serve(Arc::clone(&self.shared), accepted));
+        let serving = serve(Arc::clone(&self.shared), accepted);
+        // Each connection has one, before the login too.
+        assert!(size_of_val(&serving) < 8 * 1024, "{} bytes", size_of_val(&serving));
+        tokio::spawn(serving);
         let (reader, writer) = client.unwrap().into_split();
         let mut client = Client { reader: BufReader::new(reader), writer };
         client.hears("hello\n").await;

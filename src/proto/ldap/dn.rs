@@ -10,7 +10,11 @@ pub(crate) fn base_dn(text: &str) -> Result<String, SyntaxError> {
 /// Checks a service account's name: a DN, or the `name@domain` that Active Directory also binds.
 pub(crate) fn bind_name(text: &str) -> Result<String, SyntaxError> {
     let principal = |(name, domain): (&str, &str)| !name.is_empty() && !domain.is_empty() && !text.contains([',', '=']);
-    if is_dn(text) || text.split_once('@').is_some_and(principal) {
+    // `EXAMPLE\usher`, as Active Directory takes it.
+    let windows = |(domain, name): (&str, &str)| {
+        !domain.is_empty() && !name.is_empty() && !name.contains('\\') && !text.contains([',', '=', '@'])
+    };
+    if is_dn(text) || text.split_once('@').is_some_and(principal) || text.split_once('\\').is_some_and(windows) {
         Ok(text.to_owned())
     } else {
         Err(SyntaxError::NotADn)

@@ -209,7 +209,7 @@ impl<'a> WatchLink<'a> {
             connection,
             server,
             base: lookup::users_base(&settings.find),
-            filter: lookup::users_filter(&settings.find),
+            filter: lookup::followed_filter(settings),
             attributes,
         }
     }
