@@ -12,7 +12,7 @@ use crate::directory::{
     ConnectionFault, Entry, LockoutPolicy, Realm, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause,
     UserCount,
 };
-use crate::login::explain::{Verdict, tls_advice};
+use crate::login::explain::{Verdict, account_advice, tls_advice};
 use crate::proto::ldap::attributes::CERTIFICATES;
 use crate::proto::ldap::result::{
     CONFIDENTIALITY_REQUIRED, NO_SUCH_OBJECT, SIZE_LIMIT, STRONGER_AUTH_REQUIRED, SUCCESS,
@@ -214,15 +214,14 @@ fn bound(directory: &Directory, service: &Result<(), UnavailableCause>) -> Findi
     let dn = account.map(|account| account.dn.as_str()).unwrap_or_default();
     let file = account.map(|account| account.password_file.display().to_string()).unwrap_or_default();
     let (found, what) = (format!("{dn}: {}", words(trouble)), trouble.code());
+    let of_tls = trouble.result().and_then(|result| tls_advice(directory, result));
     match what {
         Some(49) => Finding::problem(
             "service bind",
             found,
             format!("the password in {file} is not that of this DN, or there is no such entry"),
         ),
-        Some(code) if tls_advice(directory, code).is_some() => {
-            Finding::problem("service bind", found, tls_advice(directory, code).unwrap_or_default())
-        }
+        Some(_) if of_tls.is_some() => Finding::problem("service bind", found, of_tls.unwrap_or_default()),
         Some(53 | 19 | 50) => Finding::problem(
             "service bind",
             found,
@@ -253,7 +252,7 @@ fn read_base(
         }
         Ok((result, _)) => {
             let advice = "the access rules must let the service account read this entry and what is below it";
-            let advice = access_advice(directory, result.code).unwrap_or(advice);
+            let advice = access_advice(directory, result).unwrap_or(advice);
             Finding::problem("base", format!("{dn} is not shown ({result})"), advice)
         }
         Err(trouble) => Finding::problem("base", format!("{dn}: {}", words(trouble)), advice(trouble)),
@@ -304,7 +303,7 @@ fn search(
             }
         }
         (None, Some(name)) => {
-            let advice = access_advice(directory, sample.result.code).map_or_else(
+            let advice = access_advice(directory, &sample.result).map_or_else(
                 || {
                     format!(
                         "is there an entry for {}? Is it below the base, may the service account search the \
@@ -319,7 +318,7 @@ fn search(
         (None, None) => {
             let advice = "no user could log in: check directory.base, directory.filter and the access rules for \
                           the service account";
-            let advice = access_advice(directory, sample.result.code).unwrap_or(advice);
+            let advice = access_advice(directory, &sample.result).unwrap_or(advice);
             Finding::problem("filter", format!("{filter} finds no entry ({})", sample.result), advice)
         }
     }
@@ -327,14 +326,14 @@ fn search(
 
 /// What to do about a server that refuses searches over this connection; `None` if the result does not
 /// say so.
-fn access_advice(directory: &Directory, code: u32) -> Option<&'static str> {
+fn access_advice(directory: &Directory, result: &ServerResult) -> Option<&'static str> {
     let is_anonymous = directory.find.service().is_none();
     // Active Directory has 1, 389-DS 48 (nsslapd-allow-anonymous-access), others 50 or 53.
     let anonymous = || {
-        (is_anonymous && matches!(code, 1 | 48 | 50 | 53))
+        (is_anonymous && matches!(result.code, 1 | 48 | 50 | 53))
             .then_some("the server may refuse anonymous searches: set directory.bind_dn and bind_password_file")
     };
-    tls_advice(directory, code).or_else(anonymous)
+    tls_advice(directory, result).or_else(|| account_advice(result)).or_else(anonymous)
 }
 
 fn mail_host(

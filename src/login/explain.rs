@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use crate::base::credential::Login;
 use crate::config::{Config, Directory, DirectoryServer, LdapScheme};
-use crate::directory::{DirectoryError, Entry, EntryFault, Networks, UnavailableCause};
+use crate::directory::{DirectoryError, Entry, EntryFault, Networks, ServerResult, UnavailableCause};
 use crate::login::networks;
 use crate::outcome::{Proof, Refusal};
 use crate::proto::PROTOCOLS;
 use crate::proto::ldap::result::{CONFIDENTIALITY_REQUIRED, STRONGER_AUTH_REQUIRED};
+use crate::proto::ldap::vendor::{self, Meaning};
 use crate::routing;
 
 /// Why an entry that does not match `password_filter` is not bound.
@@ -181,10 +182,7 @@ impl Verdict {
                          --password-stdin"
                     }
                     UnavailableCause::ServiceBind { result, .. } | UnavailableCause::Result { result, .. } => {
-                        match tls_advice(directory, result.code) {
-                            Some(advice) => &format!("; {advice}"),
-                            None => "",
-                        }
+                        &result_advice(directory, result)
                     }
                     UnavailableCause::Connection { .. }
                     | UnavailableCause::Timeout
@@ -224,21 +222,44 @@ fn unusable(fault: &EntryFault) -> String {
     format!("the entry cannot be used: {fault}{advice}")
 }
 
+/// What servers mean by a result, and what to do; empty if nothing is known.
+fn result_advice(directory: &Directory, result: &ServerResult) -> String {
+    let meant = vendor::words(result.code, result.message.as_deref().unwrap_or_default());
+    let meant = meant.map(|words| format!("; that means at {words}")).unwrap_or_default();
+    let advice = tls_advice(directory, result).or_else(|| account_advice(result));
+    advice.map_or(meant.clone(), |advice| format!("{meant}; {advice}"))
+}
+
+/// What the server's text says beside its code.
+fn by_text(result: &ServerResult) -> Option<Meaning> {
+    vendor::of(result.code, result.message.as_deref().unwrap_or_default()).map(|row| row.meaning)
+}
+
 /// What to do about a server that wants a protected connection; `None` if the result does not say so.
 #[must_use]
-pub(crate) fn tls_advice(directory: &Directory, code: u32) -> Option<&'static str> {
+pub(crate) fn tls_advice(directory: &Directory, result: &ServerResult) -> Option<&'static str> {
+    let is_wanted = match by_text(result) {
+        Some(meaning) => meaning == Meaning::Tls,
+        None => matches!(result.code, STRONGER_AUTH_REQUIRED | CONFIDENTIALITY_REQUIRED),
+    };
     let in_clear = |server: &DirectoryServer| server.scheme == LdapScheme::Ldap && !directory.starttls;
-    match code {
-        STRONGER_AUTH_REQUIRED | CONFIDENTIALITY_REQUIRED if directory.servers.iter().any(in_clear) => Some(
-            "the server accepts passwords only over TLS: write ldaps:// into directory.servers, or set \
-             directory.starttls to true",
-        ),
-        STRONGER_AUTH_REQUIRED | CONFIDENTIALITY_REQUIRED => Some(
-            "the server accepts no simple bind although the connection has TLS: check what its settings demand \
-             (signing, channel binding, SASL, a minimum strength of the cipher)",
-        ),
-        _ => None,
+    if !is_wanted {
+        return None;
     }
+    Some(if directory.servers.iter().any(in_clear) {
+        "the server accepts passwords only over TLS: write ldaps:// into directory.servers, or set \
+         directory.starttls to true (StartTLS)"
+    } else {
+        "the server accepts no simple bind although the connection has TLS: check what its settings demand \
+         (signing, channel binding, SASL, a minimum strength of the cipher)"
+    })
+}
+
+/// What to do about a server that wants a bind before a search; `None` if the result does not say so.
+#[must_use]
+pub(crate) fn account_advice(result: &ServerResult) -> Option<&'static str> {
+    (by_text(result) == Some(Meaning::ServiceAccount))
+        .then_some("the server refuses anonymous searches: set directory.bind_dn and bind_password_file")
 }
 
 fn goal(config: &Config, directory: &Directory, entry: &Entry, login: &Login) -> (Result<Goal, Refusal>, String) {

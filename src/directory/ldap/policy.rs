@@ -2,14 +2,15 @@
 //!
 //! Three dialects: the password-policy control (draft-behera-ldap-password-policy-10 section 6.2, supported by
 //! OpenLDAP, 389-DS and most others on request), the older Netscape controls (draft-vchu-ldap-pwd-policy-00),
-//! and the sub-codes in Active Directory's diagnostic text. What cannot be parsed is ignored, and the result
-//! code stands alone. Parsing never panics, whatever bytes a server sends.
+//! and the diagnostic text of some vendors (`proto/ldap/vendor.rs`). What cannot be parsed is ignored, and the
+//! result code stands alone. Parsing never panics, whatever bytes a server sends.
 
 use crate::directory::ldap::frames::LdapMessage;
 use crate::directory::{BindDiagnostic, ServerResult};
 use crate::outcome::AccountState;
 use crate::proto::ldap::ber::{number as whole_number, tagged};
 use crate::proto::ldap::result::{INVALID_CREDENTIALS, SUCCESS, UNWILLING_TO_PERFORM};
+use crate::proto::ldap::vendor::{self, Meaning};
 
 /// The password-policy control, in request and response.
 pub(crate) const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
@@ -17,8 +18,6 @@ pub(crate) const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
 const NETSCAPE_EXPIRED: &str = "2.16.840.1.113730.3.4.4";
 /// Netscape: the password expires in this many seconds.
 const NETSCAPE_EXPIRING: &str = "2.16.840.1.113730.3.4.5";
-/// The text that precedes a sub-code in Active Directory (and Samba).
-const SUB_CODE: &str = "AcceptSecurityContext error, data ";
 
 /// The result of a bind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +38,7 @@ impl BindResponse {
         let said = value(PASSWORD_POLICY).and_then(|value| password_policy(code, value));
         let said = said.or_else(|| value(NETSCAPE_EXPIRED).map(|_| netscape_expired(code)));
         let said = said.or_else(|| value(NETSCAPE_EXPIRING).and_then(|value| netscape_expiring(code, value)));
-        let diagnostic = said.or_else(|| (code == INVALID_CREDENTIALS).then(|| sub_code(outcome.text))?);
+        let diagnostic = said.or_else(|| by_text(code, outcome.text));
         Some(Self { result: ServerResult::answering(password, code, outcome.text), diagnostic })
     }
 }
@@ -87,24 +86,15 @@ fn netscape_expiring(code: u32, value: &[u8]) -> Option<BindDiagnostic> {
     (code == SUCCESS).then_some(BindDiagnostic::Expiring(seconds))
 }
 
-/// The Windows error of a refused logon (winerror.h). All but the first two and the last are reported only
-/// after a correct password.
-fn sub_code(text: &str) -> Option<BindDiagnostic> {
-    let (_, behind) = text.split_once(SUB_CODE)?;
-    let digits = behind.split(|c: char| !c.is_ascii_hexdigit()).next()?;
-    let (state, proven) = match u32::from_str_radix(digits, 16).ok()? {
-        0x52e => return None,
-        0x525 => return Some(BindDiagnostic::NoAccount),
-        0x530 => (AccountState::OutsideLogonHours, true),
-        0x531 => (AccountState::WrongWorkstation, true),
-        0x532 => (AccountState::PasswordExpired, true),
-        0x533 => (AccountState::Disabled, true),
-        0x701 => (AccountState::AccountExpired, true),
-        0x773 => (AccountState::PasswordMustChange, true),
-        0x775 => (AccountState::Locked, false),
-        other => return Some(BindDiagnostic::SubCode(other)),
-    };
-    Some(BindDiagnostic::State { state, proven })
+/// What the text says of the account.
+fn by_text(code: u32, text: &str) -> Option<BindDiagnostic> {
+    match vendor::of(code, text).map(|row| row.meaning) {
+        Some(Meaning::Account(state, proven)) => Some(BindDiagnostic::State { state, proven }),
+        Some(Meaning::NoAccount) => Some(BindDiagnostic::NoAccount),
+        Some(Meaning::AsCode | Meaning::Tls | Meaning::ServiceAccount) => None,
+        None if code == INVALID_CREDENTIALS => vendor::sub_code(text).map(BindDiagnostic::SubCode),
+        None => None,
+    }
 }
 
 /// A whole number of up to four bytes that is not negative.
@@ -118,11 +108,7 @@ pub(crate) fn invariants(code: u32, control: &[u8], text: &str) {
     use crate::directory::ldap::frames::{BIND_RESPONSE, Frames};
     use crate::proto::ldap::ber::{digits, wrapped};
 
-    let said = [
-        password_policy(code, control),
-        netscape_expiring(code, control),
-        (code == INVALID_CREDENTIALS).then(|| sub_code(text)).flatten(),
-    ];
+    let said = [password_policy(code, control), netscape_expiring(code, control), by_text(code, text)];
     for said in said.iter().flatten() {
         assert!(said.warning().is_none() || code == SUCCESS, "{said} beside {code}");
         assert!(said.to_string().chars().all(|c| c.is_ascii_graphic() || c == ' '), "{said:?}");
@@ -138,10 +124,10 @@ pub(crate) fn invariants(code: u32, control: &[u8], text: &str) {
         BindResponse::read(&message, b"")
     };
     let by_policy = said.first().copied().flatten();
-    let by_text = said.last().copied().flatten();
+    let by_words = said.last().copied().flatten();
     assert_eq!(
         bound(&wrapped(0x30, &[&parts])),
-        Some(BindResponse { result: ServerResult::new(code, text), diagnostic: by_policy.or(by_text) }),
+        Some(BindResponse { result: ServerResult::new(code, text), diagnostic: by_policy.or(by_words) }),
         "{parts:x?}"
     );
     let _ = (bound(&control), bound(text.as_bytes()));
@@ -274,6 +260,31 @@ mod tests {
         for text in ["", "data 775", "AcceptSecurityContext error, data é"] {
             assert_eq!(bound(49, text, &[]).diagnostic, None, "{text}");
         }
+    }
+
+    #[test]
+    fn states_of_other_vendors_are_read_by_their_texts() {
+        let state = |state| Some(BindDiagnostic::State { state, proven: false });
+        for code in [49, 53] {
+            for (text, said) in [
+                ("NDS error: login lockout (-197)", LOCKED),
+                ("NDS error: log account expired (-220)", DISABLED),
+                ("NDS error: bad login time or Q halted (-218)", state(AccountState::OutsideLogonHours)),
+                ("NDS error: bad password (-222)", state(AccountState::PasswordExpired)),
+                ("NDS error: maximum logins exceeded or Q stn not server (-217)", None),
+                ("NDS error: something new (-999)", None),
+            ] {
+                assert_eq!(bound(code, text, &[]).diagnostic, said, "{code} {text}");
+            }
+        }
+        assert_eq!(bound(49, "NDS error: failed authentication (-669)", &[]).diagnostic, None);
+        assert_eq!(bound(19, "Exceed password retry limit. Please try later.", &[]).diagnostic, LOCKED);
+        assert_eq!(bound(53, "Account inactivated. Contact system administrator.", &[]).diagnostic, DISABLED);
+        assert_eq!(bound(0, "NDS error: login lockout (-197)", &[]).diagnostic, None, "not beside success");
+        // The control says more than a text.
+        let expired: &[u8] = b"\x30\x03\x81\x01\x00";
+        let with_both = bound(49, "NDS error: login lockout (-197)", &[(PASSWORD_POLICY, Some(expired))]);
+        assert_eq!(with_both.diagnostic, EXPIRED);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::health::OperationOrigin;
 use crate::directory::ldap::schema::{self, Attributes};
 use crate::directory::{Entry, ReportedEntry, ServerResult};
-use crate::proto::ldap::result::{NO_SUCH_OBJECT, SUCCESS};
+use crate::proto::ldap::result::{NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS};
 use crate::telemetry::labels::DirectoryOperation;
 
 /// Messages that one search may bring: two entries and the references beside them.
@@ -91,6 +91,10 @@ impl SearchResult {
     /// Takes over the final result.
     pub(crate) fn end(&mut self, result: ServerResult) {
         (self.code, self.message) = (result.code, result.message);
+        // A DN names one entry. With it nothing is missing: some servers say so as soon as the limit is reached.
+        if self.is_read && self.entries == 1 && self.code == SIZE_LIMIT {
+            (self.code, self.message) = (SUCCESS, None);
+        }
     }
 
     /// The final result.

@@ -1,7 +1,8 @@
 //! What the replies of a server mean for a login: the result of a bind, and of a search for one entry.
 //!
 //! Only result 0 of a bind authenticates and only 49 is a wrong password; an account state that accompanies either takes
-//! precedence. What the other codes mean is one table, `proto/ldap/result.rs`.
+//! precedence. What the other codes mean is one table, `proto/ldap/result.rs`, and what a vendor's text adds another,
+//! `proto/ldap/vendor.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,7 @@ use crate::directory::{
 };
 use crate::outcome::{AccountState, Proof};
 use crate::proto::ldap::result::{self, BindMeaning, SUCCESS, SearchMeaning};
+use crate::proto::ldap::vendor;
 use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::metrics::Metrics;
 
@@ -72,6 +74,10 @@ impl BindVerdicts {
             }
             // A server that answers unknown names so must not be distinguishable from one that answers 49.
             (BindMeaning::NoSuchName, _) if origin == DnOrigin::Template => Err(DirectoryError::NoEntry),
+            // What the server demands of every user is nothing that this entry lacks, and no state of its account.
+            (BindMeaning::NoPassword | BindMeaning::Undecided, _) if is_about_connection(&bound.result) => {
+                Err(undecided(DirectoryOperation::Bind, bound.result.clone(), trace))
+            }
             (BindMeaning::NoPassword, _) => Err(DirectoryError::NoPassword { dn: dn.into() }),
             (BindMeaning::NoSuchName | BindMeaning::ServerFailed | BindMeaning::Undecided, _) => {
                 Err(match self.results.get(&code) {
@@ -88,6 +94,12 @@ impl BindVerdicts {
         let known = locked(&self.reports_locks);
         server.is_some_and(|server| known.contains(server))
     }
+}
+
+/// Whether the server's text says that the connection is what it refuses.
+fn is_about_connection(result: &ServerResult) -> bool {
+    let text = result.message.as_deref().unwrap_or_default();
+    vendor::of(result.code, text).is_some_and(|row| row.meaning.is_about_connection())
 }
 
 /// Where the DN of a bind is from.

@@ -1,5 +1,5 @@
-//! The pure syntax of LDAP: BER, DNs, filters, templates of both, the attributes that usher reads, and what result
-//! codes mean.
+//! The pure syntax of LDAP: BER, DNs, filters, templates of both, the attributes that usher reads, and what results
+//! mean, by their codes and by the texts of each vendor.
 //!
 //! The configuration checks its values by it, so that a wrong one is reported with its line; the directory builds its
 //! requests with it. Parses and writes text and bytes, and knows no connection.
@@ -11,6 +11,7 @@ pub(crate) mod filter;
 pub(crate) mod naming;
 pub(crate) mod result;
 pub(crate) mod template;
+pub(crate) mod vendor;
 
 /// Why a text is no DN, no filter, or no template of one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

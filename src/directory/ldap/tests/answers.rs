@@ -399,18 +399,25 @@ async fn entry_with_a_long_dn_is_never_bound() {
 /// The read of one DN cannot find several entries.
 #[tokio::test]
 async fn size_limit_of_a_read_concerns_that_entry() {
-    for found in [vec![], vec![entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])])]] {
-        let answer = [found, vec![done(Code::SizeLimitExceeded)]].concat();
-        let server = Scripted::start(first(vec![answer.clone(), answer], is_search)).await;
-        let under = Under::new(&[&server], templated(None));
-        for _ in 0..2 {
-            let (result, trace) = under.login("alice", "right").await;
-            let ended = EntryFault::Ended(ServerResult::new(4, "said the server"));
-            let fault = Box::new(ended);
-            let expected = DirectoryError::UnusableEntry { dn: "uid=alice,dc=x".into(), fault, proof: Proof::Given };
-            assert_eq!((result.err(), trace.code), (Some(expected), Some(4)));
-        }
+    let answer = vec![done(Code::SizeLimitExceeded)];
+    let server = Scripted::start(first(vec![answer.clone(), answer], is_search)).await;
+    let under = Under::new(&[&server], templated(None));
+    for _ in 0..2 {
+        let (result, trace) = under.login("alice", "right").await;
+        let fault = Box::new(EntryFault::Ended(ServerResult::new(4, "said the server")));
+        let expected = DirectoryError::UnusableEntry { dn: "uid=alice,dc=x".into(), fault, proof: Proof::Given };
+        assert_eq!((result.err(), trace.code), (Some(expected), Some(4)));
     }
+    // With the entry nothing is missing, for the mail host as for a filter.
+    let found = || vec![entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])]), done(Code::SizeLimitExceeded)];
+    let server = Scripted::start(first(vec![found(), found()], is_search)).await;
+    let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], templated(None));
+    settings.allow.filter = Some("(memberOf=cn=mail,dc=x)".to_owned());
+    let identity = Under::test(&settings, Tuning::default()).alice().await.unwrap();
+    assert_eq!(
+        (identity.entry().mail_hosts.as_slice(), identity.entry().in_group),
+        (&["server3".to_owned()][..], true)
+    );
     // Without an entry the limit of a search is one of the server.
     let server = Scripted::start(first(vec![vec![done(Code::SizeLimitExceeded)]], is_search)).await;
     let result = Under::new(&[&server], searching(None)).alice().await;
@@ -446,6 +453,30 @@ async fn bind_result_means_what_the_table_says() {
                 }
             }
             assert_eq!(server.binds().len(), 1, "one guess is one answered bind");
+        }
+    }
+}
+
+/// What a server demands of every connection is no missing password of this entry, and no state of its account.
+#[tokio::test]
+async fn demand_on_the_connection_decides_nothing_about_the_user() {
+    for (number, text) in [
+        (48_u8, "anonymous bind disallowed"),
+        (48, "Anonymous access is not allowed."),
+        (53, "Minimum SSF not met."),
+        (8, "strong(er) authentication required"),
+        (13, "TLS confidentiality required"),
+    ] {
+        for find in [searching(None), templated(None)] {
+            let server = Scripted::start(move |seen| match seen.bind() {
+                Some(_) => bound_with(seen, number, text, &[]),
+                None => alice(seen),
+            })
+            .await;
+            let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], find);
+            settings.results = [(53, AccountState::Disabled)].into();
+            let (result, _) = Under::test(&settings, Tuning::default()).login("alice", "right").await;
+            assert_eq!(code(result), (DirectoryOperation::Bind, number.into()), "{text}");
         }
     }
 }
