@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::balance::NodeChange;
 use super::health::{Breaker, SlowStart};
 use super::resolve::ResolveError;
 
@@ -26,6 +27,8 @@ pub(super) struct AddressSet {
     pub(super) lists: HashMap<SocketAddr, Vec<String>>,
     /// How often that has changed.
     pub(super) generation: u64,
+    /// The changes that were not taken yet, at most one for each address.
+    pub(super) changes: Vec<NodeChange>,
 }
 
 /// The state of name resolution.
@@ -55,6 +58,7 @@ impl AddressSet {
             account_refused: false,
             lists: HashMap::new(),
             generation: 0,
+            changes: Vec::new(),
         }
     }
 
@@ -64,6 +68,10 @@ impl AddressSet {
 
     pub(super) fn usable(&self) -> usize {
         self.entries.iter().filter(|(_, breaker)| breaker.is_closed()).count()
+    }
+
+    pub(super) fn usable_addresses(&self) -> Vec<SocketAddr> {
+        self.entries.iter().filter(|(_, breaker)| breaker.is_closed()).map(|(at, _)| *at).collect()
     }
 
     pub(super) fn is_up(&self) -> bool {

@@ -14,12 +14,13 @@ use tracing::{info, warn};
 
 use super::BackendError;
 use super::address_set::AddressSet;
+use super::balance::{Affinity, NodeChange};
 use super::health::{Breaker, BreakerState, ConnectAttempt, GreetingChange, PATIENCE, RetryWindow, SPACING, SlowStart};
 use super::resolve::resolve;
 use super::source::Sources;
 use super::state::{AddressStatus, ProtocolStatus};
 use crate::base::tasks::{self, Task};
-use crate::config::{self, Address, Probe};
+use crate::config::{self, Address, AddressBalance, OnReturn, Probe};
 use crate::limits::Shares;
 use crate::proto::capabilities;
 use crate::telemetry::log::Bounded;
@@ -52,6 +53,8 @@ pub(super) struct Pool {
     /// Where connections come from.
     pub(super) sources: Sources,
     pub(super) settings: config::Health,
+    /// Which of the addresses serves whom.
+    pub(super) balance: AddressBalance,
     addresses: Mutex<AddressSet>,
     /// By how many ushers the rate of slow start is divided.
     shares: Shares,
@@ -95,6 +98,7 @@ impl Pool {
             own: Arc::clone(own),
             sources: Sources::new(&settings.source),
             settings: settings.health.clone(),
+            balance: endpoint.balance,
             addresses: Mutex::new(set),
             shares,
             initial_responses: AtomicBool::new(true),
@@ -192,7 +196,7 @@ impl Pool {
                 Some(failure) => Selection::Unavailable(failure.clone().into()),
             };
         }
-        let usable: Vec<_> = set.entries.iter().filter(|(_, breaker)| breaker.is_closed()).map(|(at, _)| *at).collect();
+        let usable = set.usable_addresses();
         if !usable.is_empty() {
             return Selection::Usable(usable);
         }
@@ -232,6 +236,7 @@ impl Pool {
         if let Some(due) = &mut set.resolver.due {
             *due = now;
         }
+        self.note_change(&mut set, NodeChange::Left(address));
         let usable = set.usable();
         drop(set);
         // It may quote what the peer's certificate says.
@@ -252,6 +257,7 @@ impl Pool {
         if outage {
             set.slow_start.begin(now);
         }
+        self.note_change(&mut set, NodeChange::Returned(address));
         let usable = set.usable();
         drop(set);
         self.changed.send_replace(());
@@ -333,6 +339,33 @@ impl Pool {
             lists = set.lists.values().map(Vec::as_slice).collect();
         }
         (!lists.is_empty()).then(|| capabilities::common(&lists))
+    }
+
+    /// Notes a change for [`Pool::take_changes`], in place of an earlier one of the same address.
+    fn note_change(&self, set: &mut AddressSet, change: NodeChange) {
+        let (NodeChange::Returned(of) | NodeChange::Left(of)) = change;
+        if self.balance == AddressBalance::UserHash(OnReturn::Close) {
+            set.changes.retain(|(NodeChange::Returned(at) | NodeChange::Left(at))| *at != of);
+            // DNS may bring ever new addresses.
+            if set.changes.len() < LISTS {
+                set.changes.push(change);
+            }
+        }
+    }
+
+    /// The changes since the last call.
+    pub(super) fn take_changes(&self) -> Vec<NodeChange> {
+        match self.balance {
+            AddressBalance::UserHash(OnReturn::Close) => std::mem::take(&mut self.addresses().changes),
+            AddressBalance::UserHash(OnReturn::Keep) | AddressBalance::First => Vec::new(),
+        }
+    }
+
+    /// The address that a user without sessions belongs to, among those that are up.
+    pub(super) fn home(&self, affinity: &Affinity) -> Option<SocketAddr> {
+        let mut usable = self.addresses().usable_addresses();
+        affinity.sort(&mut usable);
+        usable.first().copied()
     }
 
     /// How many addresses have this state.

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Service;
 use super::addresses::{Evidence, Pool, RunningProbe, Selection};
+use super::balance::Affinity;
 use super::dialogue::{BackendDialogue, LoggedIn};
 use super::error::{Awaited, BackendError, Rejected};
 use super::health::ConnectAttempt;
@@ -106,7 +107,10 @@ pub(super) struct Connection {
 impl Endpoint {
     /// The addresses to try, in order. While all of them are down, they are probed for this login, which waits
     /// no longer than a fast refusal may take.
-    pub(super) async fn candidates(self: &Arc<Self>) -> Result<VecDeque<SocketAddr>, BackendError> {
+    pub(super) async fn candidates(
+        self: &Arc<Self>,
+        affinity: Option<&Affinity>,
+    ) -> Result<VecDeque<SocketAddr>, BackendError> {
         let arrived = Instant::now();
         // Subscribed before the check, so that no change is missed in between.
         let mut changes = self.pool.changed();
@@ -114,7 +118,12 @@ impl Endpoint {
             self.pool.refresh(&self.metrics);
             self.spawn_probes(self.pool.begin_down_probes());
             let until = match self.pool.select(arrived, self.timeout) {
-                Selection::Usable(addresses) => return Ok(addresses.into()),
+                Selection::Usable(mut addresses) => {
+                    if let Some(affinity) = affinity {
+                        affinity.sort(&mut addresses);
+                    }
+                    return Ok(addresses.into());
+                }
                 Selection::Unavailable(error) => return Err(error),
                 Selection::Wait(until) => until,
             };
@@ -146,19 +155,19 @@ impl Endpoint {
     /// Connects and goes as far as a login that is about to be sent, at the first address that accepts.
     pub(super) async fn approach(
         self: &Arc<Self>,
+        affinity: Option<&Affinity>,
         deadline: Instant,
-        settings: &BackSettings,
-        header: &[u8],
+        (settings, header): (&BackSettings, &[u8]),
         transcript: &Transcript,
     ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
-        let tried = self.try_each(self.candidates().await?, deadline, settings, header, transcript).await;
+        let tried = self.try_each(self.candidates(affinity).await?, deadline, settings, header, transcript).await;
         let again = Instant::now() + RETRY;
         if again >= deadline || !matches!(tried, Err(BackendError::Connect { .. })) {
             return tried;
         }
         sleep_until(again).await;
         transcript.note(Leg::Backend, || format!("connecting again after {RETRY:?}"));
-        self.try_each(self.candidates().await?, deadline, settings, header, transcript).await
+        self.try_each(self.candidates(affinity).await?, deadline, settings, header, transcript).await
     }
 
     /// Tries one address after the other until one is ready for the login; each fault is recorded. While others remain,

@@ -8,6 +8,7 @@
 
 mod address_set;
 mod addresses;
+pub(crate) mod balance;
 pub(crate) mod capabilities;
 pub(crate) mod diagnose;
 mod dialogue;
@@ -42,6 +43,7 @@ use crate::proto::{self, BackSettings, Origin, PROTOCOLS, Protocol};
 use crate::telemetry::metrics::Metrics;
 use crate::token::VerifiedToken;
 use addresses::{Evidence, Pool};
+use balance::Affinity;
 pub(crate) use dialogue::LoggedIn;
 use endpoint::{Endpoint, Handshakes};
 pub(crate) use error::{Awaited, BackendError};
@@ -215,6 +217,7 @@ impl Backend {
     }
 
     /// Logs the user in under this name, within the backend's `timeout`, and forwards the client's address as `forward` says.
+    /// Returns the address as well.
     ///
     /// # Errors
     /// Why not; `phases` says how far it came.
@@ -222,10 +225,11 @@ impl Backend {
         &self,
         protocol: &Protocol,
         (login, proof): (&Login, LoginProof<'_>),
+        affinity: Option<&Affinity>,
         origin: &Origin,
         transcript: &Transcript,
         phases: &mut Phases,
-    ) -> Result<LoggedIn, BackendError> {
+    ) -> Result<(LoggedIn, SocketAddr), BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let deadline = Instant::now() + self.timeout;
         let login = login.as_str().as_bytes().to_vec();
@@ -258,9 +262,9 @@ impl Backend {
         let began = Instant::now();
         let approach = async {
             // A backend that is down is reported before waiting for a slot.
-            endpoint.candidates().await?;
+            endpoint.candidates(affinity).await?;
             let place = self.login_slot(endpoint).await?;
-            Ok((place, endpoint.approach(deadline, &settings, &header, transcript).await?))
+            Ok((place, endpoint.approach(affinity, deadline, (&settings, &header), transcript).await?))
         };
         let approached = timeout_at(deadline, approach).await.map_err(|_| endpoint.late(Awaited::Connection)).flatten();
         phases.connect = Some(began.elapsed());
@@ -269,7 +273,7 @@ impl Backend {
         let began = Instant::now();
         let again = async |settings: &BackSettings| {
             let talk;
-            (address, talk) = endpoint.approach(deadline, settings, &header, transcript).await?;
+            (address, talk) = endpoint.approach(affinity, deadline, (settings, &header), transcript).await?;
             Ok(talk)
         };
         let answered = timeout_at(deadline, endpoint.log_in(talk, &mut settings, again)).await;
@@ -286,17 +290,21 @@ impl Backend {
             Err(BackendError::Refused(reply)) if !reply.unavailable => self.rejections.record(address.ip()),
             Err(_) => {}
         }
-        answered
+        answered.map(|logged_in| (logged_in, address))
     }
 
     /// The address that nginx connects to: a healthy one, or the one configured for nginx.
     ///
     /// # Errors
     /// No address is available, or none accepts a login without TLS.
-    pub(crate) async fn nginx_address(&self, protocol: &Protocol) -> Result<SocketAddr, BackendError> {
+    pub(crate) async fn nginx_address(
+        &self,
+        protocol: &Protocol,
+        affinity: Option<&Affinity>,
+    ) -> Result<SocketAddr, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let hop = endpoint.nginx.ok_or(BackendError::NotServed)?;
-        let candidates = timeout_at(Instant::now() + self.timeout, endpoint.candidates()).await;
+        let candidates = timeout_at(Instant::now() + self.timeout, endpoint.candidates(affinity)).await;
         let well = candidates
             .map_err(|_| endpoint.late(Awaited::Connection))
             .flatten()?

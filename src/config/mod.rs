@@ -44,13 +44,13 @@ use crate::proto::ldap::template::{self, Template, UserName};
 
 pub(crate) use digest::TextDigest;
 pub(crate) use model::{
-    Address, Administrators, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache,
+    Address, AddressBalance, Administrators, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache,
     CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, ConfigReload, Connections,
     Control, Directory, DirectoryServer, DisabledBy, DomainPattern, Draft, Ehlo, Endpoint, FailedLogins, Find, Fleet,
     Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener,
-    ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnUnavailable, PasswordSpraying, Probe, Process,
-    Routing, ServiceAccount, StoreAddress, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch, WatchMode,
-    WindowsDomain,
+    ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnReturn, OnUnavailable, PasswordSpraying, Probe,
+    Process, Routing, ServiceAccount, StoreAddress, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch,
+    WatchMode, WindowsDomain,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::directories::AllFacts;
 use super::model::{
-    Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Listener, Probe, Routing,
-    TokenLogin,
+    Address, AddressBalance, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Listener,
+    OnReturn, Probe, Routing, TokenLogin,
 };
 use super::names;
 use super::raw::{Node, Section, Unique};
@@ -229,6 +229,7 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
     let server_name = endpoint.get("server_name").map(|node| node.parsed(names::host));
     let forward = forward(protocol, endpoint);
     let ehlo = ehlo(protocol, endpoint, forward);
+    let balance = balance(endpoint);
     let auth_http = endpoint.section("auth_http", hop).flatten();
     if auth_http.is_some_and(|hop| hop != AuthHttpTarget::default()) && protocol.nginx.is_none() {
         endpoint.problem("auth_http", format!("nginx's mail proxy does not speak {}: remove it", protocol.name));
@@ -243,7 +244,34 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
         return None;
     }
     let server_name = server_name.unwrap_or_else(|| Some(first.host.clone()))?;
-    Some(Endpoint { protocol, addresses, tls, server_name, forward: forward?, ehlo: ehlo?, auth_http: auth_http? })
+    Some(Endpoint {
+        protocol,
+        addresses,
+        balance: balance?,
+        tls,
+        server_name,
+        forward: forward?,
+        ehlo: ehlo?,
+        auth_http: auth_http?,
+    })
+}
+
+/// Which of the addresses serves whom.
+fn balance(endpoint: &Section<'_>) -> Option<AddressBalance> {
+    let is_by_user =
+        endpoint.get("balance").map_or(Some(false), |node| node.word(&[("first", false), ("user_hash", true)]));
+    let words = [("keep", OnReturn::Keep), ("close", OnReturn::Close)];
+    let on_return = endpoint.get("on_return").map(|node| node.word(&words));
+    match is_by_user? {
+        true => on_return.unwrap_or(Some(OnReturn::Keep)).map(AddressBalance::UserHash),
+        false => {
+            if on_return.is_some() {
+                endpoint
+                    .warn("on_return", "without effect: only with `balance: user_hash` do users belong to an address");
+            }
+            Some(AddressBalance::First)
+        }
+    }
 }
 
 /// Where nginx is sent instead.

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
-use crate::backend::{BackendError, LoggedIn};
+use crate::backend::{Backend, BackendError, LoggedIn};
 use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, CredentialKind, CredentialSecret, Login};
 use crate::base::secret::SecretBuf;
@@ -342,7 +342,13 @@ impl Conversation {
     }
 
     /// The session of an attempt that backend and directory have accepted.
-    fn session(&self, realms: &Realms, name: &Login, proven: &Proven, backend: &Arc<str>) -> Session {
+    fn session(
+        &self,
+        realms: &Realms,
+        name: &Login,
+        proven: &Proven,
+        (backend, address): (&Backend, SocketAddr),
+    ) -> Session {
         let acting = proven.identity.acting();
         Session {
             id: self.info.session,
@@ -354,7 +360,8 @@ impl Conversation {
             acting_directory: acting.and_then(|acting| realms.shown(&acting.entry)).map(Cow::Borrowed),
             client: self.info.client,
             protocol: self.protocol.name.into(),
-            backend: Arc::clone(backend),
+            backend: Arc::clone(&backend.name),
+            address: Some(address),
             since: unix_now(),
         }
     }
@@ -412,12 +419,14 @@ impl Frontend for Conversation {
         let Target { backend, login, .. } = &target;
         let transcript = self.trace.transcript();
         let proof = attempted.proof(&proven);
-        match backend.log_in(self.protocol, (login, proof), &self.origin, &transcript, &mut event.phases).await {
-            Ok(logged_in) => {
+        let affinity = backend.affinity(self.protocol, proven.identity.entry(), attempt.context.sessions);
+        let (user, phases) = ((login, proof), &mut event.phases);
+        match backend.log_in(self.protocol, user, affinity.as_ref(), &self.origin, &transcript, phases).await {
+            Ok((logged_in, address)) => {
                 attempt.count_backend(backend, BackendResult::Ok);
                 // A claim may be a number that says nothing to an administrator.
                 let name = if proven.token.is_some() { login } else { attempted.name() };
-                let session = self.session(&attempt.core.realms, name, &proven, &backend.name);
+                let session = self.session(&attempt.core.realms, name, &proven, (backend, address));
                 match listing::list(attempt.context, attempt.core, &proven, session, login.as_str().into()) {
                     Ok(listing) => {
                         let backend = Arc::clone(&backend.name);

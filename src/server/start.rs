@@ -204,11 +204,14 @@ async fn rewrite_sessions(shared: Arc<Shared>) {
 /// Starts due probes of the directory servers and backends of the current snapshot; never returns.
 async fn run_probes(shared: Arc<Shared>) {
     loop {
-        let snapshot = shared.snapshot.load();
+        let snapshot = shared.snapshot.load_full();
         snapshot.realms.all().iter().filter_map(|realm| realm.directory().probes()).for_each(Probes::run_due);
         snapshot.tokens.run_due();
         snapshot.backends.all().iter().for_each(|backend| backend.run_probes());
         snapshot.offers.refresh(snapshot.backends.all(), &shared.metrics);
+        for backend in snapshot.backends.all() {
+            backend.rebalance(&shared.registry, &shared.closer).await;
+        }
         drop(snapshot);
         sleep(PROBE_TICK).await;
     }

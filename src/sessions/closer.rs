@@ -6,6 +6,7 @@
 //! Sessions are found by the indexes of the registry: no step scans all of them.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,12 +40,14 @@ struct Jobs {
     last_selection: u64,
 }
 
-/// Identifies a job. There is one job at a time for all changes, for each backend, and for the stop.
+/// Identifies a job. There is one job at a time for all changes, for each backend, for each of
+/// its addresses that is up again, and for the stop.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum JobId {
     Changes,
     Stop,
     Backend(Arc<str>),
+    Displaced(Arc<str>, IpAddr),
     Selection(u64),
 }
 
@@ -53,7 +56,7 @@ impl JobId {
     fn task(&self) -> Task {
         match self {
             Self::Changes | Self::Stop => Task::SessionCloser,
-            Self::Backend(_) => Task::BackendDrain,
+            Self::Backend(_) | Self::Displaced(..) => Task::BackendDrain,
             Self::Selection(_) => Task::Kick,
         }
     }
@@ -75,6 +78,8 @@ enum Sessions {
     Listed { sessions: VecDeque<SessionId>, step: Duration },
     /// Those of a backend, oldest first, including those that begin later.
     Backend { step: Duration },
+    /// Those of each user together, at the configured rate.
+    Displaced(VecDeque<Vec<SessionId>>),
     /// All, oldest first. One that ends by itself spares one of the last.
     All { step: Duration },
 }
@@ -103,7 +108,10 @@ const fn rank(why: TerminationReason) -> usize {
         | TerminationReason::Kicked => 1,
         TerminationReason::Deleted => 2,
         TerminationReason::PasswordChanged => 3,
-        TerminationReason::Moved | TerminationReason::Drain | TerminationReason::BackendDrained => 4,
+        TerminationReason::Moved
+        | TerminationReason::Drain
+        | TerminationReason::BackendDrained
+        | TerminationReason::AddressReturned => 4,
     }
 }
 
@@ -158,6 +166,12 @@ impl Job {
                     if registry.end_oldest_of(backend, TerminationReason::BackendDrained));
                 self.due = now + if closed { *step } else { LATE_SESSIONS };
             }
+            Sessions::Displaced(users) => {
+                let sessions = users.pop_front().unwrap_or_default();
+                let ended = sessions.iter().filter(|id| registry.end(**id, TerminationReason::AddressReturned));
+                let ended = u32::try_from(ended.count()).unwrap_or(u32::MAX);
+                self.due = now + (Duration::from_secs(1) / rate.max(1)).saturating_mul(ended);
+            }
             Sessions::All { step } => {
                 registry.end_oldest();
                 self.due += *step;
@@ -170,6 +184,7 @@ impl Job {
         match &self.sessions {
             Sessions::Ranked(queue) => !queue.queued.is_empty(),
             Sessions::Listed { sessions, .. } => !sessions.is_empty(),
+            Sessions::Displaced(users) => !users.is_empty(),
             Sessions::Backend { .. } | Sessions::All { .. } => true,
         }
     }
@@ -232,6 +247,19 @@ impl Closer {
     /// Does not close the sessions of this backend any more.
     pub(super) fn keep_backend(&self, backend: &Arc<str>) {
         self.lock().by_id.remove(&JobId::Backend(Arc::clone(backend)));
+    }
+
+    /// Closes sessions that belong to this address of a backend, which is up again, and are elsewhere; those of each
+    /// user together. A second call replaces the first.
+    pub(crate) fn close_displaced(&self, backend: Arc<str>, address: IpAddr, users: Vec<Vec<SessionId>>) {
+        let job = Job { sessions: Sessions::Displaced(users.into()), due: Instant::now() };
+        self.lock().by_id.insert(JobId::Displaced(backend, address), job);
+        self.changed.notify_waiters();
+    }
+
+    /// Does not close them any more: the address is down again.
+    pub(crate) fn keep_displaced(&self, backend: &Arc<str>, address: IpAddr) {
+        self.lock().by_id.remove(&JobId::Displaced(Arc::clone(backend), address));
     }
 
     /// Closes the sessions of now evenly over `time`, at most `rate` per second. A second call changes both.

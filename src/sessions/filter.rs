@@ -192,6 +192,7 @@ mod tests {
             client: client.parse().unwrap(),
             protocol: "imap".into(),
             backend: backend.into(),
+            address: None,
             since,
         })
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::{Bound, RangeInclusive};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,6 +52,9 @@ pub(crate) struct Session {
     pub protocol: Cow<'static, str>,
     /// The backend's name.
     pub backend: Arc<str>,
+    /// Which of the backend's addresses it is at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
     /// When it was logged in, Unix seconds.
     pub since: u64,
 }
@@ -159,6 +162,8 @@ pub enum TerminationReason {
     Kicked,
     /// Its backend is being drained.
     BackendDrained,
+    /// The address of the backend that its user belongs to is up again.
+    AddressReturned,
 }
 
 impl TerminationReason {
@@ -166,7 +171,7 @@ impl TerminationReason {
     #[must_use]
     pub const fn notice(self) -> Option<ClosingNotice> {
         match self {
-            Self::Moved | Self::Hold => Some(ClosingNotice::MailboxMoved),
+            Self::Moved | Self::Hold | Self::AddressReturned => Some(ClosingNotice::MailboxMoved),
             Self::PasswordChanged => Some(ClosingNotice::PasswordChanged),
             Self::Network => Some(ClosingNotice::NetworkNotAllowed),
             Self::Disabled | Self::Expired | Self::Deleted | Self::CertificateRemoved | Self::GrantRevoked => {
@@ -194,6 +199,7 @@ impl TerminationReason {
             Self::Hold => SessionEnd::Hold,
             Self::Kicked => SessionEnd::Kicked,
             Self::BackendDrained => SessionEnd::BackendDrained,
+            Self::AddressReturned => SessionEnd::AddressReturned,
         }
     }
 }
@@ -349,6 +355,23 @@ impl Registry {
     pub(crate) fn has(&self, names: &EntryNames) -> bool {
         let table = self.lock();
         names.keys().any(|key| table.ids(&key).next().is_some())
+    }
+
+    /// The addresses of a backend at which a user has sessions that were not asked to end, the latest first: of the
+    /// latest sessions, as far as these are enough.
+    #[must_use]
+    pub(crate) fn addresses_of(&self, user: &EntryKey, backend: &str) -> Vec<SocketAddr> {
+        let table = self.lock();
+        let open = table.ids(user).rev().filter(|id| table.open.contains_key(id)).take(PAGE);
+        let sessions = open.filter_map(|id| table.sessions.get(&id));
+        let here = sessions.filter(|(session, basis)| *session.backend == *backend && basis.entry.key() == *user);
+        let mut addresses = Vec::new();
+        for address in here.filter_map(|(session, _)| session.address) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
     }
 
     /// The entry with these names has another DN now: its sessions are listed under it.

@@ -250,6 +250,8 @@ labels! {
         Kicked => "kicked",
         /// Its backend is being drained.
         BackendDrained => "backend_drained",
+        /// The address of the backend that its user belongs to is up again.
+        AddressReturned => "address_returned",
         /// A panic.
         Panic => "panic",
     }

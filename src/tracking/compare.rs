@@ -233,7 +233,8 @@ pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
         | TerminationReason::Hold
         | TerminationReason::Drain
         | TerminationReason::Kicked
-        | TerminationReason::BackendDrained => OnChange::Close,
+        | TerminationReason::BackendDrained
+        | TerminationReason::AddressReturned => OnChange::Close,
     };
     choice == OnChange::Close
 }
@@ -380,6 +381,7 @@ mod tests {
                 client: "192.0.2.1".parse().unwrap(),
                 protocol: "imap".into(),
                 backend: "server3".into(),
+                address: None,
                 since: NOW,
             };
             let basis = SessionBasis { certificate, ..SessionBasis::for_tests("uid=a") };

@@ -12,6 +12,7 @@ mod architecture;
 mod auth_http;
 mod backend;
 mod backends;
+mod balance;
 mod cache;
 mod capabilities;
 mod certificates;

@@ -33,7 +33,8 @@ pub(crate) use limits::{Cache, Drain, Limits, OnUnavailable};
 pub(crate) use listeners::{CertificateMatch, ClientLogin, Listener, ListenerTls};
 pub(crate) use process::{Admin, AuthHttp, ConfigReload, Control, Log, LogFormat, LogLevel, Process};
 pub(crate) use routing::{
-    Address, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, Probe, Routing, TokenLogin,
+    Address, AddressBalance, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, OnReturn, Probe,
+    Routing, TokenLogin,
 };
 pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, PasswordSpraying, Throttle};
 pub(crate) use tls::{CertificateFiles, ClientAuth, ClientCertificates, Group, Tls, TlsVersion};

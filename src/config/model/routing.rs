@@ -125,6 +125,8 @@ pub struct Endpoint {
     pub protocol: &'static Protocol,
     /// Where to connect, in order of preference: never empty.
     pub addresses: Vec<Address>,
+    /// Which of them serves whom.
+    pub balance: AddressBalance,
     /// TLS.
     pub tls: BackTls,
     /// The name to verify and to send as SNI.
@@ -135,6 +137,32 @@ pub struct Endpoint {
     pub ehlo: Ehlo,
     /// Where nginx is sent instead of `addresses`.
     pub auth_http: AuthHttpTarget,
+}
+
+/// Which of an endpoint's addresses a login goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressBalance {
+    /// The first that is up.
+    First,
+    /// The one that a hash of the user chooses among those that are up.
+    UserHash(OnReturn),
+}
+
+impl AddressBalance {
+    /// Whether users go to different addresses.
+    #[must_use]
+    pub const fn is_by_user(self) -> bool {
+        matches!(self, Self::UserHash(_))
+    }
+}
+
+/// What happens, when an address is up again, to the sessions that belong to it and are elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnReturn {
+    /// They stay.
+    Keep,
+    /// They are ended at a pace.
+    Close,
 }
 
 impl Endpoint {

@@ -364,6 +364,11 @@ fn backend_name_and_host_mistakes_are_reported() {
     );
     mistake(hosts, "hosts: [a b] # HERE", "routing.backends[0].hosts[0]", "mailHost value");
     mistake(hosts, "hosts: 3 # HERE", "routing.backends[0].hosts", "found a number, but expected a list");
+    for (key, words) in [("balance", "`first`, `user_hash`"), ("on_return", "`keep`, `close`")] {
+        let path = format!("routing.backends[0].imap.{key}");
+        let name = "server_name: server3.example.com}";
+        mistake(name, &format!("server_name: server3.example.com, {key}: random}} # HERE"), &path, words);
+    }
     let both = "hosts: [SERVER3.example.com] # HERE";
     mistake(
         "pin_sha256",

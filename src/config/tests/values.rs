@@ -139,6 +139,17 @@ fn every_key_is_read() {
     assert_eq!(endpoint(three), ("imap", "192.0.2.3".into(), 993, BackTls::Implicit, "server3.example.com".into()));
     let name = "server4.example.com".to_owned();
     assert_eq!(endpoint(four), ("imap", name.clone(), 143, BackTls::StartTls, name));
+    let balanced = |keys: &str| {
+        let keys = format!("server_name: server3.example.com, {keys}}}");
+        parse_text(&replaced("server_name: server3.example.com}", &keys)).unwrap()
+    };
+    let balance = |keys: &str| balanced(keys).routing.backends[0].endpoints[0].balance;
+    assert_eq!(three.endpoints[0].balance, AddressBalance::First);
+    assert_eq!(balance("balance: first"), AddressBalance::First);
+    assert_eq!(balance("balance: user_hash"), AddressBalance::UserHash(OnReturn::Keep));
+    assert_eq!(balance("balance: user_hash, on_return: close"), AddressBalance::UserHash(OnReturn::Close));
+    let [warning] = <[Problem; 1]>::try_from(balanced("on_return: close").warnings).unwrap();
+    assert_eq!(warning.key, "routing.backends[0].imap.on_return");
     assert_eq!(four.hosts, ["server4"]);
     // The SHA-256 of nothing.
     assert_eq!(four.pin_sha256[0][..4], [0xe3, 0xb0, 0xc4, 0x42]);

@@ -253,7 +253,8 @@ impl Frontend for Nginx {
         event: &mut LoginEvent,
     ) -> Result<Completion<NginxTarget>, Refusal> {
         let Target { backend, login, .. } = target;
-        let address = backend.nginx_address(attempt.protocol).await.map_err(|error| {
+        let affinity = backend.affinity(attempt.protocol, proven.identity.entry(), attempt.context.sessions);
+        let address = backend.nginx_address(attempt.protocol, affinity.as_ref()).await.map_err(|error| {
             attempt.count_backend(&backend, error.result());
             event.failed(&error);
             error.refusal(backend.pass_refusals)

@@ -77,7 +77,8 @@ fn not_listed(why: TerminationReason) -> NotListed {
         | TerminationReason::Hold
         | TerminationReason::PasswordChanged
         | TerminationReason::CertificateRemoved
-        | TerminationReason::GrantRevoked => {
+        | TerminationReason::GrantRevoked
+        | TerminationReason::AddressReturned => {
             return NotListed::Again;
         }
         TerminationReason::Disabled => account(AccountState::Disabled),

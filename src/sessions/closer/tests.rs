@@ -47,6 +47,7 @@ impl Setup {
                 client: IpAddr::from([127, 0, 0, 1]),
                 protocol: "imap".into(),
                 backend: backend.into(),
+                address: None,
                 since: 0,
             };
             ids.push(session.id);
@@ -205,4 +206,26 @@ async fn job_continues_after_its_task_was_restarted() {
     };
     let at: Vec<u64> = ends.iter().map(|(at, _)| at.round() as u64).collect();
     assert_eq!(at, [0, 1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn displaced_sessions_of_a_user_end_together_until_their_address_is_down_again() {
+    let (setup, mut ends, mut kept) = (setup(), JoinSet::new(), JoinSet::new());
+    let (backend, address) = (Arc::<str>::from("server3"), IpAddr::from([192, 0, 2, 1]));
+    let users = vec![setup.list("server3", 1, &mut ends), setup.list("server3", 5, &mut ends)];
+    let users = users.into_iter().chain([setup.list("server3", 3, &mut kept)]).collect();
+    setup.closer.close_displaced(Arc::clone(&backend), address, users);
+    sleep(Duration::from_millis(500)).await;
+    setup.closer.keep_displaced(&backend, address);
+    sleep(Duration::from_secs(10)).await;
+    // Ten a second: the second user after one session, the third after six.
+    let ends = sorted(ends).await;
+    assert!(ends.iter().all(|(_, why)| *why == TerminationReason::AddressReturned));
+    let times: Vec<u64> = ends.iter().map(|(at, _)| (at * 10.0).round() as u64).collect();
+    assert_eq!(times, [0, 1, 1, 1, 1, 1]);
+    assert_eq!(setup.registry.count(), 3);
+    let users = vec![setup.registry.sessions().iter().map(|session| session.id).collect()];
+    setup.closer.close_displaced(backend, address, users);
+    assert_eq!(sorted(kept).await.len(), 3);
+    assert!(setup.closer.lock().by_id.is_empty());
 }

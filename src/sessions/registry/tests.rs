@@ -25,6 +25,7 @@ fn session(registry: &Registry) -> Session {
         client: IpAddr::from([127, 0, 0, 1]),
         protocol: "imap".into(),
         backend: "server3".into(),
+        address: None,
         since: unix_now(),
     }
 }
@@ -191,4 +192,30 @@ async fn sessions_of_two_realms_with_the_same_dn_never_meet() {
     registry.rename(&in_realm(Realm::for_tests(1)), &"uid=alicia".into());
     assert_eq!(registry.of(&in_realm(Realm::DEFAULT))[0].0.dn.as_ref(), "uid=alice");
     assert!(!registry.has(&in_realm(Realm::for_tests(1))));
+}
+
+#[test]
+fn addresses_of_a_user_are_those_of_its_open_sessions_at_the_backend() {
+    let registry = Arc::new(Registry::default());
+    let at = |last: u8| SocketAddr::from(([192, 0, 2, last], 993));
+    let begin = |dn: &str, backend: &str, last: u8| {
+        list(
+            &registry,
+            Session { dn: dn.into(), backend: backend.into(), address: Some(at(last)), ..session(&registry) },
+        )
+    };
+    let alice = names(None, Some("uid=alice")).by_dn().unwrap();
+    let found = || registry.addresses_of(&alice, "server3");
+    assert_eq!(found(), []);
+    let first = begin("uid=alice", "server3", 1);
+    let _others = (begin("uid=alice", "server4", 2), begin("uid=anna", "server3", 3));
+    assert_eq!(found(), [at(1)]);
+    let _later = (begin("uid=alice", "server3", 4), begin("uid=alice", "server3", 1));
+    assert_eq!(found(), [at(1), at(4)], "the latest first");
+    // One that is ending does not keep its user there.
+    let ending = begin("uid=alice", "server3", 5);
+    assert_eq!(found(), [at(5), at(1), at(4)]);
+    assert!(registry.end(ending.0.id, TerminationReason::AddressReturned));
+    drop(first);
+    assert_eq!(found(), [at(1), at(4)]);
 }

@@ -154,6 +154,7 @@ fn session(registry: &Registry, entry: &Entry) -> Session {
         client: IpAddr::from([127, 0, 0, 1]),
         protocol: "imap".into(),
         backend: entry.mail_hosts.first().map(String::as_str).unwrap_or_default().into(),
+        address: None,
         since: 0,
     }
 }
