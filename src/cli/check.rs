@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use super::{FAILED, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
+use super::{FAILED, OK, UNAVAILABLE, USAGE, complain, count, fail, fail_config, progress};
 use crate::base::credential::Login;
 use crate::base::privileges;
+use crate::base::sys::journal::Priority;
 use crate::config::{Config, Problem};
 use crate::config_files::{ServiceUser, unreadable};
 use crate::diagnose::table::{Shown, ShownJson, ShownLines};
@@ -42,13 +43,13 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         Err(problems) => return fail_config(&problems),
     };
     for warning in &for_the_service {
-        eprintln!("warning: {}", ShownLines(&warning.to_string()));
+        complain(Priority::Warning, &format!("warning: {warning}"));
     }
     for warning in &config.warnings {
-        eprintln!("warning: {}", ShownLines(&warning.to_string()));
+        complain(Priority::Warning, &format!("warning: {warning}"));
     }
     for Finding { found, .. } in diagnose::served(&snapshot.tls) {
-        eprintln!("warning: {}", ShownLines(&found));
+        complain(Priority::Warning, &format!("warning: {found}"));
     }
     if !arguments.json {
         println!(

@@ -25,11 +25,13 @@ mod trace;
 mod wait;
 
 use std::fmt::Display;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::base::sys::journal::{Priority, is_journal};
 use crate::diagnose::table::ShownLines;
 
 /// Turns of tasks after which a thread looks at its sockets again, if it never runs out of them. A session
@@ -179,14 +181,22 @@ fn either(code: Result<ExitCode, ExitCode>) -> ExitCode {
 
 /// Says on standard error why a command failed.
 fn fail(code: u8, why: impl Display) -> ExitCode {
-    eprintln!("usher: {}", ShownLines(&why.to_string()));
+    complain(Priority::Error, &format!("usher: {why}"));
     ExitCode::from(code)
+}
+
+/// Says something on standard error; if that is the journal, each line has this priority.
+fn complain(priority: Priority, text: &str) {
+    let prefix = if is_journal(io::stderr()) { priority.prefix() } else { "" };
+    for line in ShownLines(text).to_string().lines() {
+        eprintln!("{prefix}{line}");
+    }
 }
 
 /// Says every mistake of the configuration on standard error.
 fn fail_config(problems: &[crate::config::Problem]) -> ExitCode {
     for problem in problems {
-        eprintln!("{}", ShownLines(&problem.to_string()));
+        complain(Priority::Error, &problem.to_string());
     }
     fail(CONFIG, format!("the configuration has {}", count(problems.len(), "mistake")))
 }

@@ -5,7 +5,7 @@
 //! once, by the format, and quoted by how it was recorded, never by what its text looks like. The writer itself
 //! lets no control character pass, so that no name, certificate or server can forge a line or a field (CWE-117).
 //! [`Repeats`] keeps one outage from filling the disk. Libraries log from warn up only: their traces may
-//! contain a password. Timestamps are UTC (RFC 3339).
+//! contain a password. Timestamps are UTC (RFC 3339). For the journal, each line begins with its priority.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -14,9 +14,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::Dispatch;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
+use tracing::{Dispatch, Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::Targets;
@@ -25,6 +25,7 @@ use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Registry, reload};
 
+use crate::base::sys::journal::{Priority, is_journal};
 use crate::config::{self, LogFormat, LogLevel};
 
 /// How many lines wait for a slow output; a line has some hundred bytes, a few thousand at most.
@@ -50,7 +51,7 @@ const OUTAGES: usize = 1_024;
 /// written, but returns a valid guard.
 #[must_use = "dropping the guard stops the log"]
 pub(crate) fn init(settings: &config::Log) -> Guard {
-    let (dispatch, guard) = build(settings, io::stdout());
+    let (dispatch, guard) = build(settings, io::stdout(), is_journal(io::stdout()));
     let _ = tracing::dispatcher::set_global_default(dispatch);
     guard
 }
@@ -58,10 +59,11 @@ pub(crate) fn init(settings: &config::Log) -> Guard {
 /// A guard of a log without output, for tests of other modules.
 #[cfg(test)]
 pub(crate) fn unread() -> Guard {
-    build(&config::Log { format: LogFormat::Text, level: LogLevel::Error }, io::sink()).1
+    build(&config::Log { format: LogFormat::Text, level: LogLevel::Error }, io::sink(), false).1
 }
 
-fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Dispatch, Guard) {
+/// `to_journal`: whether each line is to begin with its priority.
+fn build(settings: &config::Log, output: impl io::Write + Send + 'static, to_journal: bool) -> (Dispatch, Guard) {
     let (queue, worker) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(QUEUE)
@@ -70,7 +72,7 @@ fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Di
     let dropped = queue.error_counter();
     let (filter, level) = reload::Layer::new(filter(settings.level));
     let registry = tracing_subscriber::registry().with(filter);
-    let writer = OneLine { queue, format: settings.format };
+    let writer = OneLine { queue, format: settings.format, to_journal, priority: None };
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(writer);
     let dispatch = match settings.format {
         LogFormat::Text => Dispatch::new(registry.with(layer.fmt_fields(KeyValue))),
@@ -209,6 +211,9 @@ pub(crate) fn escape_json(out: &mut impl fmt::Write, character: char) -> fmt::Re
 struct OneLine {
     queue: NonBlocking,
     format: LogFormat,
+    to_journal: bool,
+    /// The priority of the event, for the journal.
+    priority: Option<Priority>,
 }
 
 /// The output of the thread that writes: it is given the lines one by one, and flushed when there are no
@@ -235,6 +240,16 @@ impl<'a> MakeWriter<'a> for OneLine {
     fn make_writer(&'a self) -> Self {
         self.clone()
     }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Self {
+        let priority = match *event.level() {
+            Level::ERROR => Priority::Error,
+            Level::WARN => Priority::Warning,
+            Level::INFO => Priority::Info,
+            _ => Priority::Debug,
+        };
+        Self { priority: self.to_journal.then_some(priority), ..self.clone() }
+    }
 }
 
 impl io::Write for OneLine {
@@ -242,7 +257,9 @@ impl io::Write for OneLine {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = event.strip_suffix(b"\n").unwrap_or(event);
         let text = String::from_utf8_lossy(line);
-        let mut clean = String::with_capacity(text.len() + 1);
+        let prefix = self.priority.map_or("", Priority::prefix);
+        let mut clean = String::with_capacity(prefix.len() + text.len() + 1);
+        clean.push_str(prefix);
         for character in text.chars() {
             let _ = match (is_printable(character), self.format) {
                 (true, _) => clean.write_char(character),

@@ -42,6 +42,7 @@ mod fleet_secrets;
 mod flood;
 mod health;
 mod hostile_directory;
+mod journal;
 mod kick;
 mod labels;
 mod lag;

@@ -1,6 +1,7 @@
 //! Operating system interfaces: limits, socket options, local addresses.
 
 pub(crate) mod allocator;
+pub(crate) mod journal;
 pub(crate) mod paths;
 pub(crate) mod secret_files;
 pub mod sockets;

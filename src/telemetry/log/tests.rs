@@ -30,8 +30,13 @@ fn settings(format: LogFormat, level: LogLevel) -> config::Log {
 
 /// The log lines that `events` produce.
 fn written(format: LogFormat, level: LogLevel, events: impl FnOnce(&Guard)) -> Vec<String> {
+    written_to(false, format, level, events)
+}
+
+/// As [`written`], for the journal or not.
+fn written_to(to_journal: bool, format: LogFormat, level: LogLevel, events: impl FnOnce(&Guard)) -> Vec<String> {
     let page = Page::default();
-    let (dispatch, guard) = build(&settings(format, level), page.clone());
+    let (dispatch, guard) = build(&settings(format, level), page.clone(), to_journal);
     dispatcher::with_default(&dispatch, || events(&guard));
     drop(guard);
     let bytes = page.0.lock().unwrap().clone();
@@ -69,6 +74,26 @@ fn text_is_escaped_once_by_the_format() {
     assert!(text[0].ends_with(r#"login dn="cn=Smith\\2C John" login=AD\alice"#), "{text:?}");
     let json = written(LogFormat::Json, LogLevel::Info, event);
     assert!(json[0].contains(r#""dn":"cn=Smith\\2C John","login":"AD\\alice""#), "{json:?}");
+}
+
+#[test]
+fn lines_for_the_journal_begin_with_their_priority() {
+    let events = |_: &Guard| {
+        error!("a");
+        tracing::warn!(text = "two\n<3>lines", "b");
+        info!("<3>c");
+        tracing::debug!("d");
+        tracing::trace!("e");
+    };
+    for format in [LogFormat::Text, LogFormat::Json] {
+        let plain = written(format, LogLevel::Trace, events);
+        let lines = written_to(true, format, LogLevel::Trace, events);
+        let prefixes: Vec<_> = lines.iter().map(|line| &line[..3]).collect();
+        assert_eq!(prefixes, ["<3>", "<4>", "<6>", "<7>", "<7>"], "{lines:?}");
+        assert!(plain.iter().all(|line| !line.starts_with('<')), "{plain:?}");
+        let begins = if format == LogFormat::Json { "{" } else { "20" };
+        assert!(lines.iter().all(|line| line[3..].starts_with(begins)), "{lines:?}");
+    }
 }
 
 #[test]
@@ -160,7 +185,7 @@ impl io::Write for Stuck {
 #[test]
 fn blocked_output_loses_lines_without_delay() {
     let (release, stuck) = mpsc::channel();
-    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Stuck(stuck));
+    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Stuck(stuck), false);
     let lines = 2 * QUEUE;
     // This would hang if a line waited for the output.
     dispatcher::with_default(&dispatch, || (0..lines).for_each(|line| info!(line, "login")));
@@ -191,7 +216,7 @@ impl io::Write for Counted {
 #[test]
 fn concurrent_lines_are_one_write_and_none_is_lost() {
     let counted = Counted::default();
-    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), counted.clone());
+    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), counted.clone(), false);
     dispatcher::with_default(&dispatch, || (0..1000).for_each(|line| info!(line, "login")));
     guard.close();
     let (writes, lines) = *counted.0.lock().unwrap();
@@ -216,7 +241,7 @@ impl io::Write for Slow {
 #[test]
 fn last_lines_are_written_while_the_guard_is_still_shared() {
     let page = Page::default();
-    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Slow(page.clone()));
+    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Slow(page.clone()), false);
     dispatcher::with_default(&dispatch, || (0..100).for_each(|line| info!(line, "end")));
     guard.close();
     assert_eq!(page.0.lock().unwrap().iter().filter(|byte| **byte == b'\n').count(), 100);
@@ -227,7 +252,7 @@ fn last_lines_are_written_while_the_guard_is_still_shared() {
 fn event_is_one_write_to_the_queue() {
     let page = Page::default();
     let (queue, worker) = NonBlockingBuilder::default().finish(page.clone());
-    let mut line = OneLine { queue, format: LogFormat::Text };
+    let mut line = OneLine { queue, format: LogFormat::Text, to_journal: false, priority: None };
     assert_eq!(line.write(b"a\nb\tc\n").unwrap(), 6);
     line.flush().unwrap();
     drop(worker);

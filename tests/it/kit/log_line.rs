@@ -55,3 +55,12 @@ fn quoted(text: &str) -> Option<(String, &str)> {
         }
     }
 }
+
+/// The priority in front of a line for the journal, and the rest.
+pub(crate) fn priority(line: String) -> (Option<u64>, String) {
+    let priority = line.strip_prefix('<').and_then(|rest| rest.split_once('>')?.0.parse().ok());
+    match priority {
+        Some(priority) => (Some(priority), line.split_once('>').unwrap().1.to_owned()),
+        None => (None, line),
+    }
+}

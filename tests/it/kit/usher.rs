@@ -79,9 +79,13 @@ impl Usher {
         std::thread::spawn(move || {
             for line in output.split(b'\n').map_while(Result::ok) {
                 let text = String::from_utf8_lossy(&line).into_owned();
+                let (priority, text) = super::log_line::priority(text);
                 // Output that is not a log line is kept, such as a panic message.
                 let value = serde_json::from_str(&text).ok().or_else(|| super::log_line::parse(&text));
-                let value = value.unwrap_or(Value::String(text));
+                let mut value = value.unwrap_or(Value::String(text));
+                if let (Some(priority), Value::Object(line)) = (priority, &mut value) {
+                    line.insert("journal_priority".into(), priority.into());
+                }
                 drop(written.unread.lock());
                 written.lines.lock().unwrap().push(value);
                 written.more.notify_all();
