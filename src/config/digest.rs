@@ -6,22 +6,27 @@ use std::path::Path;
 use aws_lc_rs::digest::{self, SHA256, SHA256_OUTPUT_LEN};
 
 use super::model::{Config, Tls};
+use super::parts::Sources;
 
-/// A hash of the text of a config file.
+/// A hash of the text of a config file, and of the files of `routing.backends_from`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TextDigest([u8; SHA256_OUTPUT_LEN]);
 
 impl TextDigest {
-    pub(super) fn of(text: &str) -> Self {
+    pub(super) fn of(text: &[u8]) -> Self {
         let mut bytes = [0; SHA256_OUTPUT_LEN];
-        bytes.copy_from_slice(digest::digest(&SHA256, text.as_bytes()).as_ref());
+        bytes.copy_from_slice(digest::digest(&SHA256, text).as_ref());
         Self(bytes)
     }
 
-    /// Of the file as it is now; `None` if it cannot be read.
+    pub(super) const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Of the file and those that it includes, as they are now; `None` if it cannot be read.
     #[must_use]
     pub(crate) fn of_file(file: &Path) -> Option<Self> {
-        super::read(file).ok().map(|text| Self::of(&text))
+        super::read(file).ok().map(|text| Sources::of(text, file).digest())
     }
 }
 

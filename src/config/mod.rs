@@ -18,6 +18,7 @@ mod listeners;
 mod locate;
 mod model;
 mod names;
+mod parts;
 mod process;
 mod raw;
 mod renamed;
@@ -110,6 +111,7 @@ use crate::base::secret::PasswordFileError;
 use crate::base::sys;
 
 use locate::Lines;
+use parts::{Part, Sources};
 use raw::{Node, Report};
 
 /// A config file is some kilobytes; larger ones are a mistake, and the bound keeps what YAML's
@@ -171,6 +173,8 @@ impl Config {
 pub struct Place {
     file: PathBuf,
     lines: Lines,
+    /// The files of `routing.backends_from`.
+    parts: Vec<Part>,
 }
 
 impl Place {
@@ -178,13 +182,35 @@ impl Place {
     #[must_use]
     pub fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
         // Unknown keys are the operator's own words: they must not move a terminal's cursor.
-        let shown = key.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect();
-        Problem { file: self.file.clone(), line: self.line(key), key: shown, message: message.into() }
+        let shown = |key: &str| key.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect();
+        match self.part(key) {
+            Some((part, own)) => {
+                let problem = part.problem(own, message);
+                Problem { key: shown(&problem.key), ..problem }
+            }
+            None => {
+                let line = if key.is_empty() { None } else { self.lines.of(key) };
+                Problem { file: self.file.clone(), line, key: shown(key), message: message.into() }
+            }
+        }
     }
 
-    /// The line of a key.
-    fn line(&self, key: &str) -> Option<u64> {
-        if key.is_empty() { None } else { self.lines.of(key) }
+    /// The file of `routing.backends_from` that a key is in, and the key there.
+    fn part(&self, key: &str) -> Option<(&Part, String)> {
+        self.parts.iter().find_map(|part| Some((part, part.key(key)?)))
+    }
+
+    /// A key of these files for the message of another one: `name in line 3`, with its file if it is in another.
+    fn other(&self, key: &str, of: &str) -> String {
+        let (this, other) = (self.problem(of, ""), self.problem(key, ""));
+        let line = other.line.map(|line| format!(" in line {line}")).unwrap_or_default();
+        let file = if this.file == other.file { String::new() } else { format!(" of {}", other.file.display()) };
+        format!("{}{line}{file}", other.key)
+    }
+
+    /// The files beside the config file.
+    pub(crate) fn part_files(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(Part::file)
     }
 }
 
@@ -209,27 +235,30 @@ impl From<Problem> for Mistakes {
 /// Every mistake that was found.
 pub(crate) fn load(file: &Path) -> Result<Config, Mistakes> {
     match read(file) {
-        Ok(text) => parse(file, &text),
+        Ok(text) => parse_sources(file, Sources::of(text, file)),
         Err(message) => Err(Problem { file: file.to_owned(), line: None, key: String::new(), message }.into()),
     }
 }
 
 /// Checks a config that was read already; `file` is its name in problems, and its directory what
-/// relative paths are relative to.
+/// relative paths are relative to. No other file is read.
 ///
 /// # Errors
 /// As [`load`].
 pub fn parse(file: &Path, text: &str) -> Result<Config, Mistakes> {
-    let (lines, duplicates) = Lines::read(text);
-    let place = Arc::new(Place { file: file.to_owned(), lines });
-    let root: serde_yaml::Value = match serde_yaml::from_str(text) {
-        Ok(root) => root,
-        Err(_) if !duplicates.is_empty() => {
-            let problems = duplicates.into_iter().map(|twice| place.twice(twice)).collect();
-            return Err(Mistakes { problems, draft: None });
-        }
-        Err(error) => return Err(place.syntax(&error).into()),
-    };
+    parse_sources(file, Sources { text: text.to_owned(), folder: None })
+}
+
+fn parse_sources(file: &Path, sources: Sources) -> Result<Config, Mistakes> {
+    let digest = sources.digest();
+    let (mut place, root) = document(file, &sources.text);
+    let mut root = root.map_err(|problems| Mistakes { problems, draft: None })?;
+    let mut warnings = Vec::new();
+    if let Some(folder) = sources.folder {
+        let included = parts::include(&mut place, &mut root, folder);
+        warnings = included.map_err(|problems| Mistakes { problems, draft: None })?;
+    }
+    let place = Arc::new(place);
     if root.is_null() {
         return Err(place.problem("", "the file is empty: start from config.example.yaml").into());
     }
@@ -238,22 +267,36 @@ pub fn parse(file: &Path, text: &str) -> Result<Config, Mistakes> {
         place,
         directory: absolute.parent().map(Path::to_owned).unwrap_or_default(),
         problems: RefCell::default(),
-        warnings: RefCell::default(),
+        warnings: RefCell::new(warnings),
     };
     let (config, draft) = Node::root(&report, &root).section(|root| compile::config(root, absolute)).unzip();
     let in_order = |found: RefCell<Vec<Problem>>| {
         let mut found = found.into_inner();
-        found.sort_by_key(|problem| problem.line.unwrap_or(u64::MAX));
+        // The config file first, then the others by name.
+        found.sort_by(|one, other| {
+            let order = |problem: &Problem| (problem.file != file, problem.line.unwrap_or(u64::MAX));
+            let ((is_part, line), (other_part, other_line)) = (order(one), order(other));
+            is_part.cmp(&other_part).then_with(|| one.file.cmp(&other.file)).then(line.cmp(&other_line))
+        });
         found
     };
     let Report { place, problems, warnings, .. } = report;
     let problems = in_order(problems);
     match config.flatten() {
-        Some(config) if problems.is_empty() => {
-            Ok(Config { digest: TextDigest::of(text), warnings: in_order(warnings), place, ..config })
-        }
+        Some(config) if problems.is_empty() => Ok(Config { digest, warnings: in_order(warnings), place, ..config }),
         Some(_) | None => Err(Mistakes { problems, draft: draft.map(Box::new) }),
     }
+}
+
+/// The keys and values of a file, or why it has none.
+fn document(file: &Path, text: &str) -> (Place, Result<serde_yaml::Value, Vec<Problem>>) {
+    let (lines, duplicates) = Lines::read(text);
+    let place = Place { file: file.to_owned(), lines, parts: Vec::new() };
+    let value = serde_yaml::from_str(text).map_err(|error| match duplicates.is_empty() {
+        true => vec![place.syntax(&error)],
+        false => duplicates.into_iter().map(|twice| place.twice(twice)).collect(),
+    });
+    (place, value)
 }
 
 impl Place {
@@ -294,6 +337,11 @@ fn read(file: &Path) -> Result<String, String> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length > LARGEST_FILE) {
         return Err("larger than 1 MiB: is this the config?".to_owned());
     }
+    utf8(bytes)
+}
+
+/// The text of a file, or what it is instead.
+fn utf8(bytes: Vec<u8>) -> Result<String, String> {
     match PasswordFileError::of_encoding(&bytes) {
         Some(PasswordFileError::Utf16) => Err(format!("the file {}", PasswordFileError::Utf16)),
         Some(_) | None => String::from_utf8(bytes).map_err(|_| "not UTF-8 text: save it as UTF-8".to_owned()),

@@ -387,8 +387,8 @@ impl Unique {
     /// Records a mistake if the value was given before. `value` is shown: no secret comes here.
     pub(super) fn check(&mut self, value: &str, node: &Node<'_>) {
         if let Some(first) = self.first.get(value) {
-            let line = node.report.place.line(first).map(|line| format!(" in line {line}")).unwrap_or_default();
-            node.problem(format!("`{}` is already used by {first}{line}: remove one", value.escape_debug()));
+            let first = node.report.place.other(first, &node.path);
+            node.problem(format!("`{}` is already used by {first}: remove one", value.escape_debug()));
         } else {
             self.first.insert(value.to_owned(), node.path.clone());
         }

@@ -43,7 +43,18 @@ pub(super) struct Taken {
 pub(super) fn read(routing: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut Taken) -> Option<Routing> {
     let hint = "add `- {name: server3, hosts: [server3.example.com], imap: {address: \"server3.example.com:993\", \
                 tls: implicit}}`";
-    let items = routing.required("backends", hint).and_then(|node| node.list());
+    let folder = routing.get("backends_from").map(|node| node.path());
+    let items = match (routing.get("backends"), folder) {
+        // The folder's backends are among them.
+        (Some(node), _) => node.list(),
+        (None, Some(folder)) => {
+            if folder.is_some() {
+                routing.problem("backends_from", "no file there has a backend, and there is no `backends`: add one");
+            }
+            None
+        }
+        (None, None) => routing.required("backends", hint).and_then(|node| node.list()),
+    };
     let mut read = |item: &Node<'_>| item.section(|section| backend(section, surroundings, taken)).flatten();
     let backends: Option<Vec<_>> = items.map(|items| items.iter().map(&mut read).collect());
     let default = routing.get("default").map(|node| (node.parsed(names::backend_name), node));

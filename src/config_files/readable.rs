@@ -41,7 +41,7 @@ pub(crate) fn unreadable(config: &Config, user: ServiceUser<'_>) -> io::Result<V
     let (ServiceUser::Configured(name) | ServiceUser::OfTheUnit(name)) = user;
     let account = User::find(name, config.process.group.as_deref())?;
     let mut files: Vec<(String, &Path)> = secrets(config);
-    for path in std::iter::once(config.file.as_path()).chain(paths(config)) {
+    for path in std::iter::once(config.file.as_path()).chain(config.place.part_files()).chain(paths(config)) {
         if !files.iter().any(|(_, known)| *known == path) {
             files.push((String::new(), path));
         }

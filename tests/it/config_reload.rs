@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::kit::certs::{Leaf, Pair};
+use crate::kit::scripted::Scripted;
 use crate::kit::{Config, Usher, shared, slapd};
 use crate::reload_drain::{login, named};
 
@@ -97,4 +98,53 @@ fn changed_file_is_taken_over_without_a_command_and_an_invalid_one_never() {
     wait_for_two_checks(&usher, [&first, &second], "later");
     assert_eq!(count(&usher, TAKEN_OVER), 3);
     assert_eq!(usher.hup()["message"], "reloaded");
+}
+
+#[test]
+fn folder_of_backends_is_followed_and_a_half_written_file_changes_nothing() {
+    let (old, new) = (named("old"), named("new"));
+    let config = Config::with_directory(slapd()).scripted(&old).set("/tls/reload_interval", "1s");
+    let text = std::fs::read_to_string(config.write()).unwrap();
+    let backend = serde_yaml::from_str::<Value>(&text).unwrap()["routing"]["backends"][0].clone();
+    let at = |server: &Scripted| {
+        let mut backend = backend.clone();
+        backend["imap"]["address"] = format!("127.0.0.1:{}", server.port).into();
+        serde_yaml::to_string(&backend).unwrap()
+    };
+    let config = config.without("/routing/backends").set("/routing/backends_from", "backends.d/");
+    let folder = config.path("backends.d");
+    std::fs::create_dir(&folder).unwrap();
+    let (file, whole) = (folder.join("server3.yaml"), at(&new));
+    std::fs::write(&file, at(&old)).unwrap();
+    let usher = Usher::start(config.set("/config_reload", "auto"));
+    let (mut session, said) = login(&usher);
+    assert!(said.ends_with("this is old"), "{said}");
+
+    // Half of it, and then nothing at all: logged once each.
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    wait_refused(&usher, "server3.yaml");
+    std::fs::write(&file, "").unwrap();
+    wait_refused(&usher, "server3.yaml: expected backends");
+    let refused = count(&usher, REFUSED);
+    assert!(login(&usher).1.ends_with("this is old"));
+    std::fs::write(&file, &whole).unwrap();
+    usher.wait_log(TAKEN_OVER, |_| true);
+    assert!(login(&usher).1.ends_with("this is new"));
+    session.command("NOOP").is("OK did NOOP");
+    assert_eq!(count(&usher, REFUSED), refused);
+
+    // A new file, and one that takes its place.
+    let named = |name: &str| whole.replace("server3", name);
+    std::fs::write(folder.join("server4.yaml"), named("server4")).unwrap();
+    usher.wait_nth_log(2, TAKEN_OVER, |_| true);
+    let backends = || usher.command(&["backends"]).succeeded().stdout;
+    assert!(backends().contains("server4"));
+    std::fs::remove_file(folder.join("server4.yaml")).unwrap();
+    usher.wait_nth_log(3, TAKEN_OVER, |_| true);
+    assert!(!backends().contains("server4"));
+    std::fs::rename(&folder, usher.config.path("away")).unwrap();
+    wait_refused(&usher, "routing.backends_from: ");
+    assert!(login(&usher).1.ends_with("this is new"));
+    std::fs::rename(usher.config.path("away"), &folder).unwrap();
+    usher.wait_log("the configuration file is again the one in force", |_| true);
 }

@@ -27,7 +27,7 @@ fn every_key_is_read() {
 
     assert_eq!(config.config_reload, ConfigReload::Auto);
     assert_eq!(sound("config_reload: auto\n", "").config_reload, ConfigReload::Manual);
-    assert_eq!(config.digest, TextDigest::of(SOUND));
+    assert_eq!(config.digest, TextDigest::of(SOUND.as_bytes()));
     assert_ne!(config.digest, sound("config_reload: auto\n", "").digest);
 
     let tls = &config.tls;
