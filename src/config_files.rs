@@ -20,7 +20,7 @@ use crate::base::secret::Secret;
 use crate::base::sys;
 use crate::base::sys::paths::check_folder;
 use crate::base::sys::secret_files::exposure;
-use crate::config::{self, CertificateFiles, Config, Draft, KeySource, Place, Problem, TokenIssuer};
+use crate::config::{self, CertificateFiles, Config, Draft, KeySource, Place, Problem, SocketmapPlace, TokenIssuer};
 use crate::directory::DirectoryTls;
 use crate::fleet::{FleetFiles, Sealer};
 use crate::tls::certificate;
@@ -133,6 +133,7 @@ impl Files {
         let (user, absent) = process(&config.process, place);
         problems.extend(absent);
         problems.extend(control(config.control.as_ref(), user, place));
+        problems.extend(socketmap(config.socketmap.as_ref(), user, place));
         let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
         let fleet = config.fleet.as_ref().map(|settings| fleet(settings, place)).transpose();
         let fleet = fleet.map_err(|more| problems.extend(more));
@@ -165,13 +166,24 @@ pub(crate) fn problems(draft: &Draft) -> Vec<Problem> {
 /// The socket's folder may come with the start (`RuntimeDirectory=`), its group does not.
 fn control(control: Option<&config::Control>, user: Option<u32>, place: &Place) -> Vec<Problem> {
     let Some(control) = control else { return Vec::new() };
-    let group = control
-        .group
-        .as_ref()
+    socket("control", (&control.path, control.group.as_deref()), user, place)
+}
+
+/// The same for the socket of Postfix.
+fn socketmap(socketmap: Option<&config::Socketmap>, user: Option<u32>, place: &Place) -> Vec<Problem> {
+    match socketmap.map(|settings| &settings.place) {
+        Some(SocketmapPlace::Unix(unix)) => socket("socketmap", (&unix.path, unix.group.as_deref()), user, place),
+        Some(SocketmapPlace::Address(_)) | None => Vec::new(),
+    }
+}
+
+/// The mistakes in the path and the group of a Unix socket.
+fn socket(section: &str, (path, group): (&Path, Option<&str>), user: Option<u32>, place: &Place) -> Vec<Problem> {
+    let group = group
         .and_then(|group| sys::group_id(group).err())
-        .map(|error| place.problem("control.group", format!("{error}; create it, or name another")));
-    let folder = control.path.parent().and_then(|folder| check_folder(folder, user).err());
-    let folder = folder.map(|error| place.problem("control.path", error.to_string()));
+        .map(|error| place.problem(&format!("{section}.group"), format!("{error}; create it, or name another")));
+    let folder = path.parent().and_then(|folder| check_folder(folder, user).err());
+    let folder = folder.map(|error| place.problem(&format!("{section}.path"), error.to_string()));
     group.into_iter().chain(folder).collect()
 }
 

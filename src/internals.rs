@@ -28,7 +28,7 @@ pub mod invariants {
     #[cfg(feature = "demo")]
     pub use crate::invariants::ldif;
     pub use crate::invariants::{
-        auth_http, bind_answer, client_hello, config, fleet, ldap_frames, pem, proxy_header, template, token,
+        auth_http, bind_answer, client_hello, config, fleet, ldap_frames, pem, proxy_header, socketmap, template, token,
     };
     pub use crate::proto::imap::trial as imap;
     pub use crate::proto::managesieve::trial as managesieve;

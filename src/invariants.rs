@@ -16,6 +16,7 @@ use crate::directory::ldap::{frames, policy};
 use crate::frontend::auth_http::read_request;
 use crate::proto::ldap::template::{self, Template};
 pub use crate::proto::proxy_header::invariants as proxy_header;
+pub use crate::proto::socketmap::invariants as socketmap;
 use crate::server::brake_answer;
 pub use crate::tls::pem::invariants as pem;
 pub use crate::tls::server_name::invariants as client_hello;
@@ -302,6 +303,11 @@ mod tests {
     #[test]
     fn auth_http_request() {
         corpus("auth_http", auth_http);
+    }
+
+    #[test]
+    fn socketmap_questions() {
+        corpus("socketmap", socketmap);
     }
 
     #[test]

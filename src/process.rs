@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use crate::backend::capabilities::AdvertisedCapabilities;
 use crate::base::credential;
@@ -19,6 +20,7 @@ use crate::directory;
 use crate::fleet::{Fleet, FleetFiles};
 use crate::limits::{self, FleetRunner, Throttle};
 use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
+use crate::login::delivery::RecentAnswers;
 use crate::sessions::closer::Closer;
 use crate::sessions::maintenance::Maintenance;
 use crate::sessions::registry::Registry;
@@ -144,6 +146,10 @@ pub(crate) struct Shared {
     pub repeats: log::Repeats,
     /// The traces that administrators follow.
     pub traces: Arc<Traces>,
+    /// Connections of Postfix.
+    pub postfix: TaskTracker,
+    /// What Postfix was told last.
+    pub delivered: RecentAnswers,
     connections: watch::Sender<usize>,
     unauthenticated: AtomicUsize,
 }
@@ -163,6 +169,7 @@ impl Shared {
         let closer = Arc::new(Closer::new(Arc::clone(&registry)));
         let traces = Traces::new(metrics.traces.clone());
         let throttle = Throttle::new(&snapshot.config.throttle, snapshot.shares.clone(), Arc::clone(&metrics));
+        let delivered = RecentAnswers::with_room_for(snapshot.config.cache.capacity);
         let fleet = fleet(&snapshot, &metrics);
         if let Some(fleet) = &fleet {
             throttle.share(Arc::new(FleetRunner::new(fleet)));
@@ -182,6 +189,8 @@ impl Shared {
             log,
             repeats: log::Repeats::default(),
             traces,
+            postfix: TaskTracker::new(),
+            delivered,
             connections: watch::Sender::new(0),
             unauthenticated: AtomicUsize::new(0),
         })

@@ -25,7 +25,7 @@ use crate::base::labels::Label as _;
 use crate::config;
 use crate::login::realms::RealmCore;
 use crate::process::{Shared, Snapshot, Stage};
-use crate::telemetry::labels::ConnectionUse;
+use crate::telemetry::labels::{ConnectionUse, SocketmapMap, SocketmapResult};
 use crate::telemetry::metrics::Metrics;
 use history::{History, PACE, SAMPLES, Sample};
 use html::{Cell, Chart, Escaped, Mark, Table};
@@ -106,6 +106,9 @@ impl Status {
         section("Backends", backends(&overview::backends(&self.shared), &lately));
         section("Directory servers", directory(&snapshot, metrics));
         section("Logins and refusals", charts(&bars));
+        if snapshot.config.socketmap.is_some() {
+            section("Postfix", postfix(metrics));
+        }
         section("Limits", limits(&snapshot, metrics));
         section("Certificates", certificates(&snapshot, unix_now()));
         let _ = writeln!(
@@ -332,10 +335,25 @@ fn limits(snapshot: &Snapshot, metrics: &Metrics) -> String {
             used(in_flight, backend.logins_in_flight_limit as u64),
         ));
     }
+    if let Some(socketmap) = &config.socketmap {
+        let connections = metrics.socketmap_connections.get();
+        rows.push(("Connections of Postfix".to_owned(), used(connections, socketmap.max_connections as u64)));
+    }
     // A cache may be full for good reasons.
     let capacity = [metrics.cache_entries.get().to_string(), config.cache.capacity.to_string()].map(Cell::Number);
     rows.push(("Users in the cache".to_owned(), capacity.into_iter().chain([Cell::Text(String::new())]).collect()));
     Table { caption: "Current use and limits", heads: &["What", "Now", "Limit", "Share"], rows }.to_string()
+}
+
+/// What Postfix was answered since the start.
+fn postfix(metrics: &Metrics) -> String {
+    let row = |map: SocketmapMap| {
+        let answers =
+            SocketmapResult::ALL.iter().map(|result| metrics.socketmap_requests.at(map.label(), *result).get());
+        (map.label().to_owned(), answers.map(|number| Cell::Number(number.to_string())).collect())
+    };
+    let rows = vec![row(SocketmapMap::Transport), row(SocketmapMap::Recipient)];
+    Table { caption: "Answers since the start", heads: &["Map", "Found", "Not found", "Deferred"], rows }.to_string()
 }
 
 fn certificates(snapshot: &Snapshot, now: u64) -> String {

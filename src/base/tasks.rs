@@ -30,6 +30,8 @@ labels! {
         Listener => "listener",
         /// Accepts nginx' requests.
         AuthHttp => "auth_http",
+        /// Accepts connections of Postfix.
+        Socketmap => "socketmap",
         /// Accepts connections at the side port.
         SidePort => "side_port",
         /// Accepts connections at the control socket.
@@ -77,7 +79,7 @@ impl Task {
     /// Whether the process is useless without it: its socket would be open, but not served.
     const fn is_vital(self) -> bool {
         match self {
-            Self::Listener | Self::AuthHttp | Self::SidePort | Self::Control => true,
+            Self::Listener | Self::AuthHttp | Self::Socketmap | Self::SidePort | Self::Control => true,
             Self::StatusSamples
             | Self::DirectoryAwait
             | Self::DirectoryWatch

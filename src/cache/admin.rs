@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Cache;
-use super::found::FoundEntry;
 use crate::directory::{Entry, EntryKey};
 
 /// The cached data of one entry.
@@ -25,7 +26,9 @@ pub struct CacheRecord {
     pub wrong: usize,
     /// The number of searches by which tokens have led to it.
     pub tokens: usize,
-    /// How long ago a bind last proved a password, or a search found the entry of a token.
+    /// The mail addresses that lead to it, sorted.
+    pub addresses: Vec<String>,
+    /// How long ago a bind last proved a password, or a search found the entry of a token or an address.
     pub age: Option<Duration>,
     /// How long the decision is used without a lookup.
     pub left: Option<Duration>,
@@ -38,12 +41,21 @@ pub struct CacheRecord {
 struct KnownBy {
     names: BTreeSet<String>,
     tokens: usize,
-    /// What a token has led to last.
-    found: Option<FoundEntry>,
+    addresses: BTreeSet<String>,
+    /// What a token or an address has led to last, and when.
+    found: Option<(Arc<Entry>, Instant)>,
+}
+
+impl KnownBy {
+    fn note(&mut self, entry: Arc<Entry>, at: Instant) {
+        if self.found.as_ref().is_none_or(|(_, newest)| *newest < at) {
+            self.found = Some((entry, at));
+        }
+    }
 }
 
 impl Cache {
-    /// The cached data for this name, in any case, claim of a token, or DN: one entry, or none, or several if spellings of a name
+    /// The cached data for this name, in any case, claim of a token, mail address, or DN: one entry, or none, or several if spellings of a name
     /// led to different entries.
     #[must_use]
     pub fn remembered(&self, name: &str) -> Vec<CacheRecord> {
@@ -60,12 +72,16 @@ impl Cache {
                 by.names.insert(search.name.as_str().to_owned());
             }
             by.tokens += 1;
-            if by.found.as_ref().is_none_or(|newest| newest.at < found.at) {
-                by.found = Some(found);
-            }
+            by.note(found.entry, found.at);
+        }
+        for (address, found) in self.all_mails() {
+            let by = known.entry((Arc::clone(&found.entry.dn), found.entry.key())).or_default();
+            by.addresses.insert(address.as_str().to_owned());
+            by.note(found.entry, found.at);
         }
         let is_meant = |dn: &str, by: &KnownBy| {
-            dn.eq_ignore_ascii_case(name) || by.names.iter().any(|one| one.eq_ignore_ascii_case(name))
+            let mut names = by.names.iter().chain(&by.addresses);
+            dn.eq_ignore_ascii_case(name) || names.any(|one| one.eq_ignore_ascii_case(name))
         };
         let meant = known.into_iter().filter(|((dn, _), by)| is_meant(dn, by));
         let found: Vec<CacheRecord> = meant.filter_map(|((dn, key), by)| self.of_entry(key, dn, by)).collect();
@@ -83,19 +99,20 @@ impl Cache {
         let user = self.users.get(&key);
         let wrong = self.wrong.get(&key).map_or(0, |refused| refused.count());
         // A name whose decision was forgotten is ignored.
-        if user.is_none() && wrong == 0 && by.tokens == 0 {
+        if user.is_none() && wrong == 0 && by.found.is_none() {
             return None;
         }
         let by_password = user.as_ref().map(|user| user.identity.shared_entry());
-        let (by_token, found) = by.found.map(|found| (found.entry, found.at.elapsed())).unzip();
+        let (looked_up, found) = by.found.map(|(entry, at)| (entry, at.elapsed())).unzip();
         let age = self.age(&key).into_iter().chain(found).min();
         let left = |life: Duration| age.and_then(|age| life.checked_sub(age));
         Some(CacheRecord {
             names: by.names.into_iter().collect(),
-            entry: by_password.or(by_token),
+            entry: by_password.or(looked_up),
             right: user.as_ref().map_or(0, |user| user.right.len()),
             wrong,
             tokens: by.tokens,
+            addresses: by.addresses.into_iter().collect(),
             age,
             left: left(self.ttl),
             stale_left: left(self.stale),
@@ -115,6 +132,11 @@ impl Cache {
                 self.found.invalidate(&*search);
             }
         }
+        for (address, found) in &self.mails {
+            if found.entry.key() == *key {
+                self.mails.invalidate(&*address);
+            }
+        }
         for (login, name) in &self.names {
             if name.key == *key {
                 self.names.invalidate(&*login);
@@ -122,12 +144,13 @@ impl Cache {
         }
     }
 
-    /// The number of entries with a decision, or to which tokens have led.
+    /// The number of entries with a decision, or to which tokens or addresses have led.
     #[must_use]
     pub fn all_entries(&self) -> usize {
-        let only_by_token = self.all_found().map(|(_, found)| found.entry.key());
-        let only_by_token: HashSet<EntryKey> = only_by_token.filter(|key| !self.users.contains_key(key)).collect();
-        usize::try_from(self.entries()).unwrap_or(usize::MAX).saturating_add(only_by_token.len())
+        let by_token = self.all_found().map(|(_, found)| found.entry.key());
+        let looked_up = by_token.chain(self.all_mails().map(|(_, found)| found.entry.key()));
+        let only_looked_up: HashSet<EntryKey> = looked_up.filter(|key| !self.users.contains_key(key)).collect();
+        usize::try_from(self.entries()).unwrap_or(usize::MAX).saturating_add(only_looked_up.len())
     }
 
     /// Forgets everything, and invalidates answers in progress.
@@ -138,6 +161,7 @@ impl Cache {
         self.wrong.invalidate_all();
         self.found.invalidate_all();
         self.refused.invalidate_all();
+        self.mails.invalidate_all();
         self.pass(&self.forgotten);
     }
 }

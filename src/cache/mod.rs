@@ -1,8 +1,8 @@
 //! The cache of the directory's answers: bounded, and without passwords.
 //!
 //! Parts, each a moka cache with its own limit: typed name -> entry; the search of a token -> entry, or why it leads to
-//! none; entry -> the decision with digests of correct passwords; entry -> digests of wrong passwords (separate, so that
-//! guessing can never evict a correct one).
+//! none; mail address -> entry; entry -> the decision with digests of correct passwords; entry -> digests of wrong
+//! passwords (separate, so that guessing can never evict a correct one).
 //!
 //! A wrong password is refused for `negative_ttl` without a lookup. After that the entry is looked up, and the
 //! password is bound again only if it may be valid by now: the entry's password or policy attributes have
@@ -13,6 +13,7 @@
 
 mod admin;
 mod found;
+mod mails;
 mod refused;
 
 use std::hash::{BuildHasher, RandomState};
@@ -30,6 +31,7 @@ use crate::directory::{Entry, EntryKey, EntryVersion, Identity, ProvenBy, Realm}
 pub(crate) use admin::CacheRecord;
 pub(crate) use found::TokenSearch;
 use found::{FoundEntry, REFUSED, RefusedSearch};
+use mails::FoundMail;
 use refused::WrongPasswords;
 
 /// Correct passwords kept per entry: a main and some app passwords must not evict each other.
@@ -90,6 +92,7 @@ pub struct Cache {
     found: moka::sync::Cache<TokenSearch, FoundEntry>,
     /// By filter: whoever has a token may write any name beside it.
     refused: moka::sync::Cache<String, RefusedSearch>,
+    mails: moka::sync::Cache<Login, FoundMail>,
     /// Whether an entry with an id was ever cached.
     has_ids: AtomicBool,
     /// Counts invalidations; each slot has the count of its last one.
@@ -121,6 +124,7 @@ impl Cache {
             wrong: bounded(settings.capacity, WRONG_KEPT),
             found: bounded(settings.capacity, life),
             refused: bounded(settings.capacity, REFUSED),
+            mails: bounded(settings.capacity, life),
             has_ids: AtomicBool::new(false),
             history: AtomicU64::new(0),
             forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),

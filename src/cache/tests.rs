@@ -347,3 +347,32 @@ fn decision_read_during_forget_is_not_cached() {
     });
     assert!(read > 0, "no decision was ever read while it was there");
 }
+
+#[tokio::test(start_paused = true)]
+async fn address_is_no_login_name_and_follows_changes_of_its_entry() {
+    let cache = cache();
+    let address = Login::parse(b"a@example.com").unwrap();
+    cache.keep_mail(&address, Arc::new(entry(0, Some(1), DN)), cache.stamp());
+    assert!(cache.mail(&address).is_some() && cache.mail_stale(&address).is_some());
+    assert_eq!(ask(&cache, "a@example.com", "sesame"), "nothing");
+    assert!(cache.entry_of(&address).is_none() && cache.stale(&credential("a@example.com", "sesame")).is_none());
+    // The same text as another user's login name.
+    learn_entry(&cache, "a@example.com", &entry(0, Some(2), "uid=other"));
+    assert_eq!(cache.mail(&address).map(|entry| entry.dn.to_string()), Some(DN.to_owned()));
+    let found = cache.remembered("A@example.com");
+    assert_eq!(
+        found.iter().map(|record| (&*record.dn, record.right, record.addresses.len())).collect::<Vec<_>>(),
+        [(DN, 0, 1), ("uid=other", 1, 0)]
+    );
+    assert_eq!(cache.all_entries(), 2);
+    cache.forget(&entry(0, Some(1), DN));
+    assert!(cache.mail(&address).is_none() && cache.mail_stale(&address).is_none());
+    assert!(cache.mail_before(&address).is_some(), "what it led to is known to the brake");
+    cache.keep_mail(&address, Arc::new(entry(0, Some(1), DN)), cache.stamp());
+    cache.forget_mail(&address);
+    assert!(cache.mail(&address).is_none() && cache.mail_before(&address).is_some());
+    cache.keep_mail(&address, Arc::new(entry(0, Some(1), DN)), cache.stamp());
+    cache.remembered(DN).iter().for_each(|record| cache.drop_entry(record));
+    assert!(cache.mail_before(&address).is_none());
+    assert_eq!(ask(&cache, "a@example.com", "sesame"), "right", "the other user's");
+}

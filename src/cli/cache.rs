@@ -42,7 +42,7 @@ pub(super) struct Args {
 enum Command {
     /// Show what is cached for a user: the number of passwords, never a password
     Show {
-        /// The login name as typed (case-insensitive), the claim of a token, or the DN
+        /// The login name as typed (case-insensitive), the claim of a token, a mail address, or the DN
         login: String,
         /// In this directory alone
         #[arg(long, value_name = "NAME")]
@@ -50,7 +50,7 @@ enum Command {
     },
     /// Drop what is cached for a user, including right and wrong passwords
     Drop {
-        /// The login name as typed (case-insensitive), the claim of a token, or the DN
+        /// The login name as typed (case-insensitive), the claim of a token, a mail address, or the DN
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         login: Option<String>,
         /// Drop all users
@@ -121,6 +121,9 @@ fn text(cached: &Cached) -> String {
     lines.push(format!("  passwords  {} right, {} wrong", cached.right, cached.wrong));
     if cached.tokens > 0 {
         lines.push(format!("  tokens     verified at each login; cached searches that lead here: {}", cached.tokens));
+    }
+    if !cached.addresses.is_empty() {
+        lines.push(format!("  mail for   {}", list(&cached.addresses)));
     }
     lines.join("\n")
 }

@@ -13,6 +13,7 @@ mod explain_all;
 mod fleet;
 mod import_users;
 mod kick;
+mod lookup;
 mod manual;
 mod progress;
 mod ready;
@@ -99,6 +100,8 @@ enum Command {
     Status(status::Args),
     /// Wait until a held user has no session
     Wait(wait::Args),
+    /// Show what the running usher tells Postfix about a mail address
+    Lookup(lookup::Args),
     /// Reload the configuration file of the running usher
     Reload(reload::Args),
     /// Replace the running usher by the installed program; sessions stay
@@ -159,6 +162,7 @@ pub fn main(settled: fn()) -> ExitCode {
             Command::Confirm(arguments) => either(confirm::confirm(&config, &arguments).await),
             Command::Status(arguments) => either(status::status(&config, &arguments).await),
             Command::Wait(arguments) => either(wait::wait(&config, &arguments).await),
+            Command::Lookup(arguments) => either(lookup::lookup(&config, &arguments).await),
             Command::Reload(arguments) => either(reload::reload(&config, &arguments).await),
             Command::Upgrade(arguments) => either(reload::upgrade(&config, &arguments).await),
             Command::Drain(arguments) => either(drain::drain(&config, &arguments).await),

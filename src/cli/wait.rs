@@ -1,9 +1,10 @@
-//! `usher wait`: waits until a held user has no session, so that the mailbox can be moved.
+//! `usher wait`: waits until a held user has no session and no mail on its way, so that the mailbox can be moved.
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -11,11 +12,10 @@ use super::directories;
 use super::fleet::ByNode;
 use super::running::{Running, say, with_query};
 use super::{DATA, FAILED, NO_USER, OK, UNAVAILABLE, USAGE, count, fail, fail_config};
-use crate::admin::control::{Dropped, NodeReply};
+use crate::admin::control::{Dropped, NodeReply, Recent};
 use crate::base::credential::Login;
 use crate::config;
 use crate::directory::DirectoryError;
-use crate::sessions::registry::Session;
 use crate::telemetry::log::Escaped;
 
 /// How often the sessions are counted.
@@ -26,14 +26,19 @@ The directory has to hold the user (directory.hold_attribute): otherwise a new s
 time. Sessions are not ended; `usher kick --user NAME --fleet` ends them. What is cached of the user is
 dropped: an usher that has not heard of the hold yet asks the directory at the next login.
 
+With --age it also waits until no process has told Postfix the user's server within this time, so that
+Postfix has delivered what it has asked about before the hold. A process that was started within this time
+counts as if it had.
+
 Example, a mailbox that moves to server4:
   ldapmodify (set the hold attribute of bob)
   usher kick --user bob --fleet
-  usher wait bob --fleet --timeout 5m
+  usher wait bob --fleet --age 30s --timeout 5m
   (copy the mailbox to server4)
   ldapmodify (mailHost: server4, delete the hold attribute)
 
-Exit codes: 0 the user has no session; 1 there are sessions after --timeout, or a node does not answer;
+Exit codes: 0 the user has no session; 1 there are sessions, or answers to Postfix, after --timeout, or a
+node does not answer;
 64 a mistake in the arguments; 65 the directory does not hold the user; 67 no such user; 69 the directory
 or usher is not available; 77 you may not use the control socket.";
 
@@ -44,6 +49,9 @@ pub(super) struct Args {
     login: String,
     #[command(flatten)]
     by_node: ByNode,
+    /// Also wait until the last answer to Postfix about the user is this old, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    age: Option<Duration>,
     /// Give up after this time, such as 5m
     #[arg(long, value_name = "TIME", value_parser = config::duration, default_value = "5m")]
     timeout: Duration,
@@ -70,9 +78,13 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
     let (running, until) = (Running::of(file)?, Instant::now() + arguments.timeout);
     let of = |key| [(key, &*entry.dn)].into_iter().chain(realms.shown(&entry).map(|name| ("directory", name)));
     let (path, cached) = (with_query("/sessions", of("user")), with_query("/cache/drop", of("login")));
+    let answers = with_query("/answers", [("dn", &*entry.dn)]);
     let mut is_dropped = false;
+    // An answer to Postfix that was being decided when the hold was set is seen the next time.
+    let mut was_settled = arguments.age.is_none();
     loop {
-        let (sessions, silent) = sessions(&running, &path, arguments.by_node.fleet).await?;
+        let (sessions, mut silent) = ask::<Vec<Value>>(&running, &path, arguments.by_node.fleet).await?;
+        let sessions: usize = sessions.iter().map(Vec::len).sum();
         if !is_dropped && silent.is_empty() {
             // Where the hold is not known yet, a cached password would still open a session after the count.
             is_dropped = drop_cached(&running, &cached, arguments.by_node.fleet).await?;
@@ -80,15 +92,28 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
                 continue;
             }
         }
-        if is_dropped && sessions == 0 && silent.is_empty() {
-            say(format!("{shown} has no session"));
+        let mut youngest = None;
+        if let Some(age) = arguments.age {
+            let (recent, more) = ask::<Recent>(&running, &answers, arguments.by_node.fleet).await?;
+            silent.extend(more);
+            let ages = recent.iter().flat_map(|one| [one.age_seconds, one.remembered_seconds]).flatten();
+            youngest = ages.filter(|seconds| *seconds < age.as_secs_f64()).min_by(f64::total_cmp);
+        }
+        let is_settled = is_dropped && sessions == 0 && silent.is_empty() && youngest.is_none();
+        if is_settled && was_settled {
+            let mail = arguments.age.map_or(String::new(), |age| format!(", and Postfix was told nothing for {age:?}"));
+            say(format!("{shown} has no session{mail}"));
             return Ok(ExitCode::from(OK));
         }
         if Instant::now() >= until {
+            silent.sort_unstable();
+            silent.dedup();
             let silent =
                 if silent.is_empty() { String::new() } else { format!("; no answer of {}", silent.join(", ")) };
-            return Err(fail(FAILED, format!("{shown} has {}{silent}", count(sessions, "session"))));
+            let mail = youngest.map_or(String::new(), |age| format!("; Postfix may have been told {age:.0} s ago"));
+            return Err(fail(FAILED, format!("{shown} has {}{mail}{silent}", count(sessions, "session"))));
         }
+        was_settled = is_settled || arguments.age.is_none();
         sleep(PAUSE).await;
     }
 }
@@ -102,15 +127,19 @@ async fn drop_cached(running: &Running, path: &str, fleet: bool) -> Result<bool,
     Ok(replies.iter().all(|reply| reply.error.is_none()))
 }
 
-/// How many sessions there are, and the nodes that do not say.
-async fn sessions(running: &Running, path: &str, fleet: bool) -> Result<(usize, Vec<String>), ExitCode> {
+/// What every process answers, and the nodes that do not.
+async fn ask<T: DeserializeOwned>(
+    running: &Running,
+    path: &str,
+    fleet: bool,
+) -> Result<(Vec<T>, Vec<String>), ExitCode> {
     if !fleet {
-        let answers = running.ask_all::<Vec<Session>>("GET", path).await?;
+        let answers = running.ask_all::<T>("GET", path).await?;
         let silent = if answers.is_complete() { Vec::new() } else { vec!["a process of an upgrade".to_owned()] };
-        return Ok((answers.all.iter().map(Vec::len).sum(), silent));
+        return Ok((answers.all, silent));
     }
-    let replies: Vec<NodeReply<Vec<Value>>> = running.ask("GET", &format!("/fleet{path}")).await?;
+    let replies: Vec<NodeReply<T>> = running.ask("GET", &format!("/fleet{path}")).await?;
     let silent = replies.iter().filter(|reply| reply.answer.is_none());
     let silent = silent.map(|reply| Escaped(reply.node.as_bytes()).to_string()).collect();
-    Ok((replies.iter().filter_map(|reply| reply.answer.as_ref()).map(Vec::len).sum(), silent))
+    Ok((replies.into_iter().filter_map(|reply| reply.answer).collect(), silent))
 }

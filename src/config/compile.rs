@@ -14,7 +14,8 @@ use super::raw::Section;
 use super::routing::{Surroundings, Taken};
 use super::section::{Addresses, networks};
 use super::{
-    TextDigest, directories, fleet, impersonation, limits, listeners, names, process, routing, throttle, tls, tokens,
+    TextDigest, directories, fleet, impersonation, limits, listeners, names, process, routing, socketmap, throttle,
+    tls, tokens,
 };
 use crate::proto::ldap::{filter, template};
 use crate::proto::{MechanismSet, Protocol};
@@ -40,6 +41,18 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     }
     if let Some(listeners) = &listeners {
         by_certificate(root, listeners, (directories.as_deref_mut(), &names), routing.as_ref());
+    }
+    let socketmap = root
+        .get("socketmap")
+        .map(|node| node.section(|section| socketmap::read(section, &mut addresses, directories.as_deref())).flatten());
+    if let (Some(directories), Some(settings)) = (&mut directories, socketmap.as_ref().and_then(Option::as_ref)) {
+        for directory in directories {
+            socketmap::searchable(root, directory);
+            directory.mail_filter = Some(settings.mail_filter.clone());
+        }
+    }
+    if let Some(routing) = &routing {
+        socketmap::delivered(root, socketmap.is_some(), &routing.backends);
     }
     if let (Some(directories), Some(tokens), Some(listeners)) = (&mut directories, &tokens, &listeners) {
         for directory in directories {
@@ -132,6 +145,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             admin: admin?,
             control,
             auth_http,
+            socketmap: socketmap.flatten(),
             fleet: fleet.flatten(),
             process: process?,
             log: log?,
@@ -181,7 +195,7 @@ fn served(root: &Section<'_>, listeners: &[Listener], protocols: &[&'static Prot
     }
 }
 
-/// The attributes by which a claim or a certificate's address leads to an entry, each once.
+/// The attributes by which a claim, a certificate's address or a mail address leads to an entry, each once.
 fn claim_attributes(directory: &Directory, tokens: &[TokenIssuer], listeners: &[Listener]) -> Vec<String> {
     let own = directory.find.filter();
     let may_be_own = |name: Option<&str>| name.is_none_or(|name| name == directory.name);
@@ -193,7 +207,7 @@ fn claim_attributes(directory: &Directory, tokens: &[TokenIssuer], listeners: &[
     let of_addresses = own.filter(|_| listeners.iter().any(by_address));
     let tokens = || tokens.iter().filter(|issuer| may_be_own(issuer.directory.as_deref()));
     let filters = tokens().filter_map(|issuer| issuer.filter.as_ref().or(own)).chain(of_addresses);
-    let filters = filters.map(template::filter_for_all);
+    let filters = filters.chain(&directory.mail_filter).map(template::filter_for_all);
     let domains = tokens().filter(|issuer| !issuer.domains.is_empty()).map(|issuer| issuer.domain_attribute.clone());
     let mut names: Vec<String> = Vec::new();
     for name in filters.flat_map(|filter| filter::attributes(&filter)).chain(domains) {

@@ -41,9 +41,13 @@ impl Config {
         let listeners: Vec<_> = self.listeners.iter().map(|listener| (listener.protocol.name, listener.tls)).collect();
         let fleet = self.fleet.as_ref().map(|fleet| (&fleet.name, fleet.timeout));
         let tls = Tls { certificates: Vec::new(), ..tls.clone() };
+        let socketmap = self
+            .socketmap
+            .as_ref()
+            .map(|settings| (&settings.domains, &settings.recipient_delimiter, settings.when_disabled));
         let text = format!(
             "{listeners:?}{capabilities:?}{tls:?}{directories:?}{tokens:?}{impersonation:?}{trusted:?}{routing:?}{cache:?}{limits:?}\
-             {throttle:?}{fleet:?}"
+             {throttle:?}{fleet:?}{socketmap:?}"
         );
         // Relative paths are the same wherever the configuration is.
         let folder = self.file.parent().map(|folder| format!("{}/", folder.display())).unwrap_or_default();

@@ -131,6 +131,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             watch: watch?,
             results: results?,
             // Set with the listeners.
+            mail_filter: None,
             reads_certificates: false,
             claim_attributes: Vec::new(),
         })

@@ -24,6 +24,7 @@ mod raw;
 mod renamed;
 mod routing;
 mod section;
+mod socketmap;
 mod throttle;
 mod tls;
 mod tokens;
@@ -47,11 +48,11 @@ pub(crate) use digest::TextDigest;
 pub(crate) use model::{
     Address, AddressBalance, Administrators, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache,
     CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, ConfigReload, Connections,
-    Control, Directory, DirectoryServer, DisabledBy, DomainPattern, Draft, Ehlo, Endpoint, FailedLogins, Find, Fleet,
-    Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule, Limits, Listener,
-    ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnReturn, OnUnavailable, PasswordSpraying, Probe,
-    Process, Routing, ServiceAccount, StoreAddress, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, Watch,
-    WatchMode, WindowsDomain,
+    Control, DeliveryWhenDisabled, Directory, DirectoryServer, DisabledBy, DomainPattern, Draft, Ehlo, Endpoint,
+    FailedLogins, Find, Fleet, Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule,
+    Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnReturn, OnUnavailable,
+    PasswordSpraying, Probe, Process, Routing, ServiceAccount, Socketmap, SocketmapPlace, StoreAddress, Throttle, Tls,
+    TlsVersion, TokenIssuer, TokenLogin, UnixPlace, Watch, WatchMode, WindowsDomain,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

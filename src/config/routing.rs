@@ -11,6 +11,7 @@ use super::model::{
 use super::names;
 use super::raw::{Node, Section, Unique};
 use super::section::{certificate, groups, pins, protocol_names};
+use super::socketmap;
 use super::tokens;
 use super::units::{HOUR, MINUTE, SECOND};
 use crate::proto::proxy_header::Version;
@@ -109,6 +110,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     let health = health(backend);
     let logins_in_flight = backend.integer("logins_in_flight", 200, 1..=100_000);
     let source = backend.get("source").map_or(Some(Vec::new()), |node| sources(&node));
+    let delivery = backend.get("delivery").map(|node| socketmap::delivery(&node));
     let endpoints = endpoints(backend, surroundings.listeners, &mut taken.protocols);
     let source = source.filter(|source| {
         let unreached = endpoints.iter().find_map(|endpoint| unreached(endpoint, source));
@@ -133,6 +135,10 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         pass_refusals: pass_refusals?,
         health: health?,
         logins_in_flight: logins_in_flight?,
+        delivery: match delivery {
+            Some(delivery) => Some(delivery?),
+            None => None,
+        },
         endpoints,
     })
 }

@@ -109,6 +109,17 @@ trusted: [198.51.100.9, "2001:db8:9::/64"]
 auth_http: {address: "127.0.0.1:9940", allow: 127.0.0.1, key_file: nginx.key}
 "#;
 
+/// The same text with `delivery` in both backends.
+fn delivering(text: &str) -> String {
+    let mut text = text.to_owned();
+    for (at, host) in [("      logins_in_flight: 20\n", "server3"), ("      pass_backend_refusals: false\n", "server4")]
+    {
+        assert!(text.contains(at), "{at}");
+        text = text.replacen(at, &format!("{at}      delivery: \"lmtp:inet:{host}.example.com:24\"\n"), 1);
+    }
+    text
+}
+
 /// Every key of `tokens`, to stand behind [`SOUND`].
 const TOKENS: &str = "\
 tokens:
@@ -206,6 +217,7 @@ mod impersonation;
 mod values;
 
 mod mistakes;
+mod socketmap;
 mod tokens;
 
 mod example;

@@ -117,10 +117,6 @@ pub enum NameKind {
     /// A name that a user logs in with.
     Login,
     /// A mail address.
-    #[cfg_attr(
-        not(any(test, feature = "internals")),
-        expect(dead_code, reason = "for a frontend that routes mail by address")
-    )]
     Mail,
 }
 

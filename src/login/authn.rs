@@ -7,6 +7,7 @@
 //! (`networks`): cached for another, it is as if there were none. While no directory server is in use, cached users get in for up to
 //! `cache.stale`, and no user is refused from that data.
 
+mod mail;
 mod token;
 
 use std::net::IpAddr;
@@ -31,6 +32,8 @@ use crate::telemetry::labels::DecisionBasis;
 use crate::telemetry::log::Repeats;
 use crate::token::VerifiedToken;
 use crate::tracking::{Reconciled, TrackedEntries};
+pub(crate) use mail::FoundAddress;
+use mail::MailFlights;
 use token::{ClaimAnswer, ClaimKey};
 
 labels! {
@@ -198,6 +201,8 @@ pub struct Authenticator {
     flights: Flights<(Login, AnswerDigest), FlightResult>,
     /// Those of the users of tokens.
     claims: Flights<ClaimKey, Arc<ClaimAnswer>>,
+    /// Those of mail addresses.
+    mails: MailFlights,
     /// The directory's name, where there are several.
     shown: Option<&'static str>,
     repeats: Repeats,
@@ -214,8 +219,8 @@ impl Authenticator {
     #[must_use]
     pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, entries: Arc<TrackedEntries>, flights: usize) -> Self {
         let repeats = Repeats::default();
-        let (flights, claims) = (Flights::new(flights), Flights::new(flights));
-        Self { directory, cache, entries, flights, claims, shown: None, repeats }
+        let (flights, claims, mails) = (Flights::new(flights), Flights::new(flights), MailFlights::new());
+        Self { directory, cache, entries, flights, claims, mails, shown: None, repeats }
     }
 
     /// The same with this name in the log.

@@ -4,6 +4,7 @@ pub(crate) mod acting;
 pub(crate) mod attempt;
 pub(crate) mod authn;
 pub(crate) mod core;
+pub(crate) mod delivery;
 pub(crate) mod event;
 pub(crate) mod explain;
 mod networks;

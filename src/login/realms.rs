@@ -89,6 +89,8 @@ impl RealmCore {
 /// Capacity for every user with a cached decision or a session.
 fn tracked(config: &Config) -> TrackedEntries {
     let decisions = usize::try_from(config.cache.capacity).unwrap_or(usize::MAX);
+    // As many again for addresses: mail takes no room from logins.
+    let decisions = decisions.saturating_mul(1 + usize::from(config.socketmap.is_some()));
     TrackedEntries::new(
         decisions.saturating_add(config.limits.connections),
         config.cache.ttl.max(config.cache.stale) + RETENTION,
@@ -147,7 +149,7 @@ impl Realms {
     }
 
     /// Those that may have this name.
-    fn candidates(&self, name: &Login) -> Candidates<'_, RealmCore> {
+    pub(super) fn candidates(&self, name: &Login) -> Candidates<'_, RealmCore> {
         self.domains.candidates(name.as_str(), &self.all)
     }
 

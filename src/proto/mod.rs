@@ -21,6 +21,7 @@ pub(crate) mod proxy_header;
 pub(crate) mod sasl;
 #[cfg(test)]
 mod script;
+pub(crate) mod socketmap;
 pub(crate) mod software;
 pub(crate) mod submission;
 #[cfg(test)]

@@ -108,6 +108,7 @@ mod tests {
                 slow_start: Duration::ZERO,
             },
             logins_in_flight: 200,
+            delivery: None,
             endpoints: Vec::new(),
         }
     }

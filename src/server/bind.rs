@@ -2,78 +2,25 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tracing::info;
 
 use super::StartError;
+use super::listening::Listening;
+use super::socketmap::{OpenedSocketmap, PostfixListening, open_unix};
 use super::sockets::{
     Adopted, ListenerKind, OpenSocket, Wanted, assign, complete, duplicate, ipv4_wildcard, is_ipv6_wildcard,
     takes_ipv4, unclaimed,
 };
-use super::supervise::KeptTask;
 use crate::base::sys;
-use crate::config::{self, Config, ListenerTls};
+use crate::config::{self, Config, ListenerTls, SocketmapPlace};
 use crate::frontend::listener::{self, BoundListener};
-
-/// How long closing a listener may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+use crate::frontend::socketmap::SocketmapListener;
 
 /// Identifies a listener.
 pub(super) type ListenerKey = (SocketAddr, &'static str, ListenerTls);
-
-/// What is accepted from until this is dropped.
-#[derive(Default)]
-pub(super) struct Listening {
-    /// None where an IPv6 wildcard's socket takes IPv4 for it.
-    sockets: Vec<AcceptingSocket>,
-    /// They were chosen by name.
-    pub(super) by_name: bool,
-}
-
-/// A socket in use: connections are accepted until this is dropped. The socket once more, for a successor.
-struct AcceptingSocket {
-    accepting: KeptTask,
-    socket: OwnedFd,
-}
-
-impl Listening {
-    pub(super) fn add(&mut self, accepting: KeptTask, socket: OwnedFd) {
-        self.sockets.push(AcceptingSocket { accepting, socket });
-    }
-
-    /// Stops accepting. Unlike after a drop, connections are refused when this returns.
-    pub(super) async fn close(self) {
-        let close = |AcceptingSocket { accepting, socket }: AcceptingSocket| {
-            drop(socket);
-            accepting.end(CLOSE_TIMEOUT)
-        };
-        join_all(self.sockets.into_iter().map(close)).await;
-    }
-
-    /// Its sockets, for a successor.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(|one| one.socket.as_fd())
-    }
-
-    /// Whether its socket is an IPv6 wildcard that takes IPv4.
-    pub(super) fn takes_both(&self) -> bool {
-        self.sockets.iter().any(|one| sys::sockets::takes_both(&one.socket))
-    }
-
-    fn has_ipv4(&self) -> bool {
-        self.sockets.iter().any(|one| sys::sockets::local_address(&one.socket).is_some_and(|at| at.is_ipv4()))
-    }
-
-    /// Takes out the socket at this address.
-    pub(super) fn split(&mut self, address: SocketAddr) -> Self {
-        let at = |one: &mut AcceptingSocket| sys::sockets::local_address(&one.socket) == Some(address);
-        Self { sockets: self.sockets.extract_if(.., at).collect(), by_name: false }
-    }
-}
 
 /// The sockets that a configuration needs and that were not open yet, each with its socket once more.
 #[derive(Debug, Default)]
@@ -82,6 +29,7 @@ pub(super) struct Opened {
     pub(super) side_port: Vec<(TcpListener, OwnedFd)>,
     /// With its address as configured.
     pub(super) auth_http: Option<(SocketAddr, Vec<(TcpListener, OwnedFd)>)>,
+    pub(super) socketmap: Option<OpenedSocketmap>,
 }
 
 /// The new sockets of one listener.
@@ -156,6 +104,8 @@ pub(super) fn open_all(config: &Config, inherited: &mut Vec<OpenSocket>, upgrade
     all.push(Wanted::new(config, "admin.address", admin, None));
     let auth_http = config.auth_http.as_ref().map(|settings| settings.address);
     all.extend(auth_http.map(|address| Wanted::new(config, "auth_http.address", address, None)));
+    let socketmap = postfix_address(config);
+    all.extend(socketmap.map(|address| Wanted::new(config, "socketmap.address", address, None)));
     let adopted = assign(&all, inherited);
     let unclaimed = if upgrade { Vec::new() } else { unclaimed(config, inherited) };
     if !unclaimed.is_empty() {
@@ -169,7 +119,35 @@ pub(super) fn open_all(config: &Config, inherited: &mut Vec<OpenSocket>, upgrade
     opened.side_port = adopt_http("admin.address", admin, "side port listening", complete.next().unwrap_or_default())?;
     opened.auth_http =
         auth_http.map(|address| adopt_auth_http(address, complete.next().unwrap_or_default())).transpose()?;
+    opened.socketmap = open_socketmap(config, complete.next(), inherited, upgrade)?;
     Ok(opened)
+}
+
+/// The address of the listener for Postfix, unless it is a Unix socket.
+fn postfix_address(config: &Config) -> Option<SocketAddr> {
+    match config.socketmap.as_ref().map(|settings| &settings.place) {
+        Some(SocketmapPlace::Address(address)) => Some(*address),
+        Some(SocketmapPlace::Unix(_)) | None => None,
+    }
+}
+
+/// The sockets for Postfix: those of its address, or a Unix socket.
+fn open_socketmap(
+    config: &Config,
+    adopted: Option<Adopted>,
+    inherited: &mut Vec<OpenSocket>,
+    successor: bool,
+) -> Result<Option<OpenedSocketmap>, StartError> {
+    let Some(settings) = &config.socketmap else { return Ok(None) };
+    match &settings.place {
+        SocketmapPlace::Address(address) => {
+            let key = "socketmap.address";
+            let sockets = adopt_http(key, *address, "socketmap listening", adopted.unwrap_or_default())?;
+            let sockets = sockets.into_iter().map(|(socket, twice)| (SocketmapListener::Tcp(socket), twice)).collect();
+            Ok(Some(OpenedSocketmap { place: settings.place.clone(), sockets, file: None }))
+        }
+        SocketmapPlace::Unix(place) => open_unix(place, inherited, successor).map(Some),
+    }
 }
 
 /// What a reload needs beside what is open. The sockets of listeners that it removes are there to be adopted: the
@@ -178,12 +156,16 @@ pub(super) fn open_new(
     config: &Config,
     present: &HashMap<ListenerKey, Listening>,
     auth_http: Option<&(SocketAddr, Listening)>,
+    socketmap: Option<&PostfixListening>,
 ) -> Result<Opened, StartError> {
     let keys: Vec<ListenerKey> = config.listeners.iter().map(listener_key).collect();
     let address = config.auth_http.as_ref().map(|settings| settings.address);
     let present_http = auth_http.map(|(address, _)| *address);
     let gone = present.iter().filter(|(key, _)| !keys.contains(key)).map(|(key, listening)| (key.0, listening));
     let gone = gone.chain(auth_http.filter(|(present, _)| address != Some(*present)).map(|(at, its)| (*at, its)));
+    let stays =
+        |present: &&PostfixListening| config.socketmap.as_ref().is_some_and(|settings| settings.place == present.place);
+    let gone = gone.chain(socketmap.filter(|one| !stays(one)).and_then(|one| Some((one.address()?, &one.listening))));
     // The IPv4 half of a wildcard is another listener's from now on.
     let halves = present.iter().filter(|(key, _)| is_ipv6_wildcard(key.0) && !takes_ipv4(config, key.0));
     let mut pool = Vec::new();
@@ -218,6 +200,9 @@ pub(super) fn open_new(
     }
     let new_http = address.filter(|address| present_http != Some(*address));
     all.extend(new_http.map(|address| Wanted::new(config, "auth_http.address", address, None)));
+    let has_new_socketmap = config.socketmap.is_some() && !socketmap.as_ref().is_some_and(stays);
+    let new_address = postfix_address(config).filter(|_| has_new_socketmap);
+    all.extend(new_address.map(|address| Wanted::new(config, "socketmap.address", address, None)));
     let adopted = assign(&all, &mut pool);
     let stay = present.iter().filter(|(key, open)| keys.contains(key) && is_ipv6_wildcard(key.0) && open.takes_both());
     let stay = stay.map(|(key, _)| (key.0.port(), Some(kind(*key)))).collect();
@@ -228,6 +213,11 @@ pub(super) fn open_new(
     }
     opened.auth_http =
         new_http.map(|address| adopt_auth_http(address, complete.next().unwrap_or_default())).transpose()?;
+    if has_new_socketmap {
+        // Its own socket may be at the same path, with other permissions.
+        let replaces = socketmap.is_some_and(|present| matches!(present.place, SocketmapPlace::Unix(_)));
+        opened.socketmap = open_socketmap(config, complete.next(), &mut Vec::new(), replaces)?;
+    }
     Ok(opened)
 }
 

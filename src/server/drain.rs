@@ -51,6 +51,8 @@ impl Server {
         self.shared.traces.end_all(TraceEnd::Drain);
         self.shared.registry.end_all();
         let _ = timeout(LAST_FAREWELL, self.shared.connections_closed()).await;
+        self.shared.postfix.close();
+        let _ = timeout(LAST_ANSWER, self.shared.postfix.wait()).await;
         if let Some(file) = &self.control {
             file.remove();
         }

@@ -28,9 +28,10 @@ use tracing::{error, info, warn};
 
 use super::sockets::OpenSocket;
 use super::{Next, Server, StopSignals};
-use crate::admin::control::{OrderResult, SocketFile};
+use crate::admin::control::OrderResult;
 use crate::base::clock::unix_now;
 use crate::base::sys;
+use crate::base::sys::socket_file::SocketFile;
 use crate::process::Stage;
 use crate::sessions::maintenance::Drain;
 use crate::trace::TraceEnd;
@@ -202,8 +203,9 @@ impl Server {
         let admin = self.shared.snapshot.load().config.admin.address;
         let all = all.chain(self.side_port.as_ref().map(|listening| (admin, listening)));
         let all = all.chain(self.auth_http.as_ref().map(|(address, listening)| (*address, listening)));
-        let sockets =
-            all.flat_map(|(address, listening)| listening.sockets().map(move |socket| (address.to_string(), socket)));
+        let all = all.map(|(address, listening)| (address.to_string(), listening));
+        let all = all.chain(self.socketmap.as_ref().map(|postfix| (postfix.name(), &postfix.listening)));
+        let sockets = all.flat_map(|(name, listening)| listening.sockets().map(move |socket| (name.clone(), socket)));
         send_to(ours.as_fd(), &sockets.collect::<Vec<_>>())?;
         let mut command = Command::new(&self.program);
         // Whatever this process may be, that one may be.
@@ -226,6 +228,9 @@ impl Server {
         let config = self.shared.snapshot.load().config.clone();
         let deadline = config.drain.upgrade_deadline;
         info!(sessions = self.shared.registry.count(), ?deadline, "draining after an upgrade");
+        if let Some(postfix) = &mut self.socketmap {
+            postfix.leave_file();
+        }
         self.close_listeners();
         self.side_port = None;
         self.shared.stage.send_replace(Stage::Leaving);

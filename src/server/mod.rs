@@ -10,9 +10,11 @@ mod error;
 mod file_reader;
 mod fleet_brake;
 mod handover;
+mod listening;
 mod loop_check;
 mod prepare;
 mod reload;
+mod socketmap;
 mod sockets;
 mod start;
 mod supervise;
@@ -25,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bind::{ListenerKey, Listening};
+use bind::ListenerKey;
 use changed_config::ChangedConfig;
 use changed_files::PendingFileCheck;
 pub(crate) use error::StartError;
@@ -35,14 +37,17 @@ pub(crate) use fleet_brake::brake_answer;
 use futures_util::FutureExt as _;
 pub(crate) use handover::detach;
 use handover::{Inherited, UpgradeChannel};
+use listening::Listening;
 pub(crate) use prepare::{load, prepare};
+use socketmap::PostfixListening;
 use supervise::Supervisor;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{error, warn};
 
-use crate::admin::control::{Order, Request, SocketFile};
+use crate::admin::control::{Order, Request};
+use crate::base::sys::socket_file::SocketFile;
 use crate::base::tasks;
 use crate::config_files::Fingerprint;
 use crate::process::Shared;
@@ -95,6 +100,7 @@ pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)
         listeners: HashMap::new(),
         side_port: None,
         auth_http: None,
+        socketmap: None,
         control: None,
         orders,
         supervisor,
@@ -152,6 +158,8 @@ struct Server {
     side_port: Option<Listening>,
     /// The port for nginx, and its address as configured.
     auth_http: Option<(SocketAddr, Listening)>,
+    /// The listener for Postfix.
+    socketmap: Option<PostfixListening>,
     /// The control socket; it moves aside for that of a successor.
     control: Option<SocketFile>,
     /// Kept here, so that the channel stays open without a control socket.

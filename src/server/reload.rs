@@ -7,8 +7,9 @@ use futures_util::future::join_all;
 use sd_notify::NotifyState;
 use tracing::{error, info, warn};
 
-use super::bind::{ListenerKey, Listening, collisions, listener_key, open_new};
+use super::bind::{ListenerKey, collisions, listener_key, open_new};
 use super::changed_config::ChangedConfig;
+use super::listening::Listening;
 use super::prepare::prepare;
 use super::sockets::{ipv4_wildcard, is_ipv6_wildcard, takes_ipv4};
 use super::{Server, StartError};
@@ -83,9 +84,12 @@ impl Server {
             return Err(refused);
         }
         // New listeners are bound before anything changes: if one fails, nothing has.
-        let opened = open_new(&snapshot.config, &self.listeners, self.auth_http.as_ref()).map_err(messages)?;
+        let opened = open_new(&snapshot.config, &self.listeners, self.auth_http.as_ref(), self.socketmap.as_ref())
+            .map_err(messages)?;
         let present = self.auth_http.as_ref().map(|(address, _)| *address);
         let stays = snapshot.config.auth_http.as_ref().map(|settings| settings.address) == present;
+        let place = snapshot.config.socketmap.as_ref().map(|settings| &settings.place);
+        let postfix_stays = place == self.socketmap.as_ref().map(|postfix| &postfix.place);
         self.apply_snapshot(&snapshot);
         self.refused = None;
         self.changed_config = ChangedConfig::default();
@@ -111,6 +115,11 @@ impl Server {
             closed.extend(self.auth_http.take().map(|(_, listening)| listening));
         }
         self.answer_nginx(opened.auth_http);
+        if !postfix_stays && let Some(mut postfix) = self.socketmap.take() {
+            postfix.remove_file();
+            closed.push(postfix.listening);
+        }
+        self.answer_postfix(opened.socketmap);
         // Before the reply: another program may listen there from now on.
         join_all(closed.into_iter().map(Listening::close)).await;
         Ok(())

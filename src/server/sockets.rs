@@ -12,7 +12,7 @@ use std::os::fd::BorrowedFd;
 
 use super::StartError;
 use crate::base::sys::sockets;
-use crate::config::{Config, ListenerTls, Problem};
+use crate::config::{Config, ListenerTls, Problem, SocketmapPlace};
 
 /// What a listener serves.
 pub(super) type ListenerKind = (&'static str, ListenerTls);
@@ -73,7 +73,11 @@ fn configured(config: &Config) -> impl Iterator<Item = (String, SocketAddr)> {
     let listeners = config.listeners.iter().enumerate();
     let listeners = listeners.map(|(index, listener)| (format!("listeners[{index}].address"), listener.address));
     let auth_http = config.auth_http.iter().map(|settings| ("auth_http.address".to_owned(), settings.address));
-    listeners.chain([("admin.address".to_owned(), config.admin.address)]).chain(auth_http)
+    let socketmap = config.socketmap.iter().filter_map(|settings| match &settings.place {
+        SocketmapPlace::Address(address) => Some(("socketmap.address".to_owned(), *address)),
+        SocketmapPlace::Unix(_) => None,
+    });
+    listeners.chain([("admin.address".to_owned(), config.admin.address)]).chain(auth_http).chain(socketmap)
 }
 
 /// Whether this is an IPv6 wildcard that stands for IPv4 too: no address of the configuration is the other one.

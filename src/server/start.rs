@@ -12,8 +12,9 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::bind::{Listening, OpenedListener, open_all};
+use super::bind::{OpenedListener, open_all};
 use super::handover::Inherited;
+use super::listening::Listening;
 use super::{Server, StartError, changes, fleet_brake};
 use crate::admin::SidePort;
 use crate::admin::control;
@@ -58,6 +59,7 @@ impl Server {
         self.apply_snapshot(&snapshot);
         self.accept(opened.listeners);
         self.answer_nginx(opened.auth_http);
+        self.answer_postfix(opened.socketmap);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
         if !upgrade {
             // Outside systemd there is no receiver, which is no error.
@@ -149,10 +151,13 @@ impl Server {
         self.auth_http = Some((address, listening));
     }
 
-    /// Stops accepting clients, also by way of nginx.
+    /// Stops accepting clients, also by way of nginx, and questions of Postfix.
     pub(super) fn close_listeners(&mut self) {
         self.listeners.clear();
         self.auth_http = None;
+        if let Some(mut postfix) = self.socketmap.take() {
+            postfix.remove_file();
+        }
     }
 }
 

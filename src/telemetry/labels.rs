@@ -148,6 +148,48 @@ labels! {
 }
 
 labels! {
+    /// A map that Postfix asks.
+    pub(crate) enum SocketmapMap {
+        /// Where mail for an address goes.
+        Transport => "transport",
+        /// Whether there is an address.
+        Recipient => "recipient",
+        /// Any other.
+        Other => "other",
+    }
+}
+
+labels! {
+    /// The answer to a question of Postfix.
+    pub(crate) enum SocketmapResult {
+        /// A value.
+        Ok => "ok",
+        /// The map has no such key.
+        NotFound => "not_found",
+        /// Postfix has to try again later.
+        Temp => "temp",
+    }
+}
+
+labels! {
+    /// Why a connection of Postfix was closed by usher.
+    pub(crate) enum SocketmapClosed {
+        /// The peer is not in `socketmap.allow`.
+        Untrusted => "untrusted",
+        /// `socketmap.max_connections` is reached.
+        Limit => "limit",
+        /// What it sent is no question.
+        Malformed => "malformed",
+        /// A question was not complete in time, or an answer not taken.
+        Timeout => "timeout",
+        /// It has asked nothing for a long time.
+        Idle => "idle",
+        /// usher stops, or the listener was removed.
+        Stopped => "stopped",
+    }
+}
+
+labels! {
     /// The result of asking an issuer about a token.
     pub(crate) enum IntrospectionResult {
         /// The token is valid, as far as its issuer says.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::directory::{Entry, EntryId, EntryKey, EntryNames, Realm};
+use crate::directory::{DirectoryError, Entry, EntryId, EntryKey, EntryNames, Realm, UnavailableCause};
 use crate::tracking::fleet::{HeldSet, HeldValues};
 
 pub(super) use floor::Precedence;
@@ -170,6 +170,25 @@ impl TrackedEntries {
         };
         // Keys are hashed: not under the lock.
         if !is_kept_here && held.of(used) == HeldValues::Others { Reconciled::HeldElsewhere } else { reconciled }
+    }
+
+    /// What the brake keeps of an entry that the directory does not show any more, if it keeps it.
+    ///
+    /// # Errors
+    /// The brake of another node keeps it.
+    pub(crate) fn kept(&self, before: &Entry) -> Result<Option<Arc<Entry>>, DirectoryError> {
+        let (kept, held) = {
+            let inner = self.lock();
+            let tracked = inner.get(&before.names()).filter(|tracked| tracked.is_kept_by_brake());
+            (tracked.map(|tracked| Arc::clone(&tracked.entry)), inner.held.clone())
+        };
+        // Keys are hashed: not under the lock.
+        match held.filter(|_| kept.is_none()).map(|held| held.of(before)) {
+            Some(HeldValues::Kept | HeldValues::Others) => {
+                Err(DirectoryError::Unavailable(UnavailableCause::HeldElsewhere))
+            }
+            Some(HeldValues::No) | None => Ok(kept),
+        }
     }
 
     /// An entry by its DN.

@@ -22,6 +22,7 @@ mod config_reload;
 mod container;
 mod control;
 mod control_folder;
+mod delivery;
 #[cfg(feature = "demo")]
 mod demo;
 mod diagnose;
@@ -76,6 +77,7 @@ mod servers;
 mod session_changes;
 mod side_port;
 mod snippets;
+mod socketmap;
 mod spellings;
 mod status;
 mod submission;

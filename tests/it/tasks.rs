@@ -27,9 +27,10 @@ fn tasks(usher: &Usher) -> BTreeSet<String> {
 }
 
 /// Tasks that this test makes panic; the others do not run with this configuration.
-const PANICKED: [&str; 21] = [
+const PANICKED: [&str; 22] = [
     "listener",
     "auth_http",
+    "socketmap",
     "side_port",
     "control",
     "status_samples",
@@ -61,10 +62,12 @@ fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
         .configured(Config::shared())
         .set("/directory/watch", "auto")
         .set("/fleet", serde_json::json!({"name": "mail", "store": address, "secret_file": "fleet.secret"}))
-        .set("/auth_http", serde_json::json!({"address": "127.0.0.1:0", "allow": ["127.0.0.1"]}));
+        .set("/auth_http", serde_json::json!({"address": "127.0.0.1:0", "allow": ["127.0.0.1"]}))
+        .set("/socketmap", serde_json::json!({"address": "127.0.0.1:0", "domains": "example.com"}));
     write_secret(&config.path("fleet.secret"), "A".repeat(64));
     for backend in 0..2 {
         config.change(&format!("/routing/backends/{backend}/probe"), "greeting");
+        config.change(&format!("/routing/backends/{backend}/delivery"), "lmtp:server.example.com");
     }
     // A name, for the resolver to look up.
     config.change("/routing/backends/0/imap/address", format!("localhost:{}", dovecot().imaps));

@@ -17,7 +17,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use super::{ErrorReply, socket};
+use super::ErrorReply;
+use crate::base::sys::socket_file;
 
 /// An answer larger than this is no answer: 60,000 sessions take about 15 MiB.
 const ANSWER_LIMIT: usize = 256 * 1024 * 1024;
@@ -134,7 +135,7 @@ pub(crate) async fn ask_all<T: DeserializeOwned>(
         Ok::<_, ControlError>((user, request(stream, method, path).await?))
     };
     let (user, serving) = timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| ControlError::Timeout)??;
-    let requests = socket::predecessors(socket).into_iter().map(|(process, its_socket)| async move {
+    let requests = socket_file::predecessors(socket).into_iter().map(|(process, its_socket)| async move {
         let asked = async {
             let stream = connect(&its_socket).await?;
             believe(&stream, process, user)?;

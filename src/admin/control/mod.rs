@@ -1,5 +1,5 @@
 //! The control socket: HTTP and JSON over a Unix socket that only its owner (and a configured
-//! group) can open. Both halves are here: `socket`, `server` and `routes` in the running process, and
+//! group) can open. Both halves are here: `server` and `routes` in the running process, and
 //! `client`, which the commands use. What they say to each other is in `shapes` and documented in
 //! docs/control.md.
 //!
@@ -10,20 +10,35 @@ mod arguments;
 mod caller;
 mod client;
 mod fleet;
+mod lookup;
 mod routes;
 mod server;
 mod shapes;
-mod socket;
 mod trace;
+
+use std::io;
 
 pub(crate) use client::{ControlError, ask, ask_all, encode, follow};
 pub(crate) use fleet::{Known, NodeReply};
 pub(crate) use server::{obey, serve};
 pub(crate) use shapes::{
-    Cached, Confirmed, DirectoryStatus, Dropped, ErrorReply, FleetStatus, Kicked, Leaving, Outcome, Status, User,
+    Cached, Confirmed, DirectoryStatus, Dropped, ErrorReply, FleetStatus, Kicked, Leaving, Looked, MapReply, Outcome,
+    Recent, Status, User,
 };
-pub(crate) use socket::{SocketFile, bind};
+use tokio::net::UnixListener;
 use tokio::sync::oneshot;
+
+use crate::base::sys::socket_file::{self, SocketAccess, SocketFile};
+use crate::config;
+
+/// Binds the control socket.
+///
+/// # Errors
+/// See [`socket_file::bind`].
+pub(crate) fn bind(settings: &config::Control, successor: bool) -> io::Result<(UnixListener, SocketFile)> {
+    let mode = if settings.group.is_some() { 0o660 } else { 0o600 };
+    socket_file::bind(&settings.path, SocketAccess { group: settings.group.as_deref(), mode }, successor)
+}
 
 /// A request to the main loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,10 +14,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::arguments::{Part, QueryArgs, Rejection, without_body};
 use super::caller::{Caller, audit};
+use super::lookup;
 use super::trace::{self, ExtraTime};
 use super::{
-    Cached, Confirmed, DirectoryStatus, Dropped, FleetStatus, Kicked, Leaving, Order, OrderResult, Outcome, Request,
-    Status, User, unhex,
+    Cached, Confirmed, DirectoryStatus, Dropped, FleetStatus, Kicked, Leaving, Looked, Order, OrderResult, Outcome,
+    Recent, Request, Status, User, unhex,
 };
 use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
@@ -55,6 +56,8 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/cache", get(cached))
         .route("/cache/drop", post(drop_cached))
         .route("/users/{login}", get(user))
+        .route("/lookup", get(look_up))
+        .route("/answers", get(answers))
         .route("/confirm/{seconds}", post(confirm))
         .route("/trace", post(follow))
         .route("/drain", post(drain))
@@ -223,7 +226,7 @@ async fn cached(State(control): State<Control>, mut arguments: QueryArgs) -> Ans
 }
 
 fn shown(snapshot: &Snapshot, realm: &RealmCore, remembered: CacheRecord) -> Cached {
-    let CacheRecord { key: _, dn, names, entry, right, wrong, tokens, age, left, stale_left } = remembered;
+    let CacheRecord { key: _, dn, names, entry, right, wrong, tokens, addresses, age, left, stale_left } = remembered;
     let routing = &snapshot.config.routing;
     let target = entry.as_ref().and_then(|entry| routing::route(routing, entry).ok());
     Cached {
@@ -235,10 +238,29 @@ fn shown(snapshot: &Snapshot, realm: &RealmCore, remembered: CacheRecord) -> Cac
         right,
         wrong,
         tokens,
+        addresses,
         age_seconds: age.map(|age| age.as_secs()),
         left_seconds: left.map(|left| left.as_secs()),
         stale_left_seconds: stale_left.map(|left| left.as_secs()),
     }
+}
+
+/// A text that must not be empty, because a script may have an empty variable.
+fn required(arguments: &mut QueryArgs, key: &str) -> Result<String, Rejection> {
+    let text = arguments.take(key).filter(|text| !text.is_empty());
+    text.ok_or_else(|| Rejection::bad(format!("`{key}` is missing")))
+}
+
+async fn look_up(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Looked> {
+    let address = required(&mut arguments, "address")?;
+    arguments.end()?;
+    lookup::look_up(&control.snapshot(), &address).await.map(Json)
+}
+
+async fn answers(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Recent> {
+    let dn = required(&mut arguments, "dn")?;
+    arguments.end()?;
+    Ok(Json(lookup::recent(&control.shared, &dn)))
 }
 
 async fn drop_cached(

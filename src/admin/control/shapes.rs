@@ -82,12 +82,58 @@ pub(crate) struct Cached {
     /// The number of cached searches for the entry of a token.
     #[serde(default)]
     pub tokens: usize,
-    /// Time since a bind last verified a password, or a search found the entry of a token.
+    /// The mail addresses that were looked up for Postfix.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Time since a bind last verified a password, or a search found the entry of a token or an address.
     pub age_seconds: Option<u64>,
     /// Remaining time without a directory request (`cache.ttl`).
     pub left_seconds: Option<u64>,
     /// Remaining time while the directory is unreachable (`cache.stale`).
     pub stale_left_seconds: Option<u64>,
+}
+
+/// The reply to `usher lookup`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Looked {
+    /// The answer of the map `transport`.
+    pub transport: MapReply,
+    /// The answer of the map `recipient`.
+    pub recipient: MapReply,
+    /// The address that the entry was found by; absent without an entry.
+    pub found_as: Option<String>,
+    /// The entry's DN.
+    pub dn: Option<String>,
+    /// Its mailHost values.
+    pub mail_host: Vec<String>,
+    /// The backend of the transport.
+    pub backend: Option<String>,
+    /// Whether the directory holds the user.
+    pub held: bool,
+    /// Where the answer is from: `cache`, `directory`, `stale`, or `usher` if the directory was not asked.
+    pub by: String,
+    /// Why the directory does not say what the address means.
+    pub cause: Option<String>,
+}
+
+/// The answer of one map.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MapReply {
+    /// `ok`, `not_found` or `temp`.
+    pub result: String,
+    /// The value with `ok`.
+    pub value: Option<String>,
+    /// Why this answer.
+    pub reason: String,
+}
+
+/// When a process last told Postfix a server for an entry.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Recent {
+    /// How long ago at the least; absent if it has not.
+    pub age_seconds: Option<f64>,
+    /// For how long it has remembered its answers; absent if Postfix does not ask it.
+    pub remembered_seconds: Option<f64>,
 }
 
 /// The reply to `usher cache drop`.

@@ -4,6 +4,7 @@ pub(crate) mod allocator;
 pub(crate) mod journal;
 pub(crate) mod paths;
 pub(crate) mod secret_files;
+pub(crate) mod socket_file;
 pub mod sockets;
 
 use std::fs::{File, Metadata};

@@ -63,11 +63,13 @@ pub struct Directory {
     pub disabled_by: Vec<DisabledBy>,
     /// How it is followed, and what follows from its changes.
     pub watch: Watch,
+    /// The filter that finds the entry of a mail address; `None`: no address is looked up.
+    pub mail_filter: Option<Template>,
     /// Result codes of a bind that mean a state of the account; others count as unavailable.
     pub results: BTreeMap<u32, AccountState>,
     /// Whether the certificates of entries are read (userCertificate), because a listener logs clients in by them.
     pub reads_certificates: bool,
-    /// The attributes by which a token or the address of a certificate leads to an entry: which entry that is depends on
+    /// The attributes by which a token, the address of a certificate or a mail address leads to an entry: which entry that is depends on
     /// nothing else, as no password is verified.
     pub claim_attributes: Vec<String>,
 }
@@ -125,6 +127,7 @@ impl Directory {
             reveal_account_state: false,
             disabled_by: DisabledBy::DEFAULT.to_vec(),
             watch: Watch::off(),
+            mail_filter: None,
             results: BTreeMap::new(),
             reads_certificates: false,
             claim_attributes: Vec::new(),
@@ -163,6 +166,21 @@ impl WindowsDomain {
     #[must_use]
     pub(crate) fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
+    }
+}
+
+impl DomainPattern {
+    /// Whether a domain in small letters is one of these.
+    #[must_use]
+    pub fn has(&self, domain: &str) -> bool {
+        match self {
+            Self::None => domain.is_empty(),
+            Self::Exact(exact) => domain == exact,
+            // `*.example.org` is below the domain, and not the domain itself.
+            Self::Suffix(suffix) => {
+                domain.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+            }
+        }
     }
 }
 

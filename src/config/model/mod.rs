@@ -12,6 +12,7 @@ mod limits;
 mod listeners;
 mod process;
 mod routing;
+mod socketmap;
 mod throttle;
 mod tls;
 mod tokens;
@@ -36,6 +37,7 @@ pub(crate) use routing::{
     Address, AddressBalance, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, OnReturn, Probe,
     Routing, TokenLogin,
 };
+pub(crate) use socketmap::{DeliveryWhenDisabled, Socketmap, SocketmapPlace, UnixPlace};
 pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, PasswordSpraying, Throttle};
 pub(crate) use tls::{CertificateFiles, ClientAuth, ClientCertificates, Group, Tls, TlsVersion};
 pub(crate) use tokens::{HttpUrl, Introspection, KeySource, TokenIssuer};
@@ -81,6 +83,8 @@ pub struct Config {
     pub control: Option<Control>,
     /// The listener for nginx's auth requests, if configured.
     pub auth_http: Option<AuthHttp>,
+    /// The listener for Postfix, if configured.
+    pub socketmap: Option<Socketmap>,
     /// The store that several ushers share, if configured.
     pub fleet: Option<Fleet>,
     /// The process itself.

@@ -48,6 +48,8 @@ pub struct Backend {
     pub health: Health,
     /// Logins under way there at the most.
     pub logins_in_flight: usize,
+    /// Where Postfix delivers mail for its users: transport and next hop.
+    pub delivery: Option<String>,
     /// Where each protocol is served: protocol name -> endpoint.
     pub endpoints: Vec<Endpoint>,
 }

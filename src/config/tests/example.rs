@@ -24,7 +24,8 @@ fn example_has_every_key() {
     // An unknown key in each section of SOUND makes the error list the existing ones.
     let acting = "impersonation: {admins: ['o=a'], networks: 192.0.2.1}\n";
     let fleet = "fleet: {name: mail, store: 'redis://[::1]', secret_file: fleet.secret}\n";
-    let mut text = format!("{SOUND}{TOKENS}{acting}{fleet}");
+    let socketmap = "socketmap: {address: '127.0.0.1:9950', domains: a.example}\n";
+    let mut text = delivering(&format!("{SOUND}{TOKENS}{acting}{fleet}{socketmap}"));
     for (from, to) in [
         ("  - issuer: https://idp", "  - zzz: 1\n    issuer: https://idp"),
         ("introspection: {", "introspection: {zzz: 1, "),
@@ -54,13 +55,14 @@ fn example_has_every_key() {
         ("{format", "{zzz: 1, format"),
         ("impersonation: {", "impersonation: {zzz: 1, "),
         ("fleet: {", "fleet: {zzz: 1, "),
+        ("socketmap: {", "socketmap: {zzz: 1, "),
         ("log:", "zzz: 1\nlog:"),
     ] {
         assert!(text.contains(from), "{from}");
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 29, "{problems:#?}");
+    assert_eq!(problems.len(), 30, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -193,6 +195,24 @@ fn commented_fleet_is_valid() {
 }
 
 #[test]
+fn commented_socketmap_is_valid() {
+    let (before, rest) = EXAMPLE.split_once("# socketmap:\n").unwrap();
+    let (lines, behind) = rest.split_once("\n\n").unwrap();
+    let lines: String = lines.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap())).collect();
+    let with = |lines: &str| {
+        let text = format!("{before}socketmap:\n{lines}\n{behind}");
+        let text = text.replacen("      # delivery:", "      delivery:", 1);
+        parse_text(&text.replacen("    - name: server4\n", "    - name: server4\n      delivery: \"lmtp:x\"\n", 1))
+            .unwrap()
+    };
+    let (config, short) = (with(&lines), with("  address: \"127.0.0.1:9950\"\n  domains: [example.com]\n"));
+    assert_eq!(config.warnings, []);
+    let (shown, default) = (config.socketmap.unwrap(), short.socketmap.unwrap());
+    assert_eq!((shown.mail_filter, shown.max_connections), (default.mail_filter, default.max_connections));
+    assert_eq!(shown.when_disabled, default.when_disabled);
+}
+
+#[test]
 fn commented_password_filter_is_valid_beside_an_issuer() {
     let text = EXAMPLE.replacen("# password_filter:", "password_filter:", 1);
     assert_ne!(text, EXAMPLE);
@@ -272,6 +292,8 @@ routing: {backends: [{name: server3, imap: {address: \"server3.example.com:993\"
         let rest = if forwards { rest.replacen("server3, ", "server3, token: forward, ", 1) } else { rest.to_owned() };
         // Users that act for a mailbox need an account there.
         let service = "server3, service: {login: usher, password_file: p}, ";
+        let delivery = "server3, delivery: \"lmtp:inet:server3.example.com:24\", ";
+        let rest = if piece.contains("socketmap:") { rest.replacen("server3, ", delivery, 1) } else { rest };
         let rest = if piece.contains("grant_attribute") { rest.replacen("server3, ", service, 1) } else { rest };
         let config = parse_text(&format!("{piece}{rest}"));
         assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()), "{piece}");

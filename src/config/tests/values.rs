@@ -75,6 +75,7 @@ fn every_key_is_read() {
             base: "ou=people,dc=example,dc=com".into(),
             filter: Template { parts },
         },
+        mail_filter: None,
         reads_certificates: false,
         claim_attributes: Vec::new(),
         mail_host_attribute: "mailServer".into(),

@@ -20,6 +20,7 @@ use crate::config::Find;
 use crate::directory::identity::AcceptedCertificate;
 use crate::directory::{DirectoryError, Entry, Floor, Identity, Trace, UnavailableCause};
 use crate::proto::ldap::result::{self, SearchMeaning};
+use crate::proto::ldap::template;
 
 impl Ldap {
     /// Decides about a client whose certificate is verified.
@@ -115,13 +116,25 @@ impl Ldap {
         Ok((verdict::read_as_service(found, trace)?, server))
     }
 
+    /// The entry of a mail address.
+    pub(super) async fn find_by_mail(&self, address: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
+        let filter = self.settings.mail_filter.as_ref().and_then(|filter| template::filter(filter, address));
+        let base = lookup::users_base(&self.settings.find);
+        self.find_below(&base, filter.ok_or(DirectoryError::NoEntry)?, trace).await
+    }
+
     pub(super) async fn find_match(&self, filter: &str, trace: &mut Trace) -> Result<Entry, DirectoryError> {
-        let mut time = DecisionTime::new(self.settings.timeout);
-        let started = Instant::now();
         let Find::Search { base, .. } = &self.settings.find else {
             return Err(DirectoryError::Unavailable(UnavailableCause::NoServiceAccount));
         };
-        let query = self.search(base, filter.to_owned());
+        self.find_below(base, filter.to_owned(), trace).await
+    }
+
+    /// The one entry below a base that matches a filter.
+    async fn find_below(&self, base: &str, filter: String, trace: &mut Trace) -> Result<Entry, DirectoryError> {
+        let mut time = DecisionTime::new(self.settings.timeout);
+        let started = Instant::now();
+        let query = self.search(base, filter);
         let found = self.ask(&query, &mut time, trace).await;
         trace.search = Some(started.elapsed());
         let (found, server) = found?;

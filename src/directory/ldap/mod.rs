@@ -375,11 +375,14 @@ impl Directory for Ldap {
         })
     }
 
-    /// The filter and the DN are the same for both kinds of names.
-    fn find<'a>(&'a self, name: &'a Login, _: NameKind) -> DirectoryFuture<'a, Entry> {
+    fn find<'a>(&'a self, name: &'a Login, kind: NameKind) -> DirectoryFuture<'a, Entry> {
         Box::pin(async move {
             let mut trace = Trace::default();
-            (self.find_entry(name, &mut trace).await, trace)
+            let found = match kind {
+                NameKind::Login => self.find_entry(name, &mut trace).await,
+                NameKind::Mail => self.find_by_mail(name, &mut trace).await,
+            };
+            (found, trace)
         })
     }
 

@@ -95,6 +95,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         reveal_account_state: false,
         disabled_by: DisabledBy::DEFAULT.to_vec(),
         watch: config::Watch::off(),
+        mail_filter: None,
         reads_certificates: false,
         claim_attributes: Vec::new(),
         results: [(19, AccountState::Locked)].into(),

@@ -237,6 +237,24 @@ impl Metrics {
                  client.",
                 &["result"],
             )),
+            socketmap_requests: LabeledSeries::new(counters(
+                "usher_socketmap_requests_total",
+                "Questions of Postfix, by map and answer; temp: Postfix tries again later.",
+                &["map", "result"],
+            )),
+            socketmap_seconds: register(
+                &registry,
+                declared(Histogram::with_opts(
+                    HistogramOpts::new("usher_socketmap_seconds", "How long the answer to a question of Postfix took.")
+                        .buckets(PHASE_BUCKETS.to_vec()),
+                )),
+            ),
+            socketmap_connections: gauge("usher_socketmap_connections", "Connections of Postfix."),
+            socketmap_closed: LabeledSeries::new(counters(
+                "usher_socketmap_closed_total",
+                "Connections to the socketmap listener that usher closed, by reason.",
+                &["reason"],
+            )),
             token_keys: gauges(
                 "usher_token_keys",
                 "Keys of the token issuer that signatures are verified by; 0: none of its tokens is accepted.",

@@ -18,7 +18,8 @@ use self::series::{CounterSeries, GaugeSeries, HistogramSeries};
 use super::labels::{
     AuthHttpResult, BackendResult, CloseReason, ConnectionUse, DecisionBasis, Direction, DirectoryChange,
     DirectoryOperation, FleetRejection, FleetResult, HandshakeResult, IntrospectionResult, LoginPhase, PasswordWarning,
-    ProbeResult, ProxyHeaderResult, ReloadResult, SessionEnd, ThrottleEffect, ThrottleRecord,
+    ProbeResult, ProxyHeaderResult, ReloadResult, SessionEnd, SocketmapClosed, SocketmapMap, SocketmapResult,
+    ThrottleEffect, ThrottleRecord,
 };
 use crate::base::labels::Label as _;
 use crate::base::tasks::Task;
@@ -136,6 +137,14 @@ pub struct Metrics {
     pub(crate) proxy_headers: CounterSeries<ProxyHeaderResult>,
     /// Questions of nginx by what became of them.
     pub(crate) auth_http_requests: CounterSeries<AuthHttpResult>,
+    /// Questions of Postfix by map and answer.
+    pub(crate) socketmap_requests: CounterSeries<SocketmapResult>,
+    /// How long an answer to Postfix took.
+    pub(crate) socketmap_seconds: Histogram,
+    /// Connections of Postfix.
+    pub(crate) socketmap_connections: IntGauge,
+    /// Connections of Postfix that usher has closed, by reason.
+    pub(crate) socketmap_closed: CounterSeries<SocketmapClosed>,
     /// The usable keys of a token issuer.
     pub(crate) token_keys: IntGaugeVec,
     /// 0 if the last fetch of an issuer's keys failed.
@@ -217,6 +226,10 @@ impl Metrics {
             self.task_restarts.with_label_values(&[task.label()]);
         }
         self.auth_http_requests.know();
+        for map in SocketmapMap::ALL {
+            self.socketmap_requests.know_of(map.label());
+        }
+        self.socketmap_closed.know();
         self.introspections.know();
         self.fleet_commands.know();
         self.fleet_rejected.know();

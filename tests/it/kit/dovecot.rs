@@ -13,6 +13,25 @@ use super::wait_limit;
 /// Frozen processes; they continue when it is dropped, so that they can also end.
 pub(crate) struct Frozen(Vec<Pid>);
 
+impl Frozen {
+    /// Freezes a process and its children.
+    pub(crate) fn of(master: Pid) -> Self {
+        let mut processes = vec![master];
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+            if parent.and_then(Pid::from_raw) == Some(master) {
+                let child = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+                processes.push(child.expect("a folder with a stat is a process"));
+            }
+        }
+        // A child that was about to exit may have ended by now, which is no error.
+        processes.retain(|pid| kill_process(*pid, Signal::STOP).is_ok());
+        assert!(processes.contains(&master), "the master is alive");
+        Self(processes)
+    }
+}
+
 impl Drop for Frozen {
     fn drop(&mut self) {
         for pid in &self.0 {
@@ -265,20 +284,7 @@ plugin {{
 
     /// Freezes every process of it until the guard is dropped.
     pub(crate) fn freeze(&self) -> Frozen {
-        let master = self.running.as_ref().expect("it runs").pid();
-        let mut processes = vec![master];
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
-            if parent.and_then(Pid::from_raw) == Some(master) {
-                let child = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
-                processes.push(child.expect("a folder with a stat is a process"));
-            }
-        }
-        // A child that was about to exit may have ended by now, which is no error.
-        processes.retain(|pid| kill_process(*pid, Signal::STOP).is_ok());
-        assert!(processes.contains(&master), "the master is alive");
-        Frozen(processes)
+        Frozen::of(self.running.as_ref().expect("it runs").pid())
     }
 
     /// Waits for a log line that contains all of these words, and returns it.

@@ -14,9 +14,11 @@ pub(crate) mod dovecot;
 pub(crate) mod dovecot_versions;
 pub(crate) mod exposition;
 pub(crate) mod issuer;
+pub(crate) mod lmtp;
 pub(crate) mod log_line;
 pub(crate) mod netns;
 pub(crate) mod nginx;
+pub(crate) mod postfix;
 pub(crate) mod process;
 pub(crate) mod provider;
 #[allow(dead_code, reason = "unit tests use the rest")]

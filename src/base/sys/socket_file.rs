@@ -1,4 +1,4 @@
-//! The socket's file: made for its owner alone, and found again beside that of a process before.
+//! The file of a Unix socket: made for its owner alone, and found again beside that of a process before.
 //!
 //! Its folder must be one where no other user can create or rename files (`sys/paths`); one that does not exist is
 //! made, which the volume of a container needs, whose root belongs to all. There the socket is made in a new folder with mode 0700, gets its group and mode, and is renamed into place: no step goes by
@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -17,13 +17,30 @@ use rustix::fs::{
 use rustix::process::geteuid;
 use tokio::net::UnixListener;
 
-use crate::base::sys::paths::check_folder;
-use crate::config;
+use super::paths::check_folder;
 
 /// The socket's name in the folder in which it is made.
 const MADE: &str = "socket";
 
-/// The control socket's file, which this process has made.
+/// Which users may connect.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SocketAccess<'a> {
+    /// The file's group; `None`: that of the process.
+    pub group: Option<&'a str>,
+    /// The file's mode.
+    pub mode: u32,
+}
+
+impl SocketAccess<'_> {
+    /// Gives these permissions to a file in a folder where no other user can change it.
+    fn give(self, folder: BorrowedFd<'_>, file: impl rustix::path::Arg + Copy) -> io::Result<()> {
+        let group = self.group.map(super::group_id).transpose()?;
+        chownat(folder, file, None, group.map(Gid::from_raw), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(chmodat(folder, file, Mode::from_raw_mode(self.mode), AtFlags::empty())?)
+    }
+}
+
+/// A socket's file, which this process has made.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
@@ -31,6 +48,22 @@ pub(crate) struct SocketFile {
 }
 
 impl SocketFile {
+    /// The file that a process before has made for a socket that it has handed over, with these permissions from now
+    /// on; `None`: there is no socket any more.
+    ///
+    /// # Errors
+    /// The system's reason, or that others can write to its folder.
+    pub(crate) fn adopt(path: &Path, access: SocketAccess<'_>) -> io::Result<Option<Self>> {
+        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        check_folder(folder, Some(geteuid().as_raw())).map_err(io::Error::other)?;
+        let Ok(found) = rustix::fs::lstat(path) else { return Ok(None) };
+        if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+            return Ok(None);
+        }
+        access.give(rustix::fs::CWD, path)?;
+        Ok(Some(Self { path: path.to_owned(), id: id(&found) }))
+    }
+
     /// Gives it a second name, under which this process answers once the first is a successor's.
     ///
     /// # Errors
@@ -72,13 +105,12 @@ fn id(found: &Stat) -> (u64, u64) {
     (found.st_dev, found.st_ino)
 }
 
-/// Binds the control socket with its permissions from the first moment, in place of a stale one, or
-/// of that of the process whose `successor` this is.
+/// Binds a socket with its permissions from the first moment, in place of a stale one, or of that of the process whose
+/// `successor` this is.
 ///
 /// # Errors
 /// The system's reason, that others can write to its folder, or that another usher answers there.
-pub(crate) fn bind(settings: &config::Control, successor: bool) -> io::Result<(UnixListener, SocketFile)> {
-    let path = &settings.path;
+pub(crate) fn bind(path: &Path, access: SocketAccess<'_>, successor: bool) -> io::Result<(UnixListener, SocketFile)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file"));
     };
@@ -106,15 +138,12 @@ pub(crate) fn bind(settings: &config::Control, successor: bool) -> io::Result<(U
         }
         Ok(_) | Err(_) => {}
     }
-    let group = settings.group.as_ref().map(|group| crate::base::sys::group_id(group)).transpose()?;
     let workshop = Workshop::new(folder, &folder_fd, name)?;
     let listener = workshop.bind()?;
-    let mode = if group.is_some() { 0o660 } else { 0o600 };
-    chownat(&workshop.inside, MADE, None, group.map(Gid::from_raw), AtFlags::SYMLINK_NOFOLLOW)?;
-    chmodat(&workshop.inside, MADE, Mode::from_raw_mode(mode), AtFlags::empty())?;
+    access.give(workshop.inside.as_fd(), MADE)?;
     let made = statat(&workshop.inside, MADE, AtFlags::SYMLINK_NOFOLLOW)?;
     renameat(&workshop.inside, MADE, &folder_fd, name)?;
-    Ok((listener, SocketFile { path: path.clone(), id: id(&made) }))
+    Ok((listener, SocketFile { path: path.to_owned(), id: id(&made) }))
 }
 
 /// A new folder that only this process' user can enter; gone when dropped.
@@ -127,7 +156,6 @@ struct Workshop<'f> {
 
 impl<'f> Workshop<'f> {
     fn new(folder_path: &Path, folder: &'f OwnedFd, socket: &OsStr) -> io::Result<Self> {
-        use std::os::fd::AsFd as _;
         let mut name = socket.to_owned();
         name.push(".new");
         let folder = folder.as_fd();
@@ -178,7 +206,7 @@ fn predecessor_path(path: &Path, process: u32) -> PathBuf {
 
 /// The sockets of all predecessors beside this one, dead ones included, each with its process.
 #[must_use]
-pub(super) fn predecessors(path: &Path) -> Vec<(u32, PathBuf)> {
+pub(crate) fn predecessors(path: &Path) -> Vec<(u32, PathBuf)> {
     let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let one = |other: PathBuf| {
         let process = other.extension().and_then(|end| end.to_str()).and_then(|end| end.parse().ok())?;
@@ -194,30 +222,32 @@ mod tests {
 
     use super::*;
 
+    const OWN: SocketAccess<'_> = SocketAccess { group: None, mode: 0o600 };
+
     #[tokio::test]
     async fn stale_socket_is_replaced_and_other_files_are_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = config::Control { path: folder.path().join("control.sock"), group: None };
-        fs::write(&settings.path, "precious").unwrap();
-        assert_eq!(bind(&settings, false).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read_to_string(&settings.path).unwrap(), "precious");
+        let path = folder.path().join("control.sock");
+        fs::write(&path, "precious").unwrap();
+        assert_eq!(bind(&path, OWN, false).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 
-        fs::remove_file(&settings.path).unwrap();
-        let first = bind(&settings, false).unwrap();
-        assert_eq!(bind(&settings, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        fs::remove_file(&path).unwrap();
+        let first = bind(&path, OWN, false).unwrap();
+        assert_eq!(bind(&path, OWN, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        let _second = bind(&settings, false).unwrap();
-        assert_eq!(fs::metadata(&settings.path).unwrap().permissions().mode() & 0o777, 0o600);
+        let _second = bind(&path, OWN, false).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
     }
 
     #[tokio::test]
     async fn folders_writable_by_others_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = config::Control { path: folder.path().join("control.sock"), group: None };
+        let path = folder.path().join("control.sock");
         for mode in [0o770, 0o777, 0o1777] {
             fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
-            let refused = bind(&settings, false).unwrap_err().to_string();
+            let refused = bind(&path, OWN, false).unwrap_err().to_string();
             assert!(refused.contains("others can write to"), "{mode:o}: {refused}");
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         }
@@ -228,15 +258,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let room = 107 - folder.path().as_os_str().len() - 1;
         let path = folder.path().join("s".repeat(room));
-        let settings = config::Control { path: path.clone(), group: None };
         let left = folder.path().join(format!("{}.new", "s".repeat(room)));
         fs::create_dir(&left).unwrap();
         fs::write(left.join(MADE), "").unwrap();
-        drop(bind(&settings, false).unwrap());
+        drop(bind(&path, OWN, false).unwrap());
         assert!(!left.exists());
         // As an older version left it.
         fs::write(&left, "").unwrap();
-        let (_listener, file) = bind(&settings, false).unwrap();
+        let (_listener, file) = bind(&path, OWN, false).unwrap();
         assert!(!left.exists() && path.exists());
         file.remove();
         assert!(!path.exists());
@@ -245,13 +274,13 @@ mod tests {
     #[tokio::test]
     async fn socket_of_another_process_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = config::Control { path: folder.path().join("control.sock"), group: None };
-        let (first, old) = bind(&settings, false).unwrap();
+        let path = folder.path().join("control.sock");
+        let (first, old) = bind(&path, OWN, false).unwrap();
         let kept = old.move_aside().unwrap();
         drop(first);
-        let (_second, new) = bind(&settings, true).unwrap();
+        let (_second, new) = bind(&path, OWN, true).unwrap();
         old.remove();
-        assert!(settings.path.exists(), "it is the second one's");
+        assert!(path.exists(), "it is the second one's");
         assert!(old.move_aside().is_err());
         kept.remove();
         new.remove();
