@@ -110,8 +110,8 @@ fn marks(mut data: &[u8]) {
     table.reseal();
     let mut other = Table::default();
     while let Some(args) = table.unwritten(&SEALER) {
-        let (marks, _) = args.get(2..).unwrap_or_default().as_chunks::<5>();
-        for [field, version, ends, _, sealed] in marks {
+        let (marks, _) = args.get(2..).unwrap_or_default().as_chunks::<6>();
+        for [field, version, ends, _, _, sealed] in marks {
             let [Arg::Bytes(field), Arg::Bytes(version), Arg::Bytes(ends), Arg::Bytes(sealed)] =
                 [field, version, ends, sealed]
             else {
