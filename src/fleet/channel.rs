@@ -113,6 +113,7 @@ fn judge(fleet: &Fleet, message: Envelope, held: bool) {
         Judged::Taken(message, from) => deliver(fleet, *message, from),
         Judged::Held => fleet.beat_now.notify_one(),
         Judged::Own => {}
+        Judged::Left(id) => fleet.absent().goodbye(id),
         Judged::Rejected(reason) => fleet.reject(reason, "message"),
     }
 }

@@ -69,6 +69,7 @@ fn message(text: &[u8]) {
                 return;
             }
             Judged::Held => assert!(members.get(read.from).is_none(), "a known member waits"),
+            Judged::Left(id) => return assert!(members.get(id).is_none(), "a living member has left"),
             Judged::Own | Judged::Rejected(_) => break,
         }
     }

@@ -183,6 +183,8 @@ pub(super) enum Judged {
     Held,
     /// It is this process's own.
     Own,
+    /// A member that is gone already has left in order.
+    Left(MemberId),
     /// It is dropped.
     Rejected(FleetRejection),
 }
@@ -211,6 +213,10 @@ impl Inbox {
         }
         let mut incoming = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(member) = members.get(message.from) else {
+            // A beat may have shown earlier that it is gone. What says that it ended in order is true of it for good.
+            if message.kind == Kind::Goodbye {
+                return Judged::Left(message.from);
+            }
             if held || incoming.held.len() >= HELD {
                 return Judged::Rejected(FleetRejection::UnknownMember);
             }
@@ -290,5 +296,29 @@ impl Question<'_> {
             answer.body = body;
             missing -= 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The store answers a beat and forwards a message on two connections: either may come first.
+    #[test]
+    fn goodbye_after_the_beat_that_shows_its_sender_no_more_is_taken() {
+        let (own, gone) = (MemberId(1), MemberId(2));
+        let message = |kind| Envelope {
+            kind,
+            from: gone,
+            number: 1,
+            time: 1_000_000,
+            question: 0,
+            addressed: vec![own],
+            body: Vec::new(),
+        };
+        let inbox = Inbox::default();
+        let judged = |kind| inbox.judge(own, &Members::default(), 1_000_000, message(kind), true);
+        assert!(matches!(judged(Kind::Goodbye), Judged::Left(id) if id == gone));
+        assert!(matches!(judged(Kind::Notice), Judged::Rejected(FleetRejection::UnknownMember)));
     }
 }

@@ -18,7 +18,7 @@ async fn members_meet_count_together_and_leave() {
     drop(c);
     a.joined(2).await;
     // A node that ends is not lost.
-    let d = joined(store.port, "mx4", 4).await;
+    let d = joined(store.port, "mx4", 3).await;
     a.joined(3).await;
     d.leave().await;
     drop(d);
