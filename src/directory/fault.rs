@@ -30,7 +30,16 @@ pub enum EntryFault {
     /// The DN is too long to be kept, and is cut: it must not be bound.
     #[error("its DN has more than {MAX_DN} bytes")]
     LongDn,
+    /// It is an alias (RFC 4512 section 2.6), which is not followed: neither a search nor content synchronization would
+    /// report the entry behind it as this one.
+    #[error("it is an alias{}, and aliases are not followed", of(.0.as_deref()))]
+    Alias(Option<Box<str>>),
     /// The read of this one entry ended with this result.
     #[error("the read of the entry ended with {0}")]
     Ended(ServerResult),
+}
+
+/// ` of "DN"`, for a message.
+fn of(target: Option<&str>) -> String {
+    target.map_or_else(String::new, |target| format!(" of {target:?}"))
 }

@@ -217,6 +217,9 @@ fn unusable(fault: &EntryFault) -> String {
         EntryFault::TooManyValues(_) | EntryFault::LongValue(_) => {
             "; that is the limit: remove values from the entry, or use another attribute"
         }
+        EntryFault::Alias(_) => {
+            "; log in with a name of the entry itself, or keep aliases out of the filter with (!(objectClass=alias))"
+        }
         EntryFault::NoNetwork { .. } | EntryFault::LongDn | EntryFault::Ended(_) => "",
     };
     format!("the entry cannot be used: {fault}{advice}")

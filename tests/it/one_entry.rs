@@ -54,8 +54,8 @@ fn unknown_name_sounds_like_a_wrong_password_whatever_the_result_of_its_bind() {
     for (code, name, result) in [
         (32, "noSuchObject", "unknown_user"),
         (34, "invalidDNSyntax", "unknown_user"),
-        (33, "aliasProblem", "unknown_user"),
-        (36, "aliasDereferencingProblem", "unknown_user"),
+        (33, "aliasProblem", "unusable_entry"),
+        (36, "aliasDereferencingProblem", "unusable_entry"),
         (17, "undefinedAttributeType", "unknown_user"),
         (16, "noSuchAttribute", "no_password"),
         (48, "inappropriateAuthentication", "no_password"),
@@ -103,6 +103,45 @@ fn entry_without_a_password_sounds_like_a_wrong_password_on_real_servers() {
             assert_eq!(role.tagged, unknown.tagged);
             let event = usher.login("role");
             assert_eq!(event["result"], "wrong_password", "{event}");
+        }
+    }
+}
+
+/// An alias is logged as what it is, whether a filter finds it or a DN names it, and sounds like a wrong password.
+#[test]
+fn alias_is_not_followed() {
+    let backend = Scripted::accepting();
+    let slapd = Slapd::private();
+    slapd.modify(&format!(
+        "dn: uid=ally,ou=people,dc=example,dc=com\nchangetype: add\nobjectClass: alias\nobjectClass: extensibleObject\n\
+         uid: ally\naliasedObjectName: {ALICE}\n"
+    ));
+    let found = Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 100);
+    let found = found.set("/throttle/exempt", json!(["127.0.0.0/8"]));
+    let usher = Usher::start(found.clone());
+    let wrong = login(&usher, "alice", "guess").is("NO [AUTHENTICATIONFAILED]");
+    // Its target's password opens nothing.
+    for (nth, password) in [password_of("alice").as_str(), "guess"].into_iter().enumerate() {
+        let refused = login(&usher, "ally", password).is("NO [AUTHENTICATIONFAILED]");
+        assert_eq!(refused.tagged.split(' ').next_back(), wrong.tagged.split(' ').next_back());
+        let event = usher.nth_login(nth + 1, "ally");
+        assert_eq!(event["result"], "unusable_entry", "{event}");
+        let fault = format!("it is an alias of {ALICE:?}, and aliases are not followed");
+        assert_eq!(event["entry_fault"].as_str(), Some(&*fault), "{event}");
+        assert_eq!(event["dn"], "uid=ally,ou=people,dc=example,dc=com", "{event}");
+    }
+    login(&usher, "alice", &password_of("alice")).ok();
+    // By its DN slapd refuses the bind, which shows no more than a wrong password; explain reads the entry.
+    let named = found.clone().user_dn("uid={login},ou=people,dc=example,dc=com");
+    let usher = Usher::start(named.clone());
+    login(&usher, "ally", &password_of("alice")).is("NO [AUTHENTICATIONFAILED]");
+    for config in
+        [found, named.set("/directory/bind_dn", SERVICE_DN).set("/directory/bind_password_file", "ldap.password")]
+    {
+        config.write();
+        let said = command(&config, &["explain", "ally"], b"");
+        for words in ["unusable_entry", "it is an alias of", "(!(objectClass=alias))"] {
+            assert!(said.stdout.contains(words), "{words}: {said:#?}");
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::base::credential::{ClientCertificate, Login};
 use crate::config::Find;
 use crate::directory::identity::AcceptedCertificate;
 use crate::directory::{DirectoryError, Entry, Floor, Identity, Trace, UnavailableCause};
-use crate::proto::ldap::result::{self, SearchMeaning};
+use crate::proto::ldap::result::{self, BindMeaning, SearchMeaning};
 use crate::proto::ldap::template;
 
 impl Ldap {
@@ -109,6 +109,9 @@ impl Ldap {
         trace.search = Some(started.elapsed());
         let (found, server) = found?;
         // The DN was made of the name.
+        if found.is_read && result::of(found.code).bind == BindMeaning::Alias {
+            return Err(verdict::alias(&query.base));
+        }
         if found.is_read && result::of(found.code).search == SearchMeaning::NoSuchName {
             return Err(DirectoryError::NoEntry);
         }

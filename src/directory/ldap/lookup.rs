@@ -8,7 +8,9 @@ use crate::config::{self, DisabledBy, Find, WindowsDomain};
 use crate::directory::Realm;
 use crate::directory::ldap::query::{Scope, SearchRequest};
 use crate::directory::ldap::schema::Attributes;
-use crate::proto::ldap::attributes::{AttributeRole, CERTIFICATES, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS, SECRETS};
+use crate::proto::ldap::attributes::{
+    ALIASED, AttributeRole, CERTIFICATES, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS, SECRETS,
+};
 use crate::proto::ldap::filter::{self, ANY_ENTRY};
 use crate::proto::ldap::naming::{self, Naming};
 use crate::proto::ldap::template::{self, Template};
@@ -65,6 +67,7 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
         read.extend(IDENTIFIERS.map(|(name, role)| (name.to_owned(), role)));
         read.extend(LOGIN_ACTIVITY.map(|name| (name.to_owned(), AttributeRole::LoginActivity)));
     }
+    read.push((ALIASED.to_owned(), AttributeRole::Alias));
     read
 }
 
@@ -260,6 +263,8 @@ mod tests {
                 .partition(|name| PASSWORDS.iter().any(|(known, _)| name == known));
             // Whether a refused password may be right by now.
             assert_eq!(passwords.len(), PASSWORDS.len());
+            let (aliased, names): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name == ALIASED);
+            assert_eq!(aliased.len(), 1);
             let (disabled, names): (Vec<_>, Vec<_>) =
                 names.into_iter().partition(|name| DisabledBy::ALL.iter().any(|(known, _)| name == known));
             assert_eq!(disabled, ["nsAccountLock", "userAccountControl", "pwdAccountLockedTime", "accountExpires"]);
@@ -284,9 +289,9 @@ mod tests {
         assert_eq!(claimed(&["mail", "LOGINMETHOD", "entryUUID", "unicodePwd"]), ["loginMethod", "mail"]);
         assert!(names("watch: auto").contains(&"entryUUID".to_owned()));
         let alone = sound_directory("user_dn: 'uid={login},dc=x'");
-        assert!(!alone.is_followed() && attributes_of(&alone).len() == 5);
+        assert!(!alone.is_followed() && attributes_of(&alone).len() == 6);
         let none = sound_directory("user_dn: 'uid={login},dc=x', disabled_by: []");
-        assert_eq!(attributes_of(&none).len(), 1);
+        assert_eq!(attributes_of(&none).len(), 2);
         // A permanent lock is a lockout then, which is the reason of a rejected password.
         let other = sound_directory("base: 'dc=x', filter: '(uid={login})', disabled_by: [shadowexpire]");
         let watched = attributes_of(&other);

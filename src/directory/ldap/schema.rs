@@ -206,6 +206,12 @@ impl ReportedEntry {
                 }
             }
             AttributeRole::Modifier => *modified_by = text(),
+            // Whatever else is wrong with it, this is why.
+            AttributeRole::Alias => {
+                if entry.fault.as_deref() != Some(&EntryFault::LongDn) {
+                    entry.fault = Some(Box::new(EntryFault::Alias(text().map(Into::into))));
+                }
+            }
         }
     }
 }

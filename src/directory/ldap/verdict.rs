@@ -78,8 +78,12 @@ impl BindVerdicts {
             (BindMeaning::NoPassword | BindMeaning::Undecided, _) if is_about_connection(&bound.result) => {
                 Err(undecided(DirectoryOperation::Bind, bound.result.clone(), trace))
             }
+            (BindMeaning::Alias, _) if origin == DnOrigin::Template => Err(alias(dn)),
             (BindMeaning::NoPassword, _) => Err(DirectoryError::NoPassword { dn: dn.into() }),
-            (BindMeaning::NoSuchName | BindMeaning::ServerFailed | BindMeaning::Undecided, _) => {
+            (
+                BindMeaning::NoSuchName | BindMeaning::Alias | BindMeaning::ServerFailed | BindMeaning::Undecided,
+                _,
+            ) => {
                 Err(match self.results.get(&code) {
                     // It is unknown whether the server checked the password.
                     Some(state) => account(*state, false),
@@ -100,6 +104,12 @@ impl BindVerdicts {
 fn is_about_connection(result: &ServerResult) -> bool {
     let text = result.message.as_deref().unwrap_or_default();
     vendor::of(result.code, text).is_some_and(|row| row.meaning.is_about_connection())
+}
+
+/// A DN that was made of the login name, and is that of an alias.
+pub(super) fn alias(dn: &str) -> DirectoryError {
+    let fault = Box::new(EntryFault::Alias(None));
+    DirectoryError::UnusableEntry { dn: dn.into(), fault, proof: Proof::Missing }
 }
 
 /// Where the DN of a bind is from.
@@ -158,13 +168,13 @@ fn only_entry(found: SearchResult, proof: Proof, trace: &Trace) -> Result<Option
     }
 }
 
-/// Refuses an entry without a DN, as a bind as it would be anonymous, and one with a DN that was cut.
+/// Refuses an entry without a DN, as a bind as it would be anonymous, one with a DN that was cut, and an alias.
 pub(super) fn require_dn(entry: Entry, proof: Proof, trace: &Trace) -> Result<Entry, DirectoryError> {
     if entry.dn.is_empty() {
         return Err(unavailable(trace, |server| UnavailableCause::Malformed { server }));
     }
     match entry.fault {
-        Some(fault) if *fault == EntryFault::LongDn => {
+        Some(fault) if matches!(*fault, EntryFault::LongDn | EntryFault::Alias(_)) => {
             Err(DirectoryError::UnusableEntry { dn: entry.dn, fault, proof })
         }
         fault => Ok(Entry { fault, ..entry }),

@@ -53,11 +53,15 @@ pub(crate) enum AttributeRole {
     Modified,
     /// modifiersName.
     Modifier,
+    /// The entry is an alias of the one with this DN.
+    Alias,
 }
 
 /// The attribute with a user's certificates (RFC 4523 section 4.1). Its option `binary` is left out of requests: servers
 /// return the values under whichever description they have them.
 pub(crate) const CERTIFICATES: &str = "userCertificate";
+/// The attribute that every alias has, and no other entry (RFC 4512 section 2.6.2).
+pub(crate) const ALIASED: &str = "aliasedObjectName";
 /// Attributes with passwords or their hashes: never read, whatever a filter compares.
 pub(crate) const SECRETS: [&str; 6] =
     ["userPassword", "authPassword", "unicodePwd", "sambaNTPassword", "sambaLMPassword", "krbPrincipalKey"];

@@ -31,6 +31,8 @@ pub(crate) enum BindMeaning {
     /// No entry has this DN, or none can have it. If the DN was made of the login name, there is no such user; if
     /// the directory has just returned it, its servers disagree, and nothing is decided.
     NoSuchName,
+    /// The DN is that of an alias, which a bind does not follow (RFC 4511 section 4.2).
+    Alias,
     /// The entry has no password that a simple bind can be compared with.
     NoPassword,
     /// The server is unable to reply.
@@ -111,10 +113,9 @@ pub(crate) const RESULTS: [ResultCode; 43] = [
     // In a filter it may be a value that the operator has written.
     undecided(21, "invalidAttributeSyntax"),
     of_name(NO_SUCH_OBJECT, "noSuchObject"),
-    // The entry is an alias, which a bind does not follow (RFC 4511 section 4.2).
-    of_name(33, "aliasProblem"),
+    row(33, "aliasProblem", BindMeaning::Alias, SearchMeaning::NoSuchName),
     of_name(34, "invalidDNSyntax"),
-    of_name(36, "aliasDereferencingProblem"),
+    row(36, "aliasDereferencingProblem", BindMeaning::Alias, SearchMeaning::NoSuchName),
     // The RFC means a bind without credentials, which is never sent. What servers mean by it is an entry without a
     // password, or one that may not bind with a simple one.
     row(48, "inappropriateAuthentication", BindMeaning::NoPassword, SearchMeaning::Undecided),
@@ -165,7 +166,8 @@ mod tests {
             let bind = match code {
                 0 => BindMeaning::Accepted,
                 49 => BindMeaning::WrongPassword,
-                17 | 32 | 33 | 34 | 36 => BindMeaning::NoSuchName,
+                17 | 32 | 34 => BindMeaning::NoSuchName,
+                33 | 36 => BindMeaning::Alias,
                 16 | 48 => BindMeaning::NoPassword,
                 51 | 52 | 80 => BindMeaning::ServerFailed,
                 _ => BindMeaning::Undecided,

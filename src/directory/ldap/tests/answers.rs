@@ -445,7 +445,8 @@ async fn bind_result_means_what_the_table_says() {
             assert_eq!((trace.code, trace.message.as_deref()), (Some(number.into()), Some("NDS error: said")));
             match number {
                 16 | 48 => assert_eq!(error, no_password(), "{number}"),
-                17 | 32 | 33 | 34 | 36 if by_name => assert_eq!(error, DirectoryError::NoEntry, "{number}"),
+                17 | 32 | 34 if by_name => assert_eq!(error, DirectoryError::NoEntry, "{number}"),
+                33 | 36 if by_name => assert_eq!(error, alias_error(None, Proof::Missing), "{number}"),
                 _ => {
                     assert_eq!(code(Err::<(), _>(error.clone())), (DirectoryOperation::Bind, number.into()));
                     let text = error.to_string();
@@ -455,6 +456,32 @@ async fn bind_result_means_what_the_table_says() {
             assert_eq!(server.binds().len(), 1, "one guess is one answered bind");
         }
     }
+}
+
+fn alias_error(of: Option<&str>, proof: Proof) -> DirectoryError {
+    let fault = Box::new(EntryFault::Alias(of.map(Into::into)));
+    DirectoryError::UnusableEntry { dn: "uid=alice,dc=x".into(), fault, proof }
+}
+
+/// An alias that matches is no user: it gets no bind, and its target is not read.
+#[tokio::test]
+async fn alias_is_refused_as_what_it_is() {
+    let target: &[u8] = b"uid=anna,dc=x";
+    let found = move || {
+        let attributes: &[(&str, &[&[u8]])] = &[("aliasedObjectName", &[target]), ("mailHost", &[b"server3"])];
+        vec![entry("uid=alice,dc=x", attributes), done(Code::Success)]
+    };
+    let server = Scripted::start(first(vec![found(), found()], is_search)).await;
+    let under = Under::new(&[&server], searching(None));
+    let expected = |proof| Err(alias_error(Some("uid=anna,dc=x"), proof));
+    assert_eq!(under.look_up("alice").await.0, expected(Proof::Missing));
+    let (refused, _) = under.login("alice", "right").await;
+    assert_eq!(refused.map(drop), expected(Proof::Missing).map(drop));
+    assert!(server.binds().is_empty() && server.searches().iter().all(|base| base == "dc=x"));
+    // A server that accepts a bind as the alias has proven the password, and leads nowhere either.
+    let server = Scripted::start(first(vec![found()], is_search)).await;
+    let (refused, _) = Under::new(&[&server], templated(None)).login("alice", "right").await;
+    assert_eq!(refused.map(drop), expected(Proof::Given).map(drop));
 }
 
 /// What a server demands of every connection is no missing password of this entry, and no state of its account.
