@@ -6,6 +6,10 @@ use super::result::ServerResult;
 pub(super) const MAX_VALUES: usize = 64;
 /// Bytes of one value: longer than any host or login name.
 pub(super) const MAX_VALUE: usize = 1_024;
+/// Values of the allow attribute that are read: only those that allow something are kept.
+pub(super) const MAX_ALLOWED: usize = 5_000;
+/// Bytes of all of them.
+pub(super) const MAX_ALLOWED_BYTES: usize = 1 << 20;
 /// Bytes of a DN.
 pub(super) const MAX_DN: usize = 8 * 1_024;
 
@@ -16,6 +20,9 @@ pub enum EntryFault {
     /// An attribute with too many values: those that are left out could be the ones that count.
     #[error("{0} has more than {MAX_VALUES} values")]
     TooManyValues(Box<str>),
+    /// An allow attribute of which not all is read: its user is not allowed, whatever was read.
+    #[error("{0} has more than {MAX_ALLOWED} values or {MAX_ALLOWED_BYTES} bytes, or comes in too many pieces")]
+    TooLarge(Box<str>),
     /// An attribute with a long value: cut short it would be another one.
     #[error("{0} has a value of more than {MAX_VALUE} bytes")]
     LongValue(Box<str>),

@@ -108,7 +108,7 @@ impl Verdict {
     #[must_use]
     pub(crate) fn of_unusable(entry: &Entry) -> Self {
         let words = entry.fault.as_ref().map_or_else(String::new, |fault| unusable(fault));
-        Self::refused(Refusal::UnusableEntry(Proof::Given), words)
+        Self::refused(routing::usable(entry).err().unwrap_or(Refusal::UnusableEntry(Proof::Given)), words)
     }
 
     /// Of an entry.
@@ -120,7 +120,7 @@ impl Verdict {
             let words = format!("no login from anywhere: {fault}; write an address or a network as address/bits");
             (Err(Refusal::UnusableNetworks), words)
         } else if let Some(fault) = &entry.fault {
-            (Err(Refusal::UnusableEntry(Proof::Given)), unusable(fault))
+            (Err(routing::usable(entry).err().unwrap_or(Refusal::UnusableEntry(Proof::Given))), unusable(fault))
         } else if may_use.is_empty() {
             let words = match &directory.allow.attribute {
                 _ if !entry.in_group => "the entry does not match allow_filter".to_owned(),
@@ -217,6 +217,7 @@ fn unusable(fault: &EntryFault) -> String {
         EntryFault::TooManyValues(_) | EntryFault::LongValue(_) => {
             "; that is the limit: remove values from the entry, or use another attribute"
         }
+        EntryFault::TooLarge(_) => "; ask the directory instead: allow_filter has no such limit",
         EntryFault::Alias(_) => {
             "; log in with a name of the entry itself, or keep aliases out of the filter with (!(objectClass=alias))"
         }

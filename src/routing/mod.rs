@@ -8,7 +8,7 @@ mod domains;
 
 use crate::base::credential::Login;
 use crate::config::{Allow, Routing, host_key};
-use crate::directory::Entry;
+use crate::directory::{Entry, EntryFault};
 use crate::outcome::{Proof, Refusal};
 use crate::proto::Protocol;
 pub(crate) use domains::{Candidates, Domains};
@@ -26,9 +26,14 @@ pub(crate) struct Route<'a> {
 ///
 /// # Errors
 /// [`Refusal::UnusableEntry`]: some of its values were not read, and they could be the ones that count.
+/// [`Refusal::NotAllowed`]: those are values of the allow attribute.
 pub(crate) fn usable(entry: &Entry) -> Result<(), Refusal> {
-    // Only entries of authenticated users are routed.
-    if entry.fault.is_none() { Ok(()) } else { Err(Refusal::UnusableEntry(Proof::Given)) }
+    match entry.fault.as_deref() {
+        None => Ok(()),
+        Some(EntryFault::TooLarge(_)) => Err(Refusal::NotAllowed),
+        // Only entries of authenticated users are routed.
+        Some(_) => Err(Refusal::UnusableEntry(Proof::Given)),
+    }
 }
 
 /// Whether an entry may use a protocol.

@@ -146,6 +146,41 @@ fn alias_is_not_followed() {
     }
 }
 
+/// A user in 800 groups, each with a long name: `memberOf` as the allow attribute, and asked of the server.
+#[test]
+fn user_in_hundreds_of_groups_is_allowed_by_one_of_them() {
+    let slapd = Slapd::with(Options {
+        modules: &["memberof"],
+        database: "overlay memberof\nmemberof-group-oc groupOfNames\n",
+        ..Options::default()
+    });
+    let group = |n: usize| format!("cn=group{n},ou=people,dc=example,dc=com");
+    let long = "x".repeat(1_100);
+    let mut ldif: String = (0..800)
+        .map(|n| format!("dn: {}\nchangetype: add\nobjectClass: groupOfNames\nmember: {ALICE}\n\n", group(n)))
+        .collect();
+    ldif.push_str(&format!(
+        "dn: cn={long},ou=people,dc=example,dc=com\nchangetype: add\nobjectClass: groupOfNames\nmember: {ALICE}\n"
+    ));
+    slapd.modify(&ldif);
+    let backend = Scripted::accepting();
+    let config = Config::with_directory(&slapd).scripted(&backend).set("/throttle/exempt", json!(["127.0.0.0/8"]));
+    let by_value = |value: &str| {
+        config
+            .clone()
+            .set("/directory/allow_attribute", "memberOf")
+            .set("/directory/allow_values", json!({"imap": [value]}))
+    };
+    let by_name = |config: Config| config.user_dn("uid={login},ou=people,dc=example,dc=com");
+    let filter = config.clone().set("/directory/allow_filter", format!("(memberOf={})", group(799)));
+    for allowed in [by_value(&group(799)), by_name(by_value(&group(799))), filter] {
+        login(&Usher::start(allowed), "alice", &password_of("alice")).ok();
+    }
+    let usher = Usher::start(by_value(&group(800)));
+    login(&usher, "alice", &password_of("alice")).is("NO [AUTHORIZATIONFAILED]");
+    assert_eq!(usher.login("alice")["result"], "not_allowed");
+}
+
 /// An entry whose attribute has more values, or longer ones, than usher reads.
 #[test]
 fn entry_beyond_the_bounds_is_refused_with_its_dn_and_attribute() {
@@ -162,13 +197,11 @@ fn entry_beyond_the_bounds_is_refused_with_its_dn_and_attribute() {
         "dn: {}\nchangetype: modify\nadd: description\ndescription: imap\ndescription: {value}\n",
         long.dn()
     ));
-    let allowed = |config: Config| {
-        let config = config.set("/directory/allow_attribute", "description").set("/limits/failed_logins", 100);
-        let config =
-            config.set("/directory/allow_values", json!({"imap": ["imap", "cn=group1,ou=groups,dc=example,dc=com"]}));
+    let bounded = |config: Config| {
+        let config = config.set("/directory/login_attribute", "description").set("/limits/failed_logins", 100);
         config.set("/throttle/exempt", json!(["127.0.0.0/8"]))
     };
-    let found = allowed(Config::with_directory(&slapd).scripted(&backend));
+    let found = bounded(Config::with_directory(&slapd).scripted(&backend));
     let template = found.clone().user_dn("uid={login},ou=people,dc=example,dc=com");
     for config in [found.clone(), template] {
         let usher = Usher::start(config);

@@ -101,12 +101,21 @@ impl BindClient {
         Ok(bound?)
     }
 
-    /// A search as the bound identity.
+    /// A search as the bound identity, with all pieces of the entry.
     pub(crate) async fn search(
         &mut self,
         query: &SearchRequest,
         time_limit: Duration,
     ) -> Result<SearchResult, ConnectionError> {
+        let mut found = self.answered(query, time_limit).await?;
+        while let Some(next) = found.rest_request(query.operation, &query.attributes) {
+            found.append(self.answered(&next, time_limit).await?)?;
+        }
+        Ok(found)
+    }
+
+    /// The answer to one request.
+    async fn answered(&mut self, query: &SearchRequest, time_limit: Duration) -> Result<SearchResult, ConnectionError> {
         let id = self.next_id();
         let request = request::search(id, query, time_limit);
         let mut request = request.ok_or(ConnectionFault::InvalidFilter)?;

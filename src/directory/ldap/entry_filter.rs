@@ -10,6 +10,7 @@ use crate::directory::ldap::Ldap;
 use crate::directory::ldap::fresh::FreshnessCheck;
 use crate::directory::ldap::lookup;
 use crate::directory::ldap::query::SearchRequest;
+use crate::directory::ldap::schema::Attributes;
 use crate::directory::ldap::selection::DecisionTime;
 use crate::directory::ldap::server::Server;
 use crate::directory::ldap::verdict;
@@ -42,7 +43,7 @@ impl Floor for AsReturned<'_> {
 impl Ldap {
     /// The request that checks whether the entry with this DN matches a filter.
     pub(super) fn filter_request(&self, dn: &str, filter: &str) -> SearchRequest {
-        SearchRequest { filter: filter.to_owned(), ..lookup::read(dn.to_owned(), self.attributes()) }
+        SearchRequest { filter: filter.to_owned(), ..lookup::read(dn.to_owned(), &Arc::new(Attributes::none())) }
     }
 
     /// Whether the entry with this DN matches a filter. `at`: the server that is asked first, and others only if they have

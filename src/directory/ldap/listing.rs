@@ -8,14 +8,15 @@ use std::hash::BuildHasher as _;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::config::Find;
 use crate::directory::ldap::Ldap;
 use crate::directory::ldap::connection::Connection;
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::lookup;
-use crate::directory::ldap::schema::{self, Attributes, Values};
-use crate::directory::ldap::search::{Query, QueryOptions, Search};
+use crate::directory::ldap::schema::{self, Attributes, Shown, Values};
+use crate::directory::ldap::search::{self, Query, QueryOptions, Search};
 use crate::directory::{BoxFuture, ListedUser, ServerResult, UnavailableCause, UserListing};
 use crate::proto::ldap::naming::Naming;
 use crate::proto::ldap::result::SUCCESS;
@@ -125,7 +126,14 @@ impl Pages {
         let mut search = self.search(&self.filter, attributes).await?;
         while let Some(entry) = search.next().await? {
             let (dn, values) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
-            let mut entry = schema::shown(&dn, &values, wanted).entry;
+            let Shown { reported, rest } = schema::shown(&dn, &values, wanted).ok_or(ConnectionError::Malformed)?;
+            let mut entry = reported.entry;
+            if let Some(rest) = rest {
+                let ends = Instant::now() + SILENCE;
+                let whole = search::completed(&self.connection, wanted, (entry, rest), ends).await?;
+                let Some(whole) = whole else { continue };
+                entry = whole;
+            }
             entry.in_group = allow.is_none() || members.contains(&digest(&dn));
             if receiver.send(ListedUser { dn, entry, names: names(&values, naming) }).await.is_err() {
                 return Ok(());

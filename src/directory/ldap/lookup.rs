@@ -73,7 +73,12 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
 
 /// The same, for requests.
 pub(super) fn wanted(settings: &config::Directory) -> Attributes {
+    let mut allow_values: Vec<_> = settings.allow.values.values().flatten().cloned().collect();
+    allow_values.sort_unstable();
+    allow_values.dedup();
     Attributes {
+        allow_values,
+        rest: None,
         roles: attributes_of(settings),
         realm: Realm::named(&settings.name),
         named_by_dn: matches!(settings.find, Find::UserDn { .. }),

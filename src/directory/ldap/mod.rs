@@ -31,6 +31,7 @@ mod lookup;
 pub(crate) mod policy;
 mod probe;
 mod query;
+mod ranges;
 mod request;
 mod schema;
 #[cfg(test)]

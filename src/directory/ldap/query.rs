@@ -8,8 +8,10 @@ pub(crate) use ldap3::Scope;
 
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::health::OperationOrigin;
-use crate::directory::ldap::schema::{self, Attributes};
-use crate::directory::{Entry, ReportedEntry, ServerResult};
+use crate::directory::ldap::ranges::Rest;
+use crate::directory::ldap::schema::{self, Attributes, Shown};
+use crate::directory::{Entry, ServerResult};
+use crate::proto::ldap::filter::ANY_ENTRY;
 use crate::proto::ldap::result::{NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS};
 use crate::telemetry::labels::DirectoryOperation;
 
@@ -64,6 +66,8 @@ pub(crate) struct SearchResult {
     pub(crate) entries: usize,
     /// The first of them.
     pub(crate) first: Option<Entry>,
+    /// What is left to be read of the first.
+    rest: Option<Rest>,
     /// The DN of the second.
     pub(crate) second: Option<Arc<str>>,
 }
@@ -72,19 +76,57 @@ impl SearchResult {
     /// The result of a request, so far without entries.
     pub(crate) fn of(request: &SearchRequest) -> Self {
         let is_read = request.scope == Scope::Base;
-        Self { code: SUCCESS, message: None, is_read, entries: 0, first: None, second: None }
+        Self { code: SUCCESS, message: None, is_read, entries: 0, first: None, rest: None, second: None }
+    }
+
+    /// A found entry of which something is left to be read.
+    pub(crate) fn unfinished(entry: Entry, rest: Rest) -> Self {
+        let (code, message, second) = (SUCCESS, None, None);
+        Self { code, message, is_read: true, entries: 1, first: Some(entry), rest: Some(rest), second }
     }
 
     /// Counts an entry; parses the first two.
-    pub(crate) fn count(&mut self, parse: impl FnOnce() -> Option<ReportedEntry>) -> Result<(), ConnectionError> {
+    pub(crate) fn count(&mut self, parse: impl FnOnce() -> Option<Shown>) -> Result<(), ConnectionError> {
         self.entries += 1;
         if self.entries <= 2 {
-            let entry = parse().ok_or(ConnectionError::Malformed)?.entry;
+            let Shown { reported, rest } = parse().ok_or(ConnectionError::Malformed)?;
             match self.entries {
-                1 => self.first = Some(entry),
-                _ => self.second = Some(entry.dn),
+                1 => (self.first, self.rest) = (Some(reported.entry), rest),
+                _ => self.second = Some(reported.entry.dn),
             }
         }
+        Ok(())
+    }
+
+    /// The request for what is left of the only entry; `None` if it is complete, or cannot be used anyway.
+    pub(crate) fn rest_request(&self, operation: DirectoryOperation, attributes: &Attributes) -> Option<SearchRequest> {
+        let (rest, entry) = (self.rest.as_ref()?, self.first.as_ref()?);
+        if self.code != SUCCESS || self.entries != 1 || entry.fault.is_some() {
+            return None;
+        }
+        let (base, filter) = (entry.dn.to_string(), ANY_ENTRY.to_owned());
+        let attributes = Arc::new(attributes.only(rest));
+        Some(SearchRequest { operation, base, scope: Scope::Base, filter, attributes })
+    }
+
+    /// Adds the next piece of the entry. If there is none, the whole result is undecided: a part is no verdict.
+    pub(crate) fn append(&mut self, piece: Self) -> Result<(), ConnectionError> {
+        let rest = self.rest.take();
+        if piece.code != SUCCESS {
+            (self.code, self.message) = (piece.code, piece.message);
+            return Ok(());
+        }
+        let (Some(rest), Some(entry), Some(more)) = (rest, &mut self.first, piece.first) else {
+            return Err(ConnectionError::Malformed);
+        };
+        if !entry.dn.eq_ignore_ascii_case(&more.dn) {
+            return Err(ConnectionError::Malformed);
+        }
+        schema::add_allowed(entry, &rest.attribute, more.allowed);
+        if let Some(fault) = more.fault {
+            schema::not_read(entry, *fault);
+        }
+        self.rest = piece.rest;
         Ok(())
     }
 

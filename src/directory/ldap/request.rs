@@ -102,7 +102,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::directory::Realm;
     use crate::directory::ldap::schema::Attributes;
     use crate::proto::ldap::ber::{element, tagged};
 
@@ -142,7 +141,7 @@ mod tests {
             base: "uid=alice,dc=x".to_owned(),
             scope: Scope::Base,
             filter: "(&(objectClass=*)(!(|(uid=a*b)(cn>=\\2a))))".to_owned(),
-            attributes: Arc::new(Attributes { roles: Vec::new(), realm: Realm::DEFAULT, named_by_dn: false }),
+            attributes: Arc::new(Attributes::default()),
         };
         let request = search(7, &query, Duration::from_millis(1_200)).unwrap();
         let (message, _) = tagged(request.as_slice(), SEQUENCE).unwrap();

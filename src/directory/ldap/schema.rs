@@ -2,12 +2,13 @@
 //! the digests that distinguish versions.
 
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use ldap3::asn1::StructureTag;
 
 use crate::base::credential::CertificateDigest;
 use crate::directory::fault::{MAX_DN, MAX_VALUE, MAX_VALUES};
+use crate::directory::ldap::ranges::{self, Rest};
 use crate::directory::{Entry, EntryFault, EntryId, Networks, Realm, ReportedEntry};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::proto::ldap::ber::tagged;
@@ -23,18 +24,41 @@ const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 
 /// The requested attributes and their roles.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Attributes {
     pub(super) roles: Vec<(String, AttributeRole)>,
     /// The directory that returns them.
     pub(super) realm: Realm,
     /// See [`crate::directory::EntryVersion::named_by_dn`].
     pub(super) named_by_dn: bool,
+    /// The values of the allow attribute that allow something, in small letters: no others are kept.
+    pub(super) allow_values: Vec<String>,
+    /// The rest of the allow attribute, if nothing else is read.
+    pub(super) rest: Option<Rest>,
 }
 
 impl Attributes {
+    /// None, for a request whose answer is whether there is an entry (RFC 4511 section 4.5.1.8).
+    pub(super) fn none() -> Self {
+        Self { roles: vec![("1.1".to_owned(), AttributeRole::LoginActivity)], ..Self::default() }
+    }
+
+    /// What is left of the allow attribute.
+    pub(super) fn only(&self, rest: &Rest) -> Self {
+        Self {
+            roles: vec![(rest.attribute.clone(), AttributeRole::Allow)],
+            realm: self.realm,
+            named_by_dn: self.named_by_dn,
+            allow_values: self.allow_values.clone(),
+            rest: Some(rest.clone()),
+        }
+    }
+
     /// Each name once.
     pub(crate) fn names(&self) -> Vec<&str> {
+        if let Some(rest) = &self.rest {
+            return vec![&rest.description];
+        }
         let mut names: Vec<&str> = Vec::with_capacity(self.roles.len());
         for (name, _) in &self.roles {
             if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
@@ -84,32 +108,83 @@ fn parts_of(content: &[u8]) -> Option<(&str, Vec<Values>)> {
 }
 
 /// As [`read_entry`], for the raw content of a message.
-pub(crate) fn read_message(content: &[u8], wanted: &Attributes) -> Option<ReportedEntry> {
+pub(crate) fn read_message(content: &[u8], wanted: &Attributes) -> Option<Shown> {
     let (dn, attributes) = parts_of(content)?;
-    Some(shown(dn, &attributes, wanted))
+    shown(dn, &attributes, wanted)
 }
 
 /// Parses an entry; `None` if it is malformed. One that exceeds a limit may have been filled by its owner: it
 /// has a fault, and does not count as a server failure.
-pub(crate) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<ReportedEntry> {
+pub(crate) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Shown> {
     let (dn, attributes) = parts(message)?;
-    Some(shown(&dn, &attributes, wanted))
+    shown(&dn, &attributes, wanted)
 }
 
-/// What is wanted of an entry's attributes, with a fault if one of them is out of bounds.
-pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> ReportedEntry {
+/// An entry, and what of its allow attribute is left to be read.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) reported: ReportedEntry,
+    pub(crate) rest: Option<Rest>,
+}
+
+/// What is wanted of an entry's attributes, with a fault if one of them is out of bounds; `None` if its pieces are not in
+/// order.
+pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Option<Shown> {
     let kept = (0..=MAX_DN.min(dn.len())).rev().find_map(|end| dn.get(..end)).unwrap_or_default();
     let mut entry = Entry::unread(wanted.realm, kept.into());
     entry.fault = (kept.len() < dn.len()).then(|| Box::new(EntryFault::LongDn));
     entry.version.named_by_dn = wanted.named_by_dn;
-    let mut shown = ReportedEntry { entry, modified: None, modified_by: None };
+    let mut reported = ReportedEntry { entry, modified: None, modified_by: None };
+    let before = wanted.rest.as_ref();
+    let (mut extent, mut rest) = (before.map(|rest| rest.extent).unwrap_or_default(), None);
+    let mut is_continued = before.is_none();
     for (description, values) in attributes {
-        let name = base_name(description);
+        let (name, range) = (base_name(description), ranges::of(description));
         for (name, role) in wanted.roles.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
-            shown.take(*role, name, values);
+            if *role == AttributeRole::Allow {
+                extent.add(values);
+                allow(&mut reported.entry, name, values, &wanted.allow_values);
+                if let Some(range) = range {
+                    rest = Rest::after(name, before, range, values.len(), extent).ok()?;
+                    is_continued = true;
+                }
+                if !extent.is_within() || rest.as_ref().is_some_and(|rest| !rest.extent.is_within()) {
+                    not_read(&mut reported.entry, EntryFault::TooLarge(name.as_str().into()));
+                    rest = None;
+                }
+                continue;
+            }
+            if range.is_some_and(|range| range.last.is_some()) {
+                reported.cut(*role, name);
+            }
+            reported.take(*role, name, values);
         }
     }
-    shown
+    is_continued.then_some(Shown { reported, rest })
+}
+
+/// Takes over the values that allow something.
+fn allow(entry: &mut Entry, attribute: &str, values: &[Vec<u8>], wanted: &[String]) {
+    let texts = values.iter().filter_map(|value| std::str::from_utf8(value).ok());
+    let known = texts.map(|text| text.trim().to_lowercase()).filter(|text| wanted.contains(text));
+    add_allowed(entry, attribute, known);
+}
+
+/// Takes over values of which each allows something.
+pub(super) fn add_allowed(entry: &mut Entry, attribute: &str, values: impl IntoIterator<Item = String>) {
+    for value in values {
+        if !entry.allowed.contains(&value) {
+            // In any order, and in any pieces.
+            entry.version.policy_digest ^= digest(attribute.as_bytes(), &[value.clone().into_bytes()]);
+            entry.allowed.push(value);
+        }
+    }
+}
+
+/// Of an allow attribute that is not read completely, nothing counts.
+pub(super) fn not_read(entry: &mut Entry, fault: EntryFault) {
+    entry.allowed.clear();
+    entry.fault.get_or_insert_with(|| Box::new(fault));
 }
 
 /// The values of one attribute as names; none if they are out of bounds.
@@ -125,6 +200,16 @@ pub(crate) fn names_of(attributes: &[Values], attribute: &str) -> Vec<String> {
 }
 
 impl ReportedEntry {
+    /// Notes that a server returns a part of an attribute only: the others could be the ones that count.
+    fn cut(&mut self, role: AttributeRole, attribute: &str) {
+        let fault = EntryFault::TooManyValues(attribute.into());
+        if role == AttributeRole::Networks {
+            self.entry.networks = Some(Arc::new(Networks::Unusable(fault)));
+        } else if matches!(role, AttributeRole::MailHost | AttributeRole::Login) {
+            self.entry.fault.get_or_insert_with(|| Box::new(fault));
+        }
+    }
+
     /// Takes over an attribute.
     fn take(&mut self, role: AttributeRole, attribute: &str, values: &[Vec<u8>]) {
         let Self { entry, modified, modified_by } = self;
@@ -140,10 +225,8 @@ impl ReportedEntry {
         match role {
             AttributeRole::MailHost => list(&mut entry.mail_hosts),
             AttributeRole::Login => list(&mut entry.logins),
-            AttributeRole::Allow => {
-                version.policy_digest ^= digest(name, values);
-                list(&mut entry.allowed);
-            }
+            // See `shown`.
+            AttributeRole::Allow => {}
             // More are left out: they are not accepted.
             AttributeRole::Certificate => {
                 version.policy_digest ^= digest(name, values);
@@ -345,10 +428,10 @@ mod tests {
     #[test]
     fn certificates_are_read_with_and_without_the_option_binary() {
         let roles = vec![("userCertificate".to_owned(), AttributeRole::Certificate)];
-        let wanted = Attributes { roles, realm: Realm::DEFAULT, named_by_dn: false };
+        let wanted = Attributes { roles, ..Attributes::default() };
         let listed = |description: &str, values: &[&[u8]]| {
             let values = values.iter().map(|value| value.to_vec()).collect();
-            shown("uid=a", &[(description.as_bytes().to_vec(), values)], &wanted).entry
+            shown("uid=a", &[(description.as_bytes().to_vec(), values)], &wanted).unwrap().reported.entry
         };
         for description in ["userCertificate;binary", "userCertificate", "USERCERTIFICATE;BINARY"] {
             let entry = listed(description, &[b"one", b"", b"other"]);

@@ -12,11 +12,14 @@ use ldap3::controls::RawControl;
 use ldap3::{ResultEntry, SearchOptions, SearchStream};
 use tokio::time::{Instant, timeout_at};
 
-use crate::directory::ServerResult;
 use crate::directory::ldap::connection::Connection;
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::query::{MAX_MESSAGES, Scope, SearchRequest, SearchResult};
-use crate::directory::ldap::schema::read_entry;
+use crate::directory::ldap::ranges::Rest;
+use crate::directory::ldap::schema::{Attributes, read_entry};
+use crate::directory::{Entry, ServerResult};
+use crate::proto::ldap::result::{NO_SUCH_OBJECT, SUCCESS};
+use crate::telemetry::labels::DirectoryOperation;
 
 /// Entries in a page.
 const PAGE: i32 = 500;
@@ -125,8 +128,50 @@ async fn within<T>(
     }
 }
 
-/// Searches for one entry; any number of such searches may run at the same time.
+/// Searches for one entry, and reads all of its pieces; any number of such searches may run at the same time.
 pub(crate) async fn one(
+    connection: &Connection,
+    request: &SearchRequest,
+    time_limit: Duration,
+) -> Result<SearchResult, ConnectionError> {
+    let mut found = answer(connection, request, time_limit).await?;
+    complete(connection, (request.operation, &request.attributes), &mut found, time_limit).await?;
+    Ok(found)
+}
+
+/// Reads what is left of a found entry.
+pub(crate) async fn complete(
+    connection: &Connection,
+    (operation, attributes): (DirectoryOperation, &Attributes),
+    found: &mut SearchResult,
+    time_limit: Duration,
+) -> Result<(), ConnectionError> {
+    while let Some(next) = found.rest_request(operation, attributes) {
+        found.append(answer(connection, &next, time_limit).await?)?;
+    }
+    Ok(())
+}
+
+/// The same for an entry that one of many messages has brought, before this deadline; `None` if it is gone.
+pub(crate) async fn completed(
+    connection: &Connection,
+    attributes: &Attributes,
+    (entry, rest): (Entry, Rest),
+    ends: Instant,
+) -> Result<Option<Entry>, ConnectionError> {
+    let mut found = SearchResult::unfinished(entry, rest);
+    let left = ends.saturating_duration_since(Instant::now());
+    let read = complete(connection, (DirectoryOperation::Search, attributes), &mut found, left);
+    within(Some(ends), read).await?;
+    match found.code {
+        SUCCESS => Ok(found.first),
+        NO_SUCH_OBJECT => Ok(None),
+        _ => Err(ConnectionError::Malformed),
+    }
+}
+
+/// The answer to one request.
+async fn answer(
     connection: &Connection,
     request: &SearchRequest,
     time_limit: Duration,

@@ -6,6 +6,7 @@ mod answers;
 mod connections;
 mod fresh;
 mod hostile;
+mod ranges;
 mod restricted;
 mod servers;
 mod service;

@@ -80,10 +80,7 @@ impl BindVerdicts {
             }
             (BindMeaning::Alias, _) if origin == DnOrigin::Template => Err(alias(dn)),
             (BindMeaning::NoPassword, _) => Err(DirectoryError::NoPassword { dn: dn.into() }),
-            (
-                BindMeaning::NoSuchName | BindMeaning::Alias | BindMeaning::ServerFailed | BindMeaning::Undecided,
-                _,
-            ) => {
+            (BindMeaning::NoSuchName | BindMeaning::Alias | BindMeaning::ServerFailed | BindMeaning::Undecided, _) => {
                 Err(match self.results.get(&code) {
                     // It is unknown whether the server checked the password.
                     Some(state) => account(*state, false),

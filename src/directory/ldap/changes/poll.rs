@@ -14,9 +14,9 @@ use tokio::time::sleep;
 
 use super::{RootDse, SILENCE, WatchEnd, WatchLink, round_ends};
 use crate::directory::ldap::error::ConnectionError;
-use crate::directory::ldap::schema;
+use crate::directory::ldap::schema::{self, Shown};
 use crate::directory::ldap::search::{self, Query, QueryOptions};
-use crate::directory::{Change, ChangeHandler, Refresh};
+use crate::directory::{Change, ChangeHandler, Refresh, ReportedEntry};
 use crate::proto::ldap::result::SUCCESS;
 
 /// Every this many rounds all users are read.
@@ -93,16 +93,27 @@ async fn search(link: &WatchLink<'_>, filter: &str, report: ChangeHandler<'_>) -
     let options =
         QueryOptions { paged: true, silence: Some(SILENCE), ends: Some(round_ends()), ..QueryOptions::default() };
     let query = Query::below(&link.base, filter, link.attributes.names(), options);
-    let mut latest: Option<String> = None;
+    let (mut latest, mut unfinished): (Option<String>, _) = (None, Vec::new());
     let result = search::each(&link.connection, query, |entry| {
-        let shown = schema::read_entry(entry, &link.attributes).ok_or(ConnectionError::Malformed)?;
-        if shown.entry.fault.is_none() {
-            latest = latest.take().max(shown.modified.clone());
-            report(Change::Entry(Box::new(shown)));
+        let Shown { reported, rest } = schema::read_entry(entry, &link.attributes).ok_or(ConnectionError::Malformed)?;
+        if reported.entry.fault.is_none() {
+            latest = latest.take().max(reported.modified.clone());
+            match rest {
+                None => report(Change::Entry(Box::new(reported))),
+                Some(rest) => unfinished.push((reported, rest)),
+            }
         }
         Ok(())
     })
     .await?;
+    // A part of an entry must not take precedence over what a login reads of it.
+    for (reported, rest) in unfinished {
+        let part = (reported.entry.clone(), rest);
+        let entry = search::completed(&link.connection, &link.attributes, part, round_ends()).await?;
+        if let Some(entry) = entry.filter(|entry| entry.fault.is_none()) {
+            report(Change::Entry(Box::new(ReportedEntry { entry, ..reported })));
+        }
+    }
     // An incomplete result says nothing about missing entries.
     if result.code == SUCCESS { Ok(latest) } else { Err(WatchEnd::Refused(result)) }
 }

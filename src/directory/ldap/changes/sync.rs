@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::message::{EntryState, SYNC_STATE, SyncInfo, SyncState};
 use super::{SILENCE, WatchEnd, WatchLink, round_ends};
 use crate::directory::ldap::error::ConnectionError;
-use crate::directory::ldap::schema;
+use crate::directory::ldap::schema::{self, Shown};
 use crate::directory::ldap::search::{Query, QueryOptions, Search};
 use crate::directory::{Change, ChangeHandler, Refresh};
 
@@ -112,9 +112,10 @@ impl SyncProgress {
         match state {
             EntryState::Present => report(Change::Present(vec![id])),
             EntryState::Changed => {
-                let mut shown = schema::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)?;
-                if shown.entry.fault.is_some() {
-                    // Exceeds a limit: what is known of the entry stays until the next lookup.
+                let Shown { reported: mut shown, rest } =
+                    schema::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)?;
+                if shown.entry.fault.is_some() || rest.is_some() {
+                    // Exceeds a limit, or is a part: what is known of the entry stays until the next lookup.
                     report(Change::Present(vec![id]));
                 } else {
                     shown.entry.version.id = Some(id);
