@@ -51,9 +51,9 @@ async fn value_in_the_last_piece_allows() {
         assert_eq!(server.searches().len(), 3);
     }
     // The same version, however it comes.
-    let (whole, parts) = (pieces(100, 0, 1_500).await, pieces(100, 0, 30).await);
-    let whole = under(&whole, searching(None), group(7, 0)).look_up("alice").await.0.unwrap();
-    assert_eq!(whole, under(&parts, searching(None), group(7, 0)).look_up("alice").await.0.unwrap());
+    let (whole, parts) = (pieces(100, 1_100, 1_500).await, pieces(100, 1_100, 30).await);
+    let whole = under(&whole, searching(None), group(7, 1_100)).look_up("alice").await.0.unwrap();
+    assert_eq!(whole, under(&parts, searching(None), group(7, 1_100)).look_up("alice").await.0.unwrap());
 }
 
 #[tokio::test]
