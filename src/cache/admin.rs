@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Cache;
+use crate::base::credential::Login;
 use crate::directory::{Entry, EntryKey};
 
 /// The cached data of one entry.
@@ -93,6 +94,18 @@ impl Cache {
         let with_id = self.users.iter().filter(|(key, user)| key.has_id() && user.identity.entry().dn == dn);
         let keys = with_id.map(|(key, _)| EntryKey::clone(&key)).chain([EntryKey::by_dn(self.realm, &dn)]);
         keys.filter_map(|key| self.of_entry(key, Arc::clone(&dn), KnownBy::default())).collect()
+    }
+
+    /// The cached data that a login with exactly this name would use, with its times.
+    #[must_use]
+    pub(crate) fn of_login(&self, login: &Login) -> Option<CacheRecord> {
+        let name = self.names.get(login)?;
+        let mut record = self.of_entry(name.key, name.dn, KnownBy::default())?;
+        // The name may be cached for longer than its entry's passwords.
+        let age = record.age.map(|age| age.max(name.at.elapsed()));
+        let left = |life: Duration| age.and_then(|age| life.checked_sub(age));
+        (record.left, record.stale_left) = (left(self.ttl), left(self.stale));
+        Some(record)
     }
 
     fn of_entry(&self, key: EntryKey, dn: Arc<str>, by: KnownBy) -> Option<CacheRecord> {

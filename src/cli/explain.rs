@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
-use super::{directories, explain_all};
+use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, either, fail, fail_config};
+use super::{directories, explain_all, explain_running};
 use crate::admin::control::{self, User};
 use crate::base::clock::unix_now;
 use crate::base::credential::{
@@ -59,6 +59,8 @@ pub(super) struct Args {
     acting: Option<String>,
     #[command(flatten)]
     all_users: explain_all::Args,
+    #[command(flatten)]
+    running: explain_running::Args,
 }
 
 /// The result of a lookup.
@@ -129,6 +131,10 @@ struct ServerLookup {
 }
 
 pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
+    if let (true, Some(login)) = (arguments.running.running, &arguments.login) {
+        let asked = (login.as_str(), arguments.from);
+        return either(explain_running::explain(file, asked, arguments.running, arguments.json).await);
+    }
     let mut config = match config::load(file) {
         Ok(config) => config,
         Err(mistakes) => return fail_config(&mistakes.problems),

@@ -29,7 +29,21 @@ pub(super) async fn ask<T: DeserializeOwned>(
     json: bool,
     show: impl Fn(T) -> String,
 ) -> Result<ExitCode, ExitCode> {
-    tell(running.ask(method, &format!("/fleet{path}")).await?, json, show)
+    tell(running.ask(method, &format!("/fleet{path}")).await?, json, show, |_| true)
+}
+
+/// The same, where an answer may be a no: then the exit code is 1, too.
+///
+/// # Errors
+/// As [`ask`].
+pub(super) async fn ask_whether<T: DeserializeOwned>(
+    running: &Running,
+    (method, path): (&str, &str),
+    json: bool,
+    show: impl Fn(T) -> String,
+    is_yes: impl Fn(&T) -> bool,
+) -> Result<ExitCode, ExitCode> {
+    tell(running.ask(method, &format!("/fleet{path}")).await?, json, show, is_yes)
 }
 
 /// Asks one node.
@@ -43,30 +57,39 @@ pub(super) async fn ask_node<T: DeserializeOwned>(
     json: bool,
     show: impl Fn(T) -> String,
 ) -> Result<ExitCode, ExitCode> {
-    tell(running.ask(method, &format!("/nodes/{}{path}", encode(node))).await?, json, show)
+    tell(running.ask(method, &format!("/nodes/{}{path}", encode(node))).await?, json, show, |_| true)
 }
 
 fn tell<T: DeserializeOwned>(
     replies: Vec<NodeReply<Value>>,
     json: bool,
     show: impl Fn(T) -> String,
+    is_yes: impl Fn(&T) -> bool,
 ) -> Result<ExitCode, ExitCode> {
     let is_complete = replies.iter().all(|reply| reply.error.is_none() && reply.omitted == 0);
     if json {
         say_json(&replies);
     }
+    let mut all_yes = true;
     let several = |node: &str| replies.iter().filter(|reply| reply.node == node).count() > 1;
     for reply in &replies {
         let process = if several(&reply.node) { format!(" (process {})", reply.process) } else { String::new() };
         let name = format!("{}{process}", Shown(&reply.node));
         let error = match &reply.answer {
-            Some(_) if json => None,
             Some(answer) => match serde_json::from_value::<T>(answer.clone()) {
+                Ok(answer) if json => {
+                    all_yes &= is_yes(&answer);
+                    None
+                }
                 Ok(answer) => {
+                    all_yes &= is_yes(&answer);
                     say(format!("{name}\n{}", indented(&show(answer))));
                     (reply.omitted > 0).then(|| format!("{} more: the answer is larger than 1 MiB", reply.omitted))
                 }
-                Err(error) => Some(format!("unexpected answer: {error}")),
+                Err(error) => {
+                    all_yes = false;
+                    Some(format!("unexpected answer: {error}"))
+                }
             },
             None => reply.error.clone(),
         };
@@ -74,7 +97,7 @@ fn tell<T: DeserializeOwned>(
             eprintln!("usher: {name}: {}", ShownLines(&error));
         }
     }
-    Ok(ExitCode::from(if is_complete { OK } else { FAILED }))
+    Ok(ExitCode::from(if is_complete && all_yes { OK } else { FAILED }))
 }
 
 fn indented(text: &str) -> String {

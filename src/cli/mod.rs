@@ -10,6 +10,7 @@ mod directories;
 mod drain;
 mod explain;
 mod explain_all;
+mod explain_running;
 mod fleet;
 mod import_users;
 mod kick;

@@ -1,6 +1,9 @@
 //! Where a login leads, or why nowhere, with words for an operator.
 //!
-//! Asks [`route`], as a session does: what is said here is what `run` does.
+//! Asks [`route`], as a session does: what is said here is what `run` does. `running` adds what only the running process
+//! knows.
+
+pub(crate) mod running;
 
 use std::net::IpAddr;
 use std::sync::Arc;

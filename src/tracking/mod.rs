@@ -15,4 +15,5 @@ mod tracker;
 pub(crate) use fleet::{BrakeId, BrakeNews, BrakeStatus, FleetNames, HeldSet, KeptValues, id_of};
 pub(crate) use store::Reconciled;
 pub use store::TrackedEntries;
+pub(crate) use store::TrackedEntry;
 pub(crate) use tracker::{ChangeTracker, ChangeTrackers, TrackingContext, WatchStatus};

@@ -178,6 +178,19 @@ fn brake_of_all_goes_off_when_the_values_are_restored() {
     held(&one, 2, 4);
     held(&two, 2, 4);
     one.wait_log("route changed", |line| line["reverted_by_brake"] == true);
+    let said = one.command(&["explain", &names[0], "--running", "--fleet", "--json"]);
+    let nodes: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    let [here, there] = [0, 1].map(|node| nodes[node]["answer"].clone());
+    assert_eq!(
+        (&here["brake"], &here["backend"], &here["result"]),
+        (&json!("local"), &json!("server3"), &json!("routed"))
+    );
+    assert_eq!((&there["brake"], &there["result"]), (&json!("fleet"), &json!("directory_unavailable")), "{there}");
+    assert_eq!(said.code, 1);
+    let said = one.command(&["explain", &names[0], "--running", "--fleet"]);
+    for words in ["stays at server3 until `usher confirm`", "another node holds back a change of this user"] {
+        assert!(said.stdout.contains(words), "{}", said.stdout);
+    }
     setup.edit(&names, "server3");
     for usher in [&one, &two] {
         held(usher, 0, 0);

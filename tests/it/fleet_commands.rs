@@ -148,8 +148,36 @@ fn status_cache_and_confirm_are_told_by_node() {
 }
 
 #[test]
+fn explain_says_what_a_login_meets_at_each_node() {
+    let store = Redis::start();
+    let [one, two] = fleet(&store, ["mx1", "mx2"]);
+    drop(logged_in(&two, "alice"));
+    let explain = |more: &[&str]| one.command(&[&["explain", "alice", "--running", "--fleet"], more].concat());
+    let said = explain(&[]).succeeded();
+    for words in ["mx1\n  alice\n", "available, asked now", "mx2\n  alice\n", "used for", "routed"] {
+        assert!(said.stdout.contains(words), "{words}: {}", said.stdout);
+    }
+    let nodes: Value = serde_json::from_str(&explain(&["--json"]).succeeded().stdout).unwrap();
+    assert_eq!((&nodes[0]["answer"]["by"], &nodes[1]["answer"]["by"]), (&json!("directory"), &json!("cache")));
+    // One node that would refuse it is a no.
+    two.command(&["backends", "drain", "server3"]).succeeded();
+    let said = explain(&[]);
+    assert!(said.code == 1 && said.stdout.contains("backend_draining"), "{}", said.stdout);
+    assert_eq!(explain(&["--json"]).code, 1);
+    two.command(&["backends", "undrain", "server3"]).succeeded();
+    two.signal(Signal::STOP);
+    let said = explain(&[]);
+    assert!(said.code == 1 && said.stderr.contains("mx2: no answer"), "{}", said.stderr);
+    two.signal(Signal::CONT);
+}
+
+#[test]
 fn without_a_fleet_the_option_is_a_mistake() {
     let usher = Usher::start(Config::shared());
+    let said = usher.command(&["explain", "alice", "--fleet"]);
+    assert!(said.code == 64 && said.stderr.contains("--running"), "{}", said.stderr);
+    let said = usher.command(&["explain", "alice", "--running", "--fleet"]);
+    assert!(said.code == 64 && said.stderr.contains("no fleet is configured"), "{}", said.stderr);
     let said = usher.command(&["sessions", "--fleet"]);
     assert!(said.code == 64 && said.stderr.contains("no fleet is configured"), "{}", said.stderr);
     usher.command(&["status"]).succeeded();

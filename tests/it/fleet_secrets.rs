@@ -67,6 +67,7 @@ fn nothing_sent_to_the_store_or_by_it_names_a_user() {
     }
     for command in [
         &["sessions", "--fleet", "--json"][..],
+        &["explain", "somebody3", "--running", "--fleet"],
         &["cache", "show", "somebody3", "--fleet"],
         &["backends", "drain", "server4", "--fleet"],
         &["backends", "undrain", "server4", "--fleet"],

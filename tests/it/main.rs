@@ -30,6 +30,7 @@ mod dialogue;
 mod directory;
 mod directory_servers;
 mod dirsrv;
+mod explain_running;
 mod external;
 mod external_rules;
 mod faults;

@@ -68,6 +68,14 @@ fn unavailable(usher: &Usher, name: &str, password: &str) {
     Imap::tls(usher.imaps_port()).login(name, password).is("NO [UNAVAILABLE]");
 }
 
+/// What a login would meet now.
+fn met_by(usher: &Usher, name: &str) -> Value {
+    let said = usher.command(&["explain", "--running", "--json", name]);
+    let value: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    assert_eq!(said.code == 0, value["result"] == "routed", "{said:?}");
+    value
+}
+
 /// The user's DN, the same in both.
 fn alice() -> User {
     User::new("alice", None)
@@ -109,6 +117,11 @@ fn same_dn_in_two_directories_is_two_users() {
     assert_eq!((of_partner.len(), of_partner[0]["directory"].as_str()), (1, Some("partner")), "{of_partner:?}");
     assert_eq!(sessions(&["--user", &alice().dn()]).len(), 2);
     assert_eq!(sessions(&["--user", &alice().dn(), "--directory", "corp"]).len(), 1);
+    for (name, directory) in [(corp, "corp"), (partner, "partner")] {
+        let met = met_by(&usher, name);
+        assert_eq!((&met["directory"], &met["by"]), (&json!(directory), &json!("cache")), "{met}");
+        assert_eq!((&met["sessions"], &met["dn"]), (&json!(1), &json!(alice().dn())), "{met}");
+    }
     let dropped = usher.command(&["cache", "drop", partner]).succeeded().stdout;
     assert!(dropped.contains("1 user dropped"), "{dropped}");
     drop(log_in(&usher, corp, &password_of("alice")));
@@ -177,6 +190,9 @@ fn names_that_only_look_like_a_domain_are_unknown_users() {
         let line = usher.login(name);
         assert_eq!((line["result"].as_str(), line["by"].as_str()), (Some("unknown_user"), Some("usher")), "{line}");
         assert!(line["directory"].is_null(), "{line}");
+        let met = met_by(&usher, name);
+        assert_eq!((&met["result"], &met["by"]), (&json!("unknown_user"), &json!("usher")), "{met}");
+        assert!(met["directory"].is_null(), "{met}");
     }
     assert_eq!(searches(), before, "no directory was asked");
     let explained = usher.command(&["explain", "alice@other.example"]);
@@ -212,6 +228,19 @@ fn entry_in_both_directories_is_refused_with_both_dns_in_the_log() {
     assert_eq!([setup.corp.binds(&person("one", &[]).dn()), setup.partner.binds(&person("two", &[]).dn())], [1, 0]);
     let explained = usher.command(&["explain", "twice@both.example"]);
     assert!(explained.stdout.contains("in several directories"), "{}", explained.stdout);
+    for (name, result, by, directory) in [
+        ("twice@both.example", "several_entries", "directory", None),
+        ("nowhere@both.example", "unknown_user", "directory", None),
+        ("only-corp@both.example", "routed", "cache", Some("corp")),
+        ("ONLY-partner@both.example", "routed", "directory", Some("partner")),
+    ] {
+        let met = met_by(&usher, name);
+        assert_eq!(
+            (&met["result"], &met["by"], met["directory"].as_str()),
+            (&json!(result), &json!(by), directory),
+            "{met}"
+        );
+    }
 }
 
 #[test]
@@ -236,6 +265,10 @@ fn frozen_directory_is_noticed_by_its_own_users_alone() {
     // A name that both may have: the other one decides, and a name that it does not have is no wrong password.
     drop(log_in(&usher, "late@both.example", &password_of("late")));
     unavailable(&usher, "nowhere@both.example", "x");
+    for (name, result) in [("nowhere@both.example", "directory_unavailable"), ("late@both.example", "routed")] {
+        let met = met_by(&usher, name);
+        assert_eq!(met["result"], result, "{met}");
+    }
     usher.wait_metric("usher_directory_up", &[("directory", "corp")], 0.0);
     usher.wait_metric("usher_directory_up", &[("directory", "partner")], 1.0);
     let status = usher.command(&["status"]).succeeded().stdout;

@@ -1,5 +1,6 @@
 //! Requests on the control socket. A GET changes nothing; each POST is logged with the caller's uid.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,14 +26,15 @@ use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
 use crate::directory::{Availability, EntryNames};
+use crate::login::explain::running::{self, RunningVerdict};
 use crate::login::realms::RealmCore;
+use crate::outcome::Refusal;
 use crate::process::{Shared, Snapshot, Stage};
 use crate::routing;
 use crate::sessions::filter::Filter;
 use crate::sessions::maintenance::Drain;
 use crate::sessions::registry::{EntryRef, Session};
 use crate::telemetry::log::Escaped;
-use crate::tracking::WatchStatus;
 
 /// Upper limit of a drain rate: more closes per second than any machine performs.
 const FASTEST: u32 = 10_000;
@@ -58,6 +60,7 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/users/{login}", get(user))
         .route("/lookup", get(look_up))
         .route("/answers", get(answers))
+        .route("/explain", get(explain))
         .route("/confirm/{seconds}", post(confirm))
         .route("/trace", post(follow))
         .route("/drain", post(drain))
@@ -307,7 +310,7 @@ async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
     let Some(login) = unhex(&login).and_then(|login| Login::parse(&login)) else { return Json(User::default()) };
     let cached = snapshot.realms.cached(&login).next();
     let realm = cached.as_ref().map(|(realm, ..)| *realm).or_else(|| snapshot.realms.of_name(&login));
-    let standing = realm.map_or("off", |realm| watch_status(&control.shared, realm));
+    let standing = realm.map_or("off", |realm| running::watch(realm, &control.shared.trackers));
     let mut user = User { watch: standing.to_owned(), ..User::default() };
     if let Some((realm, key, dn)) = cached {
         let known = realm.authn.entries();
@@ -320,6 +323,28 @@ async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
         }
     }
     Json(user)
+}
+
+/// What a login of this name would meet now.
+async fn explain(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<RunningVerdict> {
+    let (name, from) = (login(&mut arguments)?, arguments.take("from"));
+    arguments.end()?;
+    let name = name.ok_or_else(|| Rejection::bad("`login` is missing"))?;
+    let from = from.map(|text| text.parse::<IpAddr>().map(|address| address.to_canonical())).transpose();
+    let from = from.map_err(|_| Rejection::bad("`from` is no address"))?;
+    let shared = &control.shared;
+    let mut verdict = running::judge(shared.login(), &name, from).await;
+    if let Some(dn) = &verdict.dn {
+        let is_of_user = |entry: EntryRef| {
+            entry.is_dn(dn) && verdict.directory.as_ref().is_none_or(|directory| entry.is_in(directory))
+        };
+        let sessions = shared.registry.sessions();
+        verdict.sessions = sessions.iter().filter(|session| session.entries().any(is_of_user)).count();
+    }
+    if *shared.stage.borrow() >= Stage::Draining {
+        verdict.refuse(&Refusal::Draining, "this process is shutting down and takes no login");
+    }
+    Ok(Json(verdict))
 }
 
 async fn confirm(
@@ -376,19 +401,11 @@ fn directory_statuses(shared: &Shared, snapshot: &Snapshot) -> Vec<DirectoryStat
     let status = |realm: &RealmCore| DirectoryStatus {
         name: realm.settings.name.clone(),
         up: realm.directory().availability() != Availability::Unreachable,
-        watch: watch_status(shared, realm).to_owned(),
+        watch: running::watch(realm, &shared.trackers).to_owned(),
         brake_holds: shared.metrics.brake(&realm.settings.name),
     };
     let several = snapshot.realms.all().iter().filter(|realm| realm.realm.shown(&realm.settings).is_some());
     several.map(status).collect()
-}
-
-fn watch_status(shared: &Shared, realm: &RealmCore) -> &'static str {
-    match shared.trackers.of(realm.realm).status() {
-        _ if !realm.settings.is_followed() => "off",
-        WatchStatus::Lost => "lost",
-        WatchStatus::Following => "following",
-    }
 }
 
 /// Shows the dialogues of sessions, until the caller leaves.
