@@ -98,7 +98,7 @@ fn unusable_certificates_are_reported_with_a_command_that_makes_good_ones() {
             "not for localhost",
             "`server_name`",
         ),
-        ("expired", "rsa:2048", named, "-days -1", "expired on", "renew the certificate on that server"),
+        ("of no time", "rsa:2048", named, "-days -1", "ends before it begins", "renew the certificate on that server"),
         (
             "RSA 1024",
             "rsa:1024",
