@@ -148,7 +148,7 @@ pub(crate) struct Shared {
     pub traces: Arc<Traces>,
     /// Connections of Postfix.
     pub postfix: TaskTracker,
-    /// What Postfix was told last.
+    /// The last answers to Postfix.
     pub delivered: RecentAnswers,
     connections: watch::Sender<usize>,
     unauthenticated: AtomicUsize,

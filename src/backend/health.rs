@@ -281,7 +281,7 @@ impl SlowStart {
         self.run = Some(SlowStartRun { began: now, next: now });
     }
 
-    /// When a login may go; `None` if that is later than it may wait. The rate is shared with so many ushers.
+    /// When a login may go; `None` if that is later than it may wait. The rate is divided by the number of ushers.
     pub(super) fn slot(&mut self, patience: Duration, ushers: u32, now: Instant) -> Option<Instant> {
         self.run.take_if(|course| now >= course.began + self.length);
         let Some(course) = &mut self.run else { return Some(now) };

@@ -1,4 +1,4 @@
-//! `usher lookup`: what the running usher tells Postfix about an address.
+//! `usher lookup`: the running usher's answers to Postfix for an address.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -101,7 +101,7 @@ enum Command {
     Status(status::Args),
     /// Wait until a held user has no session
     Wait(wait::Args),
-    /// Show what the running usher tells Postfix about a mail address
+    /// Show the running usher's answers to Postfix for a mail address
     Lookup(lookup::Args),
     /// Reload the configuration file of the running usher
     Reload(reload::Args),

@@ -101,7 +101,7 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
         }
         let is_settled = is_dropped && sessions == 0 && silent.is_empty() && youngest.is_none();
         if is_settled && was_settled {
-            let mail = arguments.age.map_or(String::new(), |age| format!(", and Postfix was told nothing for {age:?}"));
+            let mail = arguments.age.map_or(String::new(), |age| format!(", and Postfix got no server for {age:?}"));
             say(format!("{shown} has no session{mail}"));
             return Ok(ExitCode::from(OK));
         }
@@ -110,7 +110,7 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
             silent.dedup();
             let silent =
                 if silent.is_empty() { String::new() } else { format!("; no answer of {}", silent.join(", ")) };
-            let mail = youngest.map_or(String::new(), |age| format!("; Postfix may have been told {age:.0} s ago"));
+            let mail = youngest.map_or(String::new(), |age| format!("; Postfix may have got a server {age:.0} s ago"));
             return Err(fail(FAILED, format!("{shown} has {}{mail}{silent}", count(sessions, "session"))));
         }
         was_settled = is_settled || arguments.age.is_none();

@@ -205,7 +205,7 @@ pub(super) fn of(error: &BackendError, endpoint: &config::Endpoint) -> String {
     words(error).to_owned()
 }
 
-/// What to do about a fault that is none of a certificate.
+/// What to do about a fault that is not about a certificate.
 const fn words(error: &BackendError) -> &'static str {
     match error {
         BackendError::Resolve { .. } => "check the backend's `address` and this machine's resolver",

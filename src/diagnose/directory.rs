@@ -23,7 +23,7 @@ use crate::tls::HandshakeFailure;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The advice if nothing more is known.
 const TRY_OPENSSL: &str = "try `openssl s_client -connect HOST:636` from this machine";
-/// The advice about a server that closes the connection without a word.
+/// The advice about a server that closes the connection and says nothing.
 const WRONG_PORT: &str = "ldaps:// is for the TLS port, usually 636, and ldap:// for the other, usually 389; otherwise try \
                           `openssl s_client -connect HOST:636` from this machine";
 /// The advice about a handshake that may be what is not answered.

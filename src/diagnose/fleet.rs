@@ -138,7 +138,7 @@ fn advice(settings: &config::Fleet, error: &StoreError) -> String {
         StoreError::Dial(_) | StoreError::Late | StoreError::Busy => {
             "check the URL and the firewall, and whether the store listens there with TLS (rediss://) or without"
         }
-        // With TLS 1.3 a store refuses a client without a certificate after the handshake, without a word.
+        // With TLS 1.3 a store refuses a client without a certificate after the handshake, and says nothing.
         StoreError::Lost => {
             "does the store listen there with TLS (rediss://) or without? With TLS, Redis asks clients for a certificate \
              unless its configuration has `tls-auth-clients no`"

@@ -1,4 +1,4 @@
-//! Whether a store is as it should be, for `usher check --connect`: it answers soon, evicts nothing, and lets its user do
+//! Whether a store fits, for `usher check --connect`: it answers soon, evicts nothing, and lets its user do
 //! what the fleet does.
 
 use std::time::Duration;

@@ -157,19 +157,19 @@ fn answer(mut data: &[u8]) {
     let mut table = Table::default();
     for (field, value) in &shown.marks {
         let read = table.read(LIVING[0], shown.time, &SEALER, field, value);
-        assert!(matches!(read, Read::Rejected(_)), "a mark that nobody has sealed");
+        assert!(matches!(read, Read::Rejected(_)), "a mark without a seal");
     }
     for (id, record) in &shown.members {
         if let Some(member) = MemberId::parse(id) {
             assert_eq!(member.to_string().as_bytes(), id.to_ascii_lowercase(), "a second spelling");
         }
-        assert!(SEALER.open(Purpose::Member, id, record).is_err(), "a member that nobody has sealed");
+        assert!(SEALER.open(Purpose::Member, id, record).is_err(), "a member without a seal");
     }
 }
 
 fn unsealed(data: &[u8]) {
     for purpose in [Purpose::Member, Purpose::Mark, Purpose::Message] {
-        assert!(SEALER.open(purpose, b"", data).is_err(), "nobody has sealed it");
+        assert!(SEALER.open(purpose, b"", data).is_err(), "a record without a seal");
     }
     assert!(Envelope::open(&SEALER, CHANNEL.as_bytes(), data).is_err());
     let mut table = Table::default();

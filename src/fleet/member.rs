@@ -1,4 +1,4 @@
-//! Who lives: members as the last beat has shown them, who has vanished, and by how many a share is divided.
+//! The living members as the last beat has shown them, those that have vanished, and the divisor of a share.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -212,7 +212,7 @@ impl Default for Divisor {
 }
 
 impl Divisor {
-    /// A beat has shown so many nodes; returns the divisor.
+    /// A beat has shown this number of nodes; returns the divisor.
     pub(super) fn count(&mut self, nodes: u32) -> u32 {
         let (now, nodes) = (Instant::now(), nodes.max(1));
         let is_old = |first: &(Instant, u32)| now.duration_since(first.0) > REMEMBERED;

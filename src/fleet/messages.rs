@@ -88,7 +88,7 @@ impl fmt::Debug for Message {
     }
 }
 
-/// The answer of a member, or why there is none.
+/// The answer of a member, or why there is no answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     /// The member that was asked.

@@ -124,7 +124,7 @@ pub(crate) enum Value {
 }
 
 impl Value {
-    /// The number; `None` if it is none. A text of digits is one: numbers above 2^53 do not survive Lua.
+    /// The number; `None` if it is not one. A text of digits is one: numbers above 2^53 do not survive Lua.
     #[must_use]
     pub(crate) fn int(&self) -> Option<i64> {
         match self {

@@ -349,7 +349,7 @@ impl Connection {
     /// Asks for a sign of life.
     ///
     /// # Errors
-    /// There is none.
+    /// The store has no such key.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         self.command(&redis::cmd("PING")).await.map(|_| ())
     }

@@ -106,7 +106,7 @@ impl std::ops::Deref for Node {
 }
 
 impl Node {
-    /// Waits until it is up, and knows so many members.
+    /// Waits until it is up, and knows this number of members.
     async fn joined(&self, members: usize) {
         until("joined", || self.is_up() && self.members().len() == members).await;
     }
@@ -131,7 +131,7 @@ impl Node {
     }
 }
 
-/// A member that has joined alone, or as one of so many.
+/// A member that has joined alone, or as one of several.
 async fn joined(port: u16, node: &str, members: usize) -> Node {
     let node = Setting::at(port, node).start();
     node.joined(members).await;

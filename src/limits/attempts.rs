@@ -143,7 +143,7 @@ fn guess(ledger: &Ledger, origin: AttemptOrigin, client: IpAddr, credential: &Cr
     // The name beside a token proves nothing.
     let is_token = matches!(credential.secret(), CredentialSecret::Token(_));
     let login = (!is_token).then(|| credential.charged().clone());
-    // Only what may be a password tried under many names. A user that has logged in from here before is none of them.
+    // Only what may be a password tried under many names. A user that has logged in from here before does not count.
     let is_sprayable = matches!(credential.secret(), CredentialSecret::Password(_)) && !origin.known;
     Guess {
         account: ledger.account(origin),

@@ -2,7 +2,7 @@
 //! the answer. No login waits for it, so that sessions which begin before the answer may exceed the limit.
 //!
 //! A count stands in the store for as long as its process lives there; where it is lost, it is written again. So is
-//! one whose write got no answer: a session that ended while the store was away must not count for ever.
+//! one whose write got no answer: a session that ended while the store was away must not count without end.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -223,7 +223,7 @@ impl SharedStore {
         let [name, home, prefix, refused, networks] = self.keys(&names)?;
         let [member, network] = self.members(&names)?;
         if had_account {
-            // Where the network was known, the name is none of those refused.
+            // Where the network was known, the name is not one of those refused.
             let (account, member) = if success.known { (home, &[][..]) } else { (name, &member[..]) };
             orders.add("reset", [account, prefix, refused], member.into(), ScriptArg::Int(0));
             if success.home.is_none() {

@@ -143,7 +143,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// The address of a key in small letters, or why it is none of ours.
+    /// The address of a key in small letters, or why it is not one of ours.
     fn address(self, key: &[u8]) -> Result<Login, &'static str> {
         const NO_ADDRESS: &str = "this is no mail address";
         let text = std::str::from_utf8(key).map_err(|_| NO_ADDRESS)?.to_lowercase();

@@ -61,7 +61,7 @@ impl Question {
 enum Place {
     /// In the length; `None`: before its first digit.
     Length(Option<usize>),
-    /// In the bytes, of which so many are to come.
+    /// In the bytes; the number that is to come.
     Bytes { left: usize, whole: usize },
     /// At the comma.
     Comma { whole: usize },
@@ -87,7 +87,7 @@ impl QuestionReader {
     /// Takes bytes from the front of `input` up to the end of a question; `None`: more have to come.
     ///
     /// # Errors
-    /// It is none. What follows cannot be read either.
+    /// It is not a netstring. What follows cannot be read either.
     pub(crate) fn read(&mut self, input: &mut &[u8]) -> Result<Option<Question>, SocketmapError> {
         while let Some((first, rest)) = input.split_first() {
             match self.place {

@@ -54,7 +54,7 @@ enum State {
     On { base: u64 },
     /// It is off: nothing was held back any more.
     Released,
-    /// It is off, and stays off for so many seconds: an administrator has confirmed the changes.
+    /// It is off, and stays off for this number of seconds: an administrator has confirmed the changes.
     Confirmed { seconds: u64 },
 }
 

@@ -35,7 +35,7 @@ pub(crate) enum DialError {
 /// Tries the addresses of a host in order; with `local` those of this machine alone. The caller sets the deadline.
 ///
 /// # Errors
-/// The last address is not reached, or there is none.
+/// The last address is not reached, or there is no address.
 pub(crate) async fn tcp(host: &str, port: u16, local: bool) -> Result<TcpStream, DialError> {
     let found = lookup_host((host, port)).await.map_err(|error| DialError::Resolve(error.to_string()))?;
     first_of(found.collect(), local).await

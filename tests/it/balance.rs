@@ -9,7 +9,7 @@ use crate::kit::process::free_port;
 use crate::kit::scripted::Scripted;
 use crate::kit::{Config, Imap, Usher, password_of, slapd};
 
-/// So many that they are at all nodes: their ids are random.
+/// Enough to be at all nodes: their ids are random.
 const USERS: [&str; 20] = [
     "alice",
     "anna",
@@ -80,7 +80,7 @@ fn user_is_at_the_same_address_over_two_ushers() {
     assert!(used.len() > 1, "not all users are at one address: {found:?}");
 }
 
-/// Logs everybody in while the second of two nodes is down, then starts it and waits until it is up.
+/// Logs all users in while the second of two nodes is down, then starts it and waits until it is up.
 fn with_returned_node(on_return: &str) -> (Usher, u16, Vec<Imap>, [Scripted; 2]) {
     let (well, port) = (Scripted::accepting(), free_port());
     let usher = Usher::start(nodes(&[well.port, port], on_return));

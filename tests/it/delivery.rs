@@ -163,8 +163,8 @@ fn mailbox_moves_under_a_stream_of_mail() {
     let kinds: BTreeSet<&str> =
         logged.lines().filter_map(|line| line.split("status=").nth(1)?.split(' ').next()).collect();
     assert!(kinds.contains("sent"), "{kinds:?}");
-    // An address that nobody has is refused at once, and an outage of the directory refuses none.
-    assert!(setup.postfix.send("nobody@example.com", "x").starts_with("550 5.1.1"));
+    // An address without an entry is refused at once, and an outage of the directory refuses none.
+    assert!(setup.postfix.send("unknown@example.com", "x").starts_with("550 5.1.1"));
 }
 
 #[test]
@@ -173,11 +173,11 @@ fn postfix_asks_over_a_socket_below_its_queue() {
     setup.send("by socket");
     setup.postfix.flush_all();
     assert_eq!(setup.delivered(), [vec!["by socket".to_owned()], vec![]]);
-    // Postfix asks about addresses of others, too, and is not told anything about them.
+    // Postfix asks about addresses of others, too, and gets no answer about them.
     assert!(setup.postfix.send("someone@example.net", "x").starts_with("454 4.7.1"));
     // In an outage of the directory no address is refused for good.
     setup.slapd.stop();
-    let reply = setup.postfix.send("nobody@example.com", "x");
+    let reply = setup.postfix.send("unknown@example.com", "x");
     assert!(reply.starts_with("451 4."), "{reply}");
 }
 

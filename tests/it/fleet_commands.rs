@@ -219,7 +219,7 @@ fn held_user_without_sessions_ends_the_wait() {
     two.signal(Signal::CONT);
     let said = one.command(&["wait", "alice", "--fleet"]).succeeded();
     assert!(said.stdout.contains("alice has no session"), "{}", said.stdout);
-    // No process of it tells Postfix anything.
+    // No process of it answers Postfix.
     one.command(&["wait", "alice", "--fleet", "--age", "1h"]).succeeded();
     drop(session);
 }

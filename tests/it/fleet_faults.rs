@@ -69,13 +69,13 @@ impl Trial {
         assert_eq!(self.usher.http("/ready").0, 200);
     }
 
-    /// The store is in use, and all is well.
+    /// The store is in use, and nothing is reported.
     fn is_up(&self) {
         self.usher.wait_metric("usher_fleet_up", &[], 1.0);
         self.is_unaffected();
     }
 
-    /// All is well without it. The metric is that of the alert.
+    /// Logins go on without it. The metric is that of the alert.
     fn is_down(&self) {
         self.is_unaffected();
         self.usher.wait_metric("usher_fleet_up", &[], 0.0);

@@ -1,4 +1,4 @@
-//! What passes between ushers and their store names nobody.
+//! What passes between ushers and their store has no user's name.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;

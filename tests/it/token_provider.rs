@@ -62,10 +62,10 @@ fn tokens_of_a_real_provider_log_in_and_its_other_tokens_do_not() {
     // A good token names one user: not the one that is written beside it, nor any user by a claim of no entry.
     let (_, reply) = log_in(&usher, "bob", &text(&whole["access_token"]));
     assert_eq!(reply, "NO [AUTHORIZATIONFAILED] Authorization as another user is not allowed");
-    let stranger = provider.token("7e5bd3d4-0000-4000-8000-000000000000", "mail");
-    let (_, reply) = log_in(&usher, "stranger", &stranger);
+    let unlisted = provider.token("7e5bd3d4-0000-4000-8000-000000000000", "mail");
+    let (_, reply) = log_in(&usher, "unlisted", &unlisted);
     assert_eq!(reply, "NO [AUTHENTICATIONFAILED] The token is not accepted, get a new one");
-    assert_eq!(usher.login("stranger")["result"], "unknown_user");
+    assert_eq!(usher.login("unlisted")["result"], "unknown_user");
     assert!(!usher.log_text().contains(text(&whole["access_token"]).split('.').next_back().unwrap()));
 }
 

@@ -82,7 +82,7 @@ pub(crate) struct NodeReply<T> {
     /// The reply that this process gives to the command; absent with an error.
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub answer: Option<T>,
-    /// Why there is none.
+    /// Why there is no answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -195,7 +195,7 @@ fn no_fleet() -> Rejection {
     Rejection(StatusCode::CONFLICT, "no fleet is configured: the section `fleet` is missing".to_owned())
 }
 
-/// The path, with its query, below so many parts.
+/// The path, with its query, below this number of parts.
 fn below(uri: &Uri, parts: usize) -> Result<String, Rejection> {
     let whole = uri.path_and_query().map_or("", |whole| whole.as_str());
     let rest = whole.splitn(parts + 2, '/').nth(parts + 1);

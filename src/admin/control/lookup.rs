@@ -1,4 +1,4 @@
-//! What Postfix is told: for an address, and how long ago for an entry.
+//! The answers to Postfix: the one for an address, and the age of the last one for an entry.
 
 use axum::http::StatusCode;
 
@@ -9,7 +9,7 @@ use crate::process::{Shared, Snapshot};
 use crate::proto::socketmap::SocketmapAnswer;
 use crate::telemetry::labels::SocketmapMap;
 
-/// What both maps answer for an address. Postfix is told nothing by it.
+/// What both maps answer for an address. Postfix does not see it.
 pub(super) async fn look_up(snapshot: &Snapshot, address: &str) -> Result<Looked, Rejection> {
     let delivery = Delivery::of(&snapshot.config, &snapshot.realms).ok_or_else(not_configured)?;
     let located = delivery.locate(address.as_bytes()).await;
@@ -45,7 +45,7 @@ fn not_configured() -> Rejection {
     Rejection(StatusCode::CONFLICT, "Postfix asks nothing here: the section `socketmap` is missing".to_owned())
 }
 
-/// When this process last told Postfix a server for an entry.
+/// When this process last answered Postfix with a server for an entry.
 pub(super) fn recent(shared: &Shared, dn: &str) -> Recent {
     let is_asked = shared.snapshot.load().config.socketmap.is_some();
     let recent = &shared.delivered;

@@ -359,7 +359,7 @@ async fn confirm(
     let number = |_| Rejection::bad(format!("`{seconds}` is not a number of seconds"));
     let seconds: u32 = seconds.parse().map_err(number)?;
     let (shared, time) = (&control.shared, Duration::from_secs(seconds.into()));
-    // Another node that asks has told all.
+    // Another node that asks has asked all nodes itself.
     let is_for_all = shared.fleet.is_some() && caller.node.is_none();
     let confirmed = directories.into_iter().map(|realm| {
         let setting = realm.setting(&snapshot.config.routing);

@@ -127,7 +127,7 @@ pub(crate) struct MapReply {
     pub reason: String,
 }
 
-/// When a process last told Postfix a server for an entry.
+/// When a process last answered Postfix with a server for an entry.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Recent {
     /// How long ago at the least; absent if it has not.

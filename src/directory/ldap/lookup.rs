@@ -220,7 +220,7 @@ mod tests {
         for none in ["EXAMPLE\\", "EXAMPLE\\a@b", "EXAMPLE\\a\\b", "EXAMPLE\\a/b", "EXAMPLE\\ a"] {
             assert_eq!(search(none), None, "{none}");
         }
-        // Another domain is none: the name is taken as it is.
+        // Another domain is no Windows domain: the name is taken as it is.
         assert_eq!(search("OTHER\\alice").as_deref(), Some("(|(uid=OTHER\\5calice)(mail=OTHER\\5calice))"));
         assert_eq!(search("alice").as_deref(), Some("(|(uid=alice)(mail=alice))"));
         let followed = followed_filter(&directory);

@@ -109,7 +109,7 @@ impl SearchResult {
         Some(SearchRequest { operation, base, scope: Scope::Base, filter, attributes })
     }
 
-    /// Adds the next piece of the entry. If there is none, the whole result is undecided: a part is no verdict.
+    /// Adds the next piece of the entry. If it does not come, the whole result is undecided: a part is no verdict.
     pub(crate) fn append(&mut self, piece: Self) -> Result<(), ConnectionError> {
         let rest = self.rest.take();
         if piece.code != SUCCESS {

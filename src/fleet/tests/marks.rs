@@ -65,7 +65,7 @@ async fn event_happens_once_in_each_other_process() {
     assert!(set.elapsed() < Duration::from_secs(3), "{:?}", set.elapsed());
     a.set_mark(MarkKind::Kick, &[], b"two", None);
     until("both kicks", || kicks(&b) == [b"one", b"two"]).await;
-    // A process that comes within the minute is told by the one that kicked.
+    // A process that comes within the minute hears it from the one that kicked.
     let c = joined(store.port, "mx3", 3).await;
     until("the kicks", || kicks(&c).len() == 2).await;
     store.command(&["FLUSHALL"]);

@@ -391,7 +391,7 @@ async fn newest_sixteen_networks_of_a_user_are_known_and_a_spoiled_record_harms_
         ushers[1].0.guess(&home(n), "alice", &password).is_ok_and(|attempt| attempt.delay.is_zero())
     };
     assert_eq!((0..17).filter(|n| !is_known(*n)).collect::<Vec<_>>(), [0]);
-    // What anybody with access to the store may put there.
+    // What whoever has access to the store may put there.
     let spoil = |text: &str| {
         let script = "for _, key in ipairs(redis.call('KEYS', '*')) do \
                       if string.find(key, '^Networks') then redis.call('SET', key, ARGV[1]) end \
@@ -523,7 +523,7 @@ async fn sessions_of_a_user_are_limited_over_all_ushers() {
     }
     let _ = session(0);
     assert!(session(0).is_err());
-    // While it is unavailable each counts alone, and an old answer refuses nobody.
+    // While it is unavailable each counts alone, and an old answer refuses no login.
     ushers[0].1.up.store(false, Ordering::Relaxed);
     advance(Duration::from_secs(61)).await;
     assert!(session(0).is_ok());
@@ -550,7 +550,7 @@ async fn session_that_ends_while_the_store_is_away_counts_no_more() {
     ushers[0].0.throttle.repeat_unanswered_sessions();
     let _ = session(1);
     assert!(session(1).is_ok());
-    // One that begins while it is away is counted as well, and what is answered is not repeated.
+    // One that begins during its outage is counted as well, and what is answered is not repeated.
     ushers[0].1.up.store(false, Ordering::Relaxed);
     let _held: Vec<_> = (0..5).map(|_| session(0).unwrap()).collect();
     ushers[0].1.up.store(true, Ordering::Relaxed);

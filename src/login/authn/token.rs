@@ -100,7 +100,7 @@ impl Authenticator {
         decision
     }
 
-    /// The refusal of a moment ago. Nobody is charged for a good token, so that each would cost a search.
+    /// The refusal of a moment ago. A good token is not charged, so that each would cost a search.
     fn refused_lately(
         &self,
         search: &TokenSearch,

@@ -1,4 +1,4 @@
-//! When Postfix was last told a server for the mailbox of an entry: until Postfix has delivered by such an answer, a
+//! When Postfix last got a server for the mailbox of an entry: until Postfix has delivered by such an answer, a
 //! mailbox that moves still gets mail at its old place (`usher wait --age`).
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +27,7 @@ impl std::fmt::Debug for RecentAnswers {
 }
 
 impl RecentAnswers {
-    /// None yet, and room for those of so many entries.
+    /// None yet, and room for those of this number of entries.
     #[must_use]
     pub(crate) fn with_room_for(capacity: u64) -> Self {
         let forgotten: Arc<Mutex<Option<Instant>>> = Arc::default();

@@ -188,7 +188,7 @@ async fn user_who_has_moved_to_the_other_directory_is_found_there() {
     setup.corp.remove(name);
     setup.partner.add(name, "new", alice("partner"));
     assert_eq!(setup.decide(name, "new").await, (None, DecidedBy::Directory, Some("partner")));
-    // The old decision does not come back while the first directory is away.
+    // The old decision does not come back during the first directory's outage.
     setup.corp.set_outage(true);
     setup.corp.set_availability(Availability::Unreachable);
     assert_eq!(setup.decide(name, "new").await.2, Some("partner"));

@@ -27,7 +27,7 @@ struct Fleet {
     held: BTreeSet<[u8; 24]>,
 }
 
-/// Nodes that hold back more than so many changes.
+/// Nodes that hold back more than this number of changes.
 fn fleet(nodes: usize, brake: u32) -> Fleet {
     let nodes = (0..nodes).map(|_| setup(&format!(", brake: {brake}")).following());
     let nodes: Vec<_> = nodes.inspect(|node| node.tracker.join(Arc::new(Plain))).collect();
@@ -39,7 +39,7 @@ fn id(name: &[u8; 24]) -> BrakeId {
 }
 
 impl Fleet {
-    /// Carries what is told until nothing is.
+    /// Carries messages until there are none.
     fn settle(&mut self) {
         while self.carry() {}
     }
@@ -165,7 +165,7 @@ async fn changes_of_more_than_a_minute_ago_count_no_more() {
     (3..=4).for_each(|number| fleet.reported(&entry(number, "server4", 2)));
     fleet.settle();
     assert_eq!(fleet.is_on(), [false; 2]);
-    // As does what was told long after it happened.
+    // As does a message long after the event.
     let node = &fleet.nodes[0];
     let turns = node.tracker.brake(&node.setting()).turns;
     node.tracker.heard(turns, ((7..=9).map(|id| ([id; 16], Duration::from_secs(61))), 10), &node.setting());
