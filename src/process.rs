@@ -16,7 +16,7 @@ use crate::base::secret::Secret;
 use crate::base::sys;
 use crate::config::{Config, Limits};
 use crate::config_files::{Files, Fingerprint};
-use crate::directory;
+use crate::directory::{self, Realm};
 use crate::fleet::{Fleet, FleetFiles};
 use crate::limits::{self, FleetRunner, Throttle};
 use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
@@ -57,7 +57,14 @@ impl Snapshot {
         let Files { tls, directories, backends: files, issuers, auth_http_key, fleet, fingerprint, warnings: _ } =
             files;
         let opened = config.directories.iter().zip(directories);
-        let opened = opened.map(|(settings, tls)| directory::open(settings, tls, Arc::clone(metrics))).collect();
+        let opened = opened.map(|(settings, tls)| {
+            let directory = directory::open(settings, tls, Arc::clone(metrics));
+            // What DNS said last holds while it is unreachable, whatever else a reload changes.
+            let before = previous.and_then(|old| old.realms.get(Realm::named(&settings.name)));
+            before.iter().for_each(|old| directory.begin_with(&old.directory().resolved()));
+            directory
+        });
+        let opened = opened.collect();
         let own = listening(&config);
         let host = host(&config, &tls);
         // Health data depends on usher's own listeners, too: an address among them is never connected to.

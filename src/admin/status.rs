@@ -23,6 +23,7 @@ use super::rendering::RateLimitedText;
 use crate::base::clock::unix_now;
 use crate::base::labels::Label as _;
 use crate::config;
+use crate::directory::ResolvedName;
 use crate::login::realms::RealmCore;
 use crate::process::{Shared, Snapshot, Stage};
 use crate::telemetry::labels::{ConnectionUse, SocketmapMap, SocketmapResult};
@@ -266,20 +267,46 @@ fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
             .and_then(|diagnosis| diagnosis.lag(url))
             .map_or_else(|| "–".to_owned(), |lag| format!("{lag:.1}\u{a0}s"));
         let cells = numbers.into_iter().chain([lag]).map(Cell::Number);
-        let name = realm.setting(&snapshot.config.routing).shown.map_or_else(String::new, |name| format!("{name}: "));
-        (format!("{name}{url}"), [Cell::State(mark, words.to_owned())].into_iter().chain(cells).collect())
+        [Cell::State(mark, words.to_owned())].into_iter().chain(cells).collect::<Vec<_>>()
     };
-    let realms = snapshot.realms.all().iter();
+    let mut heads: &[&str] = &["Server", "State", "Connections", "Failovers", "Lag"];
+    let (mut rows, mut ranks) = (Vec::new(), Vec::new());
+    for realm in snapshot.realms.all() {
+        let name = realm.setting(&snapshot.config.routing).shown.map_or_else(String::new, |name| format!("{name}: "));
+        let listed = realm.directory().diagnose().map(|diagnosis| diagnosis.servers()).unwrap_or_default();
+        for server in listed {
+            rows.push((format!("{name}{}", server.url), row(realm, &server.url)));
+            ranks.push(server.srv.as_ref().map(|srv| [srv.priority, srv.weight].map(|rank| rank.to_string())));
+        }
+        for known in realm.directory().resolved() {
+            heads = &["Server", "State", "Connections", "Failovers", "Lag", "Priority", "Weight"];
+            rows.push((format!("{name}{}", known.name), look_up(&known)));
+            ranks.push(None);
+        }
+    }
+    if heads.len() > 5 {
+        for ((_, cells), ranks) in rows.iter_mut().zip(ranks) {
+            cells.extend(ranks.unwrap_or_else(|| ["–", "–"].map(str::to_owned)).map(Cell::Number));
+        }
+    }
     Table {
         caption: "Current connections, requests since the start that failed over to another server, and replication \
                   lag",
-        heads: &["Server", "State", "Connections", "Failovers", "Lag"],
-        rows: realms
-            .flat_map(|realm| realm.settings.servers.iter().map(move |server| (realm, server)))
-            .map(|(realm, server)| row(realm, &server.url))
-            .collect(),
+        heads,
+        rows,
     }
     .to_string()
+}
+
+/// A row about a name in DNS, but for its ranks.
+fn look_up(known: &ResolvedName) -> Vec<Cell> {
+    let (mark, words) = match &known.fault {
+        Some(fault) if known.servers.as_ref().is_none_or(Vec::is_empty) => (Mark::Bad, fault.clone()),
+        Some(fault) => (Mark::Attention, format!("{fault}; the last answer is used")),
+        None => (Mark::Good, format!("{} listed", known.servers.as_ref().map_or(0, Vec::len))),
+    };
+    let nothing = std::iter::repeat_with(|| Cell::Number("–".to_owned())).take(3);
+    [Cell::State(mark, words)].into_iter().chain(nothing).collect()
 }
 
 fn charts(bars: &[(&'static str, Vec<u64>)]) -> String {

@@ -32,9 +32,20 @@ pub(crate) async fn wait_until(at: Instant) {
 
 /// A duration with up to 20 % jitter, so that many connections do not expire at once.
 pub(crate) fn jittered(duration: Duration) -> Duration {
-    // Each RandomState has its own keys: enough randomness for this, without a dependency.
-    let chance = u32::try_from(RandomState::new().hash_one(0) % 400).unwrap_or_default();
-    duration.saturating_mul(800 + chance) / 1_000
+    let part = u32::try_from(random() % 400).unwrap_or_default();
+    duration.saturating_mul(800 + part) / 1_000
+}
+
+/// A number from 0 to 1 by which one of several is chosen. No secret depends on it.
+pub(crate) fn chance() -> f64 {
+    // 2^32 values, each of which a float has exactly.
+    let number = u32::try_from(random() >> 32).unwrap_or_default();
+    f64::from(number) / f64::from(u32::MAX)
+}
+
+/// Each RandomState has its own keys: enough randomness for this, without a dependency.
+fn random() -> u64 {
+    RandomState::new().hash_one(0)
 }
 
 #[cfg(test)]

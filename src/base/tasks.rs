@@ -52,7 +52,7 @@ labels! {
         DirectorySweep => "directory_sweep",
         /// One probe of a backend's address.
         BackendProbe => "backend_probe",
-        /// One look-up of a backend's names.
+        /// One look-up of the names of a backend, or of directory servers.
         Resolver => "resolver",
         /// One fetch of the keys of a token issuer.
         TokenKeys => "token_keys",

@@ -56,7 +56,7 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
             "{}: OK ({}, {}, {})",
             config.file.display(),
             count(config.listeners.len(), "listener"),
-            count(config.directories.iter().map(|directory| directory.servers.len()).sum(), "directory server"),
+            servers(config),
             count(config.routing.backends.len(), "backend"),
         );
     }
@@ -85,6 +85,19 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         }
     }
     ExitCode::from(if report.ok { OK } else { UNAVAILABLE })
+}
+
+/// How many directory servers there are; those that DNS names are not known here.
+fn servers(config: &Config) -> String {
+    let all = || config.directories.iter().flat_map(|directory| &directory.servers);
+    let names = all().filter(|server| server.srv.is_some()).count();
+    let others = all().count().saturating_sub(names);
+    let named = || count(names, "name of directory servers");
+    match (others, names) {
+        (_, 0) => count(others, "directory server"),
+        (0, _) => named(),
+        (_, _) => format!("{}, {}", count(others, "directory server"), named()),
+    }
 }
 
 /// What the user that usher runs as cannot read, although root, who checks, can: mistakes if the configuration names the

@@ -38,7 +38,9 @@ pub(super) struct Facts {
 pub(super) fn read(directory: &Section<'_>) -> Draft {
     let starttls = directory.flag("starttls", false);
     let plaintext = directory.flag("plaintext", false);
+    let srv_targets = directory_servers::srv_targets(directory);
     let servers = directory_servers::read(directory, starttls, plaintext);
+    let resolver = directory_servers::resolver(directory);
     let ca = directory.get("ca").map(|node| node.path());
     let client_certificate = directory.get("client_certificate").map(|node| certificate(&node));
     let groups = groups(directory);
@@ -108,6 +110,8 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             // Set with those of all directories.
             windows_domains: Vec::new(),
             servers: servers?,
+            srv_targets: srv_targets?,
+            resolver: resolver?,
             starttls: starttls?,
             ca: ca.flatten(),
             client_certificate: client_certificate.flatten(),

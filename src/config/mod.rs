@@ -51,8 +51,8 @@ pub(crate) use model::{
     Control, DeliveryWhenDisabled, Directory, DirectoryServer, DisabledBy, DomainPattern, Draft, Ehlo, Endpoint,
     FailedLogins, Find, Fleet, Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule,
     Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnReturn, OnUnavailable,
-    PasswordSpraying, Probe, Process, Routing, ServiceAccount, Socketmap, SocketmapPlace, StoreAddress, Throttle, Tls,
-    TlsVersion, TokenIssuer, TokenLogin, UnixPlace, Watch, WatchMode, WindowsDomain,
+    PasswordSpraying, Probe, Process, Routing, ServiceAccount, Socketmap, SocketmapPlace, Srv, SrvTarget, StoreAddress,
+    Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, UnixPlace, Watch, WatchMode, WindowsDomain,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

@@ -170,7 +170,16 @@ pub(super) fn ldap_url(url: &str) -> Result<DirectoryServer, NameError> {
             (host, port.unwrap_or(standard_port))
         }
     };
-    Ok(DirectoryServer { url: url.to_owned(), scheme, host, port, server_name: None, pin_sha256: Vec::new() })
+    Ok(DirectoryServer {
+        url: url.to_owned(),
+        scheme,
+        host,
+        port,
+        server_name: None,
+        pin_sha256: Vec::new(),
+        starttls: false,
+        srv: None,
+    })
 }
 
 /// The percent-encoded socket path of an ldapi URL.

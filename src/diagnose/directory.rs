@@ -9,8 +9,8 @@ use crate::base::credential::Login;
 use crate::config::{Config, Directory, DirectoryServer, LdapScheme, WatchMode};
 use crate::diagnose::table::{Shown, thousands};
 use crate::directory::{
-    ConnectionFault, Entry, LockoutPolicy, Realm, SampleLookup, ServerDiagnosis, ServerResult, UnavailableCause,
-    UserCount,
+    ConnectionFault, Entry, ListedServer, LockoutPolicy, Realm, ResolvedName, SampleLookup, ServerDiagnosis,
+    ServerResult, UnavailableCause, UserCount,
 };
 use crate::login::explain::{Verdict, account_advice, tls_advice};
 use crate::proto::ldap::attributes::CERTIFICATES;
@@ -21,6 +21,9 @@ use crate::tls::HandshakeFailure;
 
 /// The longest window that `throttle.forget_every` can be.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// The advice about names of SRV records that lead to no server.
+const NO_NAME: &str = "check the name with `dig srv NAME` from this machine; directory.resolver names other DNS servers than the \
+                       system's";
 /// The advice if nothing more is known.
 const TRY_OPENSSL: &str = "try `openssl s_client -connect HOST:636` from this machine";
 /// The advice about a server that closes the connection and says nothing.
@@ -32,6 +35,31 @@ const LONG_HELLO: &str = "if `openssl s_client -groups X25519 -connect HOST:636`
                           secp384r1]`";
 /// LDAP results that say that a limit was met.
 const LIMITS: [u32; 3] = [3, 4, 11];
+
+/// What DNS says of a name, and which servers are used.
+pub(super) fn named(directory: &Directory, known: &ResolvedName, listed: &[ListedServer]) -> Subject {
+    let own = |server: &ListedServer| {
+        let srv = server.srv.as_ref().filter(|srv| srv.name == known.name)?;
+        Some(format!("{} (priority {}, weight {})", server.url, srv.priority, srv.weight))
+    };
+    let servers: Vec<_> = listed.iter().filter_map(own).collect();
+    let shown = Shown(&servers.join(", ")).to_string();
+    let name = known.name.split_once(':').map_or(&*known.name, |(_, name)| name);
+    let mut findings = vec![match &known.fault {
+        None => Finding::ok("srv", shown),
+        Some(fault) if servers.is_empty() => Finding::problem("srv", fault.clone(), NO_NAME.replace("NAME", name)),
+        Some(fault) => {
+            let found = format!("{fault}; the last answer is still used: {shown}");
+            Finding::new("srv", State::Warning, found).advised(NO_NAME.replace("NAME", name))
+        }
+    }];
+    findings.extend(known.ignored.iter().map(|ignored| {
+        let advice =
+            "a host that is to get passwords although it is none of the domain must be in directory.srv_targets";
+        Finding::new("srv", State::Warning, format!("not used: {}", Shown(ignored))).advised(advice)
+    }));
+    finished(directory, &known.name, findings)
+}
 
 pub(super) fn subject(
     config: &Config,
@@ -59,12 +87,17 @@ pub(super) fn subject(
     findings.extend(examined.password_users.as_ref().map(|matching| password_users(config, matching.as_ref(), users)));
     let lockout = examined.lockout.as_ref().and_then(|lockout| lockout.as_ref().ok()?.as_ref());
     findings.extend(lockout.map(|lockout| locking(config, lockout)));
+    finished(directory, &examined.url, findings)
+}
+
+/// The findings about a server, or about a name that stands for some, with the keys of this directory.
+fn finished(directory: &Directory, url: &str, mut findings: Vec<Finding>) -> Subject {
     for advice in findings.iter_mut().filter_map(|finding| finding.advice.as_mut()) {
         *advice = with_key(advice, &directory.key);
     }
     let name = match Realm::named(&directory.name).shown(directory) {
-        Some(name) => format!("{name} {}", examined.url),
-        None => examined.url.to_string(),
+        Some(name) => format!("{name} {url}"),
+        None => url.to_owned(),
     };
     Subject { kind: "directory", name, protocol: None, address: None, findings }
 }
@@ -79,7 +112,8 @@ fn with_key(advice: &str, key: &str) -> String {
 
 fn connection(directory: &Directory, examined: &ServerDiagnosis) -> Finding {
     let settings = directory;
-    let server = settings.servers.iter().find(|server| server.url == *examined.url);
+    let server = examined.settings.as_ref();
+    let has_tls = server.is_some_and(|server| server.has_tls(settings.starttls));
     match &examined.connection {
         Ok(Some(certificate)) => {
             let pinned = server.is_some_and(|server| !server.pin_sha256.is_empty());
@@ -87,21 +121,20 @@ fn connection(directory: &Directory, examined: &ServerDiagnosis) -> Finding {
         }
         Ok(None) => match server.map(|server| server.scheme) {
             Some(LdapScheme::Ldapi) => Finding::ok("connection", "a socket of this machine"),
-            Some(LdapScheme::Ldap) if !settings.starttls && settings.plaintext => Finding::new(
+            Some(LdapScheme::Ldap) if !has_tls && settings.plaintext => Finding::new(
                 "connection",
                 State::Warning,
                 "connected in the clear: passwords cross the network readably",
             )
             .advised("use ldaps:// or `starttls: true`"),
-            Some(LdapScheme::Ldap) if !settings.starttls => Finding::ok("connection", "connected, on this machine"),
+            Some(LdapScheme::Ldap) if !has_tls => Finding::ok("connection", "connected, on this machine"),
             Some(LdapScheme::Ldap | LdapScheme::Ldaps) | None => Finding::ok("connection", "TLS"),
         },
         Err(trouble) => {
             if let Some(advice) = server.and_then(|server| certificate_advice(trouble, server)) {
                 return Finding::problem("connection", words(trouble), for_server(&advice, server));
             }
-            let tls = server.is_some_and(|server| server.has_tls(settings.starttls));
-            let long = tls && settings.groups.iter().any(|group| group.is_long());
+            let long = has_tls && settings.groups.iter().any(|group| group.is_long());
             let advice = if long && matches!(trouble, UnavailableCause::Timeout) {
                 format!("{}; {LONG_HELLO}", advice(trouble))
             } else {
@@ -144,6 +177,7 @@ fn words(trouble: &UnavailableCause) -> String {
         UnavailableCause::Hidden { .. } => "hides the mail host or the networks of an entry".to_owned(),
         UnavailableCause::Timeout
         | UnavailableCause::Busy
+        | UnavailableCause::NoServer { .. }
         | UnavailableCause::HeldElsewhere
         | UnavailableCause::NoServiceAccount => trouble.to_string(),
     }
@@ -194,6 +228,7 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
         UnavailableCause::Timeout | UnavailableCause::Busy => {
             "a firewall in between, or a server that is too slow: directory.attempt_timeout is the time for one answer"
         }
+        UnavailableCause::NoServer { .. } => NO_NAME,
         UnavailableCause::ServiceBind { .. }
         | UnavailableCause::Result { .. }
         | UnavailableCause::Malformed { .. }

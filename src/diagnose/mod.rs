@@ -171,9 +171,12 @@ pub(crate) async fn inspect(
             findings: own,
         });
     }
-    subjects.extend(examined.iter().flat_map(|(realm, sample, servers)| {
-        servers.iter().map(|server| directory::subject(config, &realm.settings, server, *sample))
-    }));
+    for (realm, sample, servers) in &examined {
+        let listed = realm.directory().diagnose().map(|diagnosis| diagnosis.servers()).unwrap_or_default();
+        let names = realm.directory().resolved();
+        subjects.extend(names.iter().map(|known| directory::named(&realm.settings, known, &listed)));
+        subjects.extend(servers.iter().map(|server| directory::subject(config, &realm.settings, server, *sample)));
+    }
     subjects.extend(issuers.iter().map(tokens::subject));
     if let Some(settings) = &config.fleet {
         subjects.extend(stores.iter().map(|store| fleet::subject(config, settings, store)));

@@ -63,7 +63,7 @@ pub enum ConnectionFault {
 
 impl ConnectionFault {
     /// The name of a server cannot be resolved.
-    pub(crate) fn resolve(error: &io::Error) -> Self {
+    pub(crate) fn resolve(error: &dyn Display) -> Self {
         Self::Resolve(bounded(error))
     }
 

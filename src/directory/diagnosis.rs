@@ -6,8 +6,10 @@ use std::time::Duration;
 use super::BoxFuture;
 use super::entry::Entry;
 use super::error::UnavailableCause;
+use super::named::ListedServer;
 use super::result::ServerResult;
 use crate::base::credential::Login;
+use crate::config::DirectoryServer;
 
 /// A lockout policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub struct LockoutPolicy {
 pub struct ServerDiagnosis {
     /// Its URL.
     pub url: Arc<str>,
+    /// How it is reached.
+    pub settings: Option<DirectoryServer>,
     /// The base of all users.
     pub users_base: String,
     /// The connection, and the server's certificate (DER).
@@ -95,6 +99,9 @@ pub trait Diagnosis: Send + Sync {
     /// Diagnoses all servers concurrently, without a user's password. The sample is a login name; without one, the
     /// canary's is used, or the first user found.
     fn examine<'a>(&'a self, sample: Option<&'a Login>) -> BoxFuture<'a, Vec<ServerDiagnosis>>;
+
+    /// The servers in force, in order of preference.
+    fn servers(&self) -> Vec<ListedServer>;
 
     /// By how many seconds this server lagged behind the others at its last probe, if known.
     fn lag(&self, url: &str) -> Option<f64>;

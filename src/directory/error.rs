@@ -111,6 +111,14 @@ pub enum UnavailableCause {
     /// An operation exceeded `attempt_timeout`, or the login `timeout`.
     #[error("timed out")]
     Timeout,
+    /// DNS has named no server yet, or says that there is none.
+    #[error("{name}: {fault}")]
+    NoServer {
+        /// The name of the records, as configured.
+        name: Arc<str>,
+        /// Why.
+        fault: Arc<str>,
+    },
     /// Every bind connection stayed busy until the deadline.
     #[error("all connections are busy")]
     Busy,
@@ -181,6 +189,7 @@ impl UnavailableCause {
             Self::Connection { .. }
             | Self::Timeout
             | Self::Busy
+            | Self::NoServer { .. }
             | Self::Malformed { .. }
             | Self::Canary { .. }
             | Self::Behind { .. }

@@ -18,6 +18,7 @@ mod key;
 pub(crate) mod ldap;
 #[cfg(test)]
 pub(crate) mod memory;
+mod named;
 mod networks;
 mod result;
 mod server_tls;
@@ -43,6 +44,7 @@ pub(crate) use fault::EntryFault;
 pub(crate) use floor::{Floor, Freshness, NoFloor};
 pub(crate) use identity::{Authority, Identity, ProvenBy, UserActing};
 pub(crate) use key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
+pub(crate) use named::{ListedServer, ResolvedName, SrvServer, SrvStanding};
 pub(crate) use networks::Networks;
 pub(crate) use result::ServerResult;
 pub use server_tls::DirectoryTls;
@@ -158,6 +160,14 @@ pub trait Directory: fmt::Debug + Send + Sync + 'static {
     fn users(&self) -> Option<&dyn UserListing> {
         None
     }
+
+    /// What is known of the names in DNS that stand for servers.
+    fn resolved(&self) -> Vec<ResolvedName> {
+        Vec::new()
+    }
+
+    /// Begins with what was known of names that are the same, by the directory of the configuration before.
+    fn begin_with(&self, _known: &[ResolvedName]) {}
 
     /// Diagnosis.
     fn diagnose(&self) -> Option<&dyn Diagnosis> {

@@ -190,6 +190,7 @@ impl Verdict {
                     UnavailableCause::Connection { .. }
                     | UnavailableCause::Timeout
                     | UnavailableCause::Busy
+                    | UnavailableCause::NoServer { .. }
                     | UnavailableCause::Malformed { .. }
                     | UnavailableCause::Canary { .. }
                     | UnavailableCause::Behind { .. }
@@ -249,7 +250,7 @@ pub(crate) fn tls_advice(directory: &Directory, result: &ServerResult) -> Option
         Some(meaning) => meaning == Meaning::Tls,
         None => matches!(result.code, STRONGER_AUTH_REQUIRED | CONFIDENTIALITY_REQUIRED),
     };
-    let in_clear = |server: &DirectoryServer| server.scheme == LdapScheme::Ldap && !directory.starttls;
+    let in_clear = |server: &DirectoryServer| server.scheme == LdapScheme::Ldap && !server.has_tls(directory.starttls);
     if !is_wanted {
         return None;
     }

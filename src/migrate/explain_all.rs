@@ -285,6 +285,7 @@ const fn is_about_one(cause: &UnavailableCause) -> bool {
         UnavailableCause::Connection { .. }
         | UnavailableCause::Timeout
         | UnavailableCause::Busy
+        | UnavailableCause::NoServer { .. }
         | UnavailableCause::ServiceBind { .. }
         | UnavailableCause::Canary { .. }
         | UnavailableCause::Behind { .. }

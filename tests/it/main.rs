@@ -80,6 +80,7 @@ mod side_port;
 mod snippets;
 mod socketmap;
 mod spellings;
+mod srv;
 mod status;
 mod submission;
 mod tasks;

@@ -1,6 +1,7 @@
 //! The directory: its servers, how entries are found, and what they mean.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,8 +20,12 @@ pub struct Directory {
     pub domains: Vec<DomainPattern>,
     /// The Windows domains of its users, whose names are typed as `DOMAIN\user`.
     pub windows_domains: Vec<WindowsDomain>,
-    /// The servers, in order of preference.
+    /// The servers, in order of preference, or the names in DNS that stand for them.
     pub servers: Vec<DirectoryServer>,
+    /// The hosts that SRV records may name beside those below the domain that was asked for.
+    pub srv_targets: Vec<SrvTarget>,
+    /// The DNS servers that are asked for the servers' names; none: those of the system.
+    pub resolver: Vec<SocketAddr>,
     /// StartTLS on ldap:// connections; mandatory once set.
     pub starttls: bool,
     /// The CA file; `None`: the system's roots.
@@ -100,6 +105,8 @@ impl Directory {
             domains: Vec::new(),
             windows_domains: Vec::new(),
             servers: Vec::new(),
+            srv_targets: Vec::new(),
+            resolver: Vec::new(),
             starttls: false,
             ca: None,
             client_certificate: None,
@@ -325,6 +332,41 @@ pub struct DirectoryServer {
     pub server_name: Option<String>,
     /// Base64 SHA-256 of the public key info, instead of chain and name; may be several.
     pub pin_sha256: Vec<[u8; 32]>,
+    /// StartTLS on ldap:// to this one, whatever [`Directory::starttls`] is.
+    pub starttls: bool,
+    /// `Some`: the host is a name whose SRV records list the servers.
+    pub srv: Option<Srv>,
+}
+
+/// What SRV records are used for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Srv {
+    /// The domain that the hosts belong to, in lower case.
+    pub domain: String,
+    /// The port that replaces that of the records.
+    pub port: Option<u16>,
+}
+
+/// A host that SRV records may name, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SrvTarget {
+    /// This one.
+    Host(String),
+    /// All below this domain.
+    Below(String),
+}
+
+impl SrvTarget {
+    /// Whether it is this host, in lower case.
+    #[must_use]
+    pub fn is(&self, host: &str) -> bool {
+        match self {
+            Self::Host(name) => host == name,
+            Self::Below(domain) => {
+                host.strip_suffix(domain.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+            }
+        }
+    }
 }
 
 impl DirectoryServer {
@@ -338,7 +380,7 @@ impl DirectoryServer {
     #[must_use]
     pub fn has_tls(&self, starttls: bool) -> bool {
         match self.scheme {
-            LdapScheme::Ldap => starttls,
+            LdapScheme::Ldap => starttls || self.starttls,
             LdapScheme::Ldaps => true,
             LdapScheme::Ldapi => false,
         }

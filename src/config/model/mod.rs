@@ -25,7 +25,7 @@ use super::{Place, Problem, TextDigest};
 use crate::proto::Protocol;
 pub(crate) use directory::{
     Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, DomainPattern, Find, LdapScheme,
-    OnChange, ServiceAccount, Watch, WatchMode, WindowsDomain,
+    OnChange, ServiceAccount, Srv, SrvTarget, Watch, WatchMode, WindowsDomain,
 };
 pub(crate) use fleet::{Fleet, StoreAddress};
 pub(crate) use impersonation::{Administrators, Impersonation};

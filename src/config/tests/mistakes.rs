@@ -218,6 +218,54 @@ fn directory_server_mistakes_are_reported() {
 }
 
 #[test]
+fn mistakes_about_servers_by_dns_are_reported() {
+    let name = "srv:_ldap._tcp.example.com";
+    let one = |server: &str, key: &str, phrase: &str| {
+        mistake(SERVERS, &format!("[{server}] # HERE"), &format!("directory.servers[0]{key}"), phrase);
+    };
+    one("\"srv:ldap.example.com\"", "", "such as srv:_ldap._tcp.example.com");
+    one("\"srv:_ldap._tcp.example.com:389\"", "", "the records name the port");
+    one("{url: \"ldaps+srv:_ldap._tcp.example.com:x\"}", ".url", "a number from 1 to 65535");
+    one("\"ldaps+srv:_ldap._tcp.example.com\"", "", "`starttls: true`, or remove");
+    one("\"srv:_ldap._tcp.corp\"", "", "list the servers' names in `srv_targets`");
+    let twice = format!("[\"{name}\", \"SRV:_ldap._tcp.example.com\"] # HERE");
+    mistake(SERVERS, &twice, "directory.servers[1]", "already used by directory.servers[0]");
+    let text = replaced(SERVERS, &format!("[\"{name}\"]")).replace("  ca: ldap-ca.pem\n", "");
+    let problems = parse_text(&text).unwrap_err();
+    assert!(problems.len() == 1 && problems[0].key == "directory.ca", "{problems:#?}");
+    assert!(problems[0].message.contains("DNS, which nothing signs"), "{problems:#?}");
+
+    let more = |key: &str, value: &str| format!("[\"{name}\"]\n  {key}: {value} # HERE");
+    for (key, value, at, phrase) in [
+        ("srv_targets", "[\"*.net\"]", "[0]", "\"*.example.net\" for all hosts"),
+        ("srv_targets", "[192.0.2.1]", "[0]", "write a host such as"),
+        ("srv_targets", "[]", "", "the list is empty"),
+        ("resolver", "dns.example.com", "", "the IP address of a DNS server"),
+        ("resolver", "[192.0.2.53, \"192.0.2.54:0\"]", "[1]", "with :port if it is not 53"),
+        ("resolver", "\"0.0.0.0\"", "", "the IP address of a DNS server"),
+    ] {
+        mistake(SERVERS, &more(key, value), &format!("directory.{key}{at}"), phrase);
+    }
+    let many = (0..65).map(|number| format!("dc{number}.example.net")).collect::<Vec<_>>().join(", ");
+    mistake(SERVERS, &more("srv_targets", &format!("[{many}]")), "directory.srv_targets", "more than 64");
+    suspicion(
+        SERVERS,
+        &format!("{SERVERS}\n  srv_targets: dc1.example.net # HERE"),
+        "directory.srv_targets",
+        "no server is named by SRV records",
+    );
+    // The records are reached with StartTLS, whether or not the key says so; a pin stands in for the authority.
+    let config =
+        sound(SERVERS, &format!("[\"{name}\"]\n  srv_targets: \"*.Example.net.\"\n  resolver: \"192.0.2.53\""));
+    assert_eq!(config.directories[0].srv_targets, [SrvTarget::Below("example.net".to_owned())]);
+    assert_eq!(config.directories[0].resolver, ["192.0.2.53:53".parse().unwrap()]);
+    let pinned = format!("[{{url: \"{name}\", pin_sha256: \"{PIN}\"}}]");
+    let text = replaced(SERVERS, &pinned).replace("  ca: ldap-ca.pem\n", "").replace("  starttls: true\n", "");
+    let config = parse_text(&text).unwrap();
+    assert!(config.directories[0].servers[0].has_tls(false) && config.warnings.is_empty(), "{:#?}", config.warnings);
+}
+
+#[test]
 fn user_lookup_mistakes_are_reported() {
     let (base, filter) = ("  base: ou=people,dc=example,dc=com", "  filter: (|(uid={local})(mail={login}))");
     let both = format!("{base}\n{filter}");

@@ -46,6 +46,8 @@ fn every_key_is_read() {
     let server = |url: &str, host: &str, port| DirectoryServer {
         server_name: None,
         pin_sha256: Vec::new(),
+        starttls: false,
+        srv: None,
         url: url.into(),
         scheme: LdapScheme::Ldap,
         host: host.into(),
@@ -62,6 +64,8 @@ fn every_key_is_read() {
             server("ldap://ldap1.example.com", "ldap1.example.com", 389),
             server("ldap://[2001:db8::1]:3389", "2001:db8::1", 3389),
         ],
+        srv_targets: Vec::new(),
+        resolver: Vec::new(),
         starttls: true,
         ca: Some("/etc/usher/ldap-ca.pem".into()),
         client_certificate: Some(pair("/etc/usher/lc.pem", "/etc/usher/lk.pem")),

@@ -26,7 +26,7 @@ use crate::directory::ldap::schema;
 use crate::directory::ldap::search::{self, Query, QueryOptions, Search};
 use crate::directory::ldap::server::Server;
 use crate::directory::{
-    BoxFuture, Diagnosis, SampleLookup, ServerDiagnosis, ServerResult, Trace, UnavailableCause, UserCount,
+    BoxFuture, Diagnosis, ListedServer, SampleLookup, ServerDiagnosis, ServerResult, Trace, UnavailableCause, UserCount,
 };
 use crate::proto::ldap::attributes::CERTIFICATES;
 use crate::proto::ldap::result::{SIZE_LIMIT, SUCCESS};
@@ -42,16 +42,28 @@ impl Diagnosis for Ldap {
     }
 
     fn probe_all(&self) -> BoxFuture<'_, Vec<ServerProbed>> {
-        let probes = self.servers().iter().map(|server| async { (server.url.clone(), server.run_probe().await) });
-        Box::pin(join_all(probes))
+        Box::pin(async {
+            self.roster().look_up(false).await;
+            let probes = self.servers().into_iter();
+            join_all(probes.map(|server| async move { (server.url.clone(), server.run_probe().await) })).await
+        })
     }
 
     fn examine<'a>(&'a self, sample: Option<&'a Login>) -> BoxFuture<'a, Vec<ServerDiagnosis>> {
-        Box::pin(join_all(self.servers().iter().map(move |server| self.diagnose_server(server, sample))))
+        Box::pin(async move {
+            self.roster().look_up(true).await;
+            let servers = self.servers();
+            join_all(servers.iter().map(|server| self.diagnose_server(server, sample))).await
+        })
+    }
+
+    fn servers(&self) -> Vec<ListedServer> {
+        self.roster().listed()
     }
 
     fn lag(&self, url: &str) -> Option<f64> {
-        let server = self.servers().iter().find(|server| &*server.url == url)?;
+        let servers = Self::servers(self);
+        let server = servers.iter().find(|server| &*server.url == url)?;
         server.lag.as_ref()?.seconds()
     }
 }
@@ -61,6 +73,7 @@ impl Ldap {
         let deadline = || Instant::now() + server.endpoint.patience;
         let mut examined = ServerDiagnosis {
             url: Arc::clone(&server.url),
+            settings: self.roster().settings_of(server),
             users_base: lookup::users_base(&self.settings().find),
             connection: Err(UnavailableCause::Timeout),
             service: None,

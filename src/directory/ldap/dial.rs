@@ -1,7 +1,6 @@
 //! How a directory server is reached: a socket, before TLS.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,12 +8,13 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
 
 use crate::base::sys::sockets;
 use crate::config::LdapScheme;
 use crate::directory::ConnectionFault;
+use crate::directory::ldap::addresses::HostAddresses;
 use crate::directory::ldap::error::ConnectionError;
 
 /// How to connect to a server.
@@ -24,8 +24,8 @@ pub(crate) struct Dial {
     pub(crate) scheme: LdapScheme,
     /// Host name, address without brackets, or socket path.
     pub(crate) host: String,
-    /// The port.
-    pub(crate) port: u16,
+    /// Where that is.
+    pub(crate) addresses: Arc<HostAddresses>,
     /// The name to verify and to send as SNI.
     pub(crate) server_name: String,
     /// StartTLS on ldap: mandatory, there is no fallback to cleartext.
@@ -103,9 +103,8 @@ impl Dial {
     /// Tries the host's addresses in order; each gets its share of the remaining time.
     async fn tcp(&self) -> Result<TcpStream, ConnectionError> {
         let until = Instant::now() + self.patience;
-        let addresses =
-            lookup_host((self.host.as_str(), self.port)).await.map_err(|error| ConnectionFault::resolve(&error))?;
-        let addresses: Vec<SocketAddr> = addresses.collect();
+        // Where the name was resolved before, that leaves most of the time to the connection.
+        let addresses = self.addresses.resolve(self.patience / 4).await?;
         let mut error = ConnectionError::Broken(ConnectionFault::NoAddress);
         for (at, address) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);

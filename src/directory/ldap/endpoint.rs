@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::base::clock::jittered;
-use crate::config::{self, Connections};
+use crate::config::{self, Connections, LdapScheme};
+use crate::directory::ldap::addresses::HostAddresses;
 use crate::directory::ldap::bind_client::BindClient;
 use crate::directory::ldap::dial::Dial;
+use crate::directory::ldap::dns::DnsResolver;
 use crate::directory::ldap::error::{ConnectionError, RequestError};
 use crate::directory::ldap::health::{OperationOrigin, ServerHealth};
 use crate::directory::ldap::idle::IdleConnections;
@@ -20,7 +23,7 @@ use crate::directory::{Realm, ServerResult, Trace, UnavailableCause};
 use crate::proto::ldap::result::{self, BindMeaning, OTHER, SUCCESS};
 use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::log::Repeats;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, ServerSeries};
 
 /// One directory server.
 #[derive(Debug)]
@@ -42,6 +45,9 @@ pub(crate) struct Endpoint {
     /// Bind connections for reuse: closed when the server fails.
     pub(crate) idle: IdleConnections,
     pub(crate) repeats: Repeats,
+    /// DNS no longer names it: nothing new is to begin here.
+    pub(crate) retired: CancellationToken,
+    _series: ServerSeries,
 }
 
 impl Endpoint {
@@ -54,6 +60,7 @@ impl Endpoint {
         (tuning, changed): (Tuning, watch::Sender<()>),
     ) -> Self {
         let realm = Realm::named(&settings.name);
+        let resolver = DnsResolver::new(settings.resolver.clone());
         Self {
             realm,
             shown: realm.shown(settings),
@@ -62,14 +69,16 @@ impl Endpoint {
                 scheme: server.scheme,
                 host: server.host.clone(),
                 server_name: server.name().to_owned(),
-                port: server.port,
-                starttls: settings.starttls,
+                starttls: server.scheme == LdapScheme::Ldap && server.has_tls(settings.starttls),
+                addresses: Arc::new(HostAddresses::new(&server.host, server.port, resolver)),
                 tls,
                 patience: settings.attempt_timeout,
                 max_message: settings.max_message,
             },
             patience: settings.attempt_timeout,
-            replaceable: settings.servers.len() > 1,
+            replaceable: settings.servers.len() > 1 || settings.servers.iter().any(|server| server.srv.is_some()),
+            retired: CancellationToken::new(),
+            _series: ServerSeries::new(&metrics, realm.name(), &server.url),
             limits: settings.connections,
             tuning,
             metrics,
@@ -82,6 +91,11 @@ impl Endpoint {
     /// Its labels in metrics: the directory and the server.
     pub(crate) fn names(&self) -> [&str; 2] {
         [self.realm.name(), &self.url]
+    }
+
+    /// The addresses of its host.
+    pub(crate) const fn addresses(&self) -> &Arc<HostAddresses> {
+        &self.dial.addresses
     }
 
     /// Whether a request may be sent here now; if it is the trial of a recovering server, no other is sent for

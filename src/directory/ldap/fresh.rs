@@ -73,13 +73,13 @@ impl Ldap {
         let followed = check.floor.followed();
         for server in self.followed_first(followed.as_ref()) {
             let is_followed = followed.as_ref() == Some(&server.url);
-            let is_asked = Arc::ptr_eq(server, asked);
+            let is_asked = Arc::ptr_eq(&server, asked);
             if !is_asked
                 && server.enter()
-                && let Some(found) = self.shown_by(server, check.query, deadline, trace).await
+                && let Some(found) = self.shown_by(&server, check.query, deadline, trace).await
             {
                 match verdict::single_entry(found, trace) {
-                    Ok(entry) => return Some((entry, Arc::clone(server))),
+                    Ok(entry) => return Some((entry, server)),
                     Err(_) if is_followed => return None,
                     Err(_) => {}
                 }
@@ -92,8 +92,9 @@ impl Ldap {
     }
 
     /// All servers, the watched one first.
-    fn followed_first(&self, followed: Option<&Arc<str>>) -> impl Iterator<Item = &Arc<Server>> {
-        let (first, others): (Vec<_>, Vec<_>) = self.servers().iter().partition(|server| followed == Some(&server.url));
+    fn followed_first(&self, followed: Option<&Arc<str>>) -> impl Iterator<Item = Arc<Server>> + use<> {
+        let servers = self.servers().into_iter();
+        let (first, others): (Vec<_>, Vec<_>) = servers.partition(|server| followed == Some(&server.url));
         first.into_iter().chain(others)
     }
 
@@ -118,17 +119,17 @@ impl Ldap {
             for server in self.followed_first(followed.as_ref()) {
                 if !server.enter() {
                     // It is needed as soon as it recovers.
-                    probe_if_due(server, false, true);
+                    probe_if_due(&server, false, true);
                     continue;
                 }
-                let Some(found) = self.shown_by(server, check.query, time.deadline, trace).await else { continue };
+                let Some(found) = self.shown_by(&server, check.query, time.deadline, trace).await else { continue };
                 match verdict::single_entry(found, trace) {
                     Ok(entry) => match check.floor.freshness(&entry, &server.url) {
-                        Freshness::CaughtUp => return Ok((entry, Arc::clone(server))),
+                        Freshness::CaughtUp => return Ok((entry, server)),
                         newer @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => newest = newer,
                     },
                     // A replica may lack an entry that was just renamed.
-                    Err(error) if is_followed(server) => return Err(error),
+                    Err(error) if is_followed(&server) => return Err(error),
                     Err(_) => {}
                 }
             }

@@ -9,6 +9,7 @@
 //! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing is ever bound with an
 //! empty DN or password (promise 2). RFC 4511, 4513.
 
+mod addresses;
 mod bind_client;
 mod bind_pool;
 mod bridge;
@@ -16,6 +17,7 @@ mod changes;
 mod connection;
 mod diagnose;
 mod dial;
+mod dns;
 mod endpoint;
 mod entry_filter;
 mod error;
@@ -33,6 +35,7 @@ mod probe;
 mod query;
 mod ranges;
 mod request;
+mod roster;
 mod schema;
 #[cfg(test)]
 mod scripted;
@@ -40,6 +43,7 @@ mod search;
 mod selection;
 mod server;
 mod service_account;
+mod srv;
 #[cfg(test)]
 mod tests;
 mod tuning;
@@ -51,21 +55,21 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::bind_pool::BindLease;
+use self::dns::DnsResolver;
 use self::error::RequestError;
 use self::fresh::{FreshnessCheck, not_caught_up};
-use self::lag::ReplicationLag;
-use self::probe::{ExpectedCanary, ServerProbe};
 use self::query::{SearchRequest, SearchResult};
+use self::roster::Roster;
 use self::schema::Attributes;
 use self::selection::{DecisionTime, ServerPool};
-use self::server::Server;
+use self::server::{Server, ServerFactory};
 use self::tuning::Tuning;
 use self::verdict::{BindVerdicts, DnOrigin};
 use super::identity::AcceptedBind;
 use super::{
     Availability, BoxFuture, ChangeSource, ConnectionFault, Diagnosis, Directory, DirectoryError, DirectoryFuture,
-    DirectoryTls, Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Networks, Probes, RefusedBefore, Trace,
-    UnavailableCause, UserListing,
+    DirectoryTls, Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Networks, Probes, RefusedBefore,
+    ResolvedName, Trace, UnavailableCause, UserListing,
 };
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
@@ -112,15 +116,10 @@ impl Ldap {
     ) -> Self {
         let attributes = Arc::new(lookup::wanted(settings));
         let (changes, changed) = watch::channel(());
-        let (is_compared, seen) = (settings.is_followed() && settings.servers.len() > 1, Arc::default());
-        let server = |server: &config::DirectoryServer| {
-            let probe = canary_probe(settings, &attributes);
-            let lag = is_compared.then(|| ReplicationLag::new(lookup::users_base(&settings.find), Arc::clone(&seen)));
-            let how = (tuning, changes.clone());
-            Arc::new(Server::new(server, settings, tls.of(&server.pin_sha256), metrics.clone(), how, (probe, lag)))
-        };
-        let servers = settings.servers.iter().map(server).collect();
-        let pool = ServerPool::new(servers, settings.balance, changed);
+        let how = (tuning, changes.clone());
+        let factory = ServerFactory::new(settings, Arc::clone(&attributes), tls, Arc::clone(&metrics), how);
+        let roster = Roster::new(factory, DnsResolver::new(settings.resolver.clone()), changes);
+        let pool = ServerPool::new(Arc::new(roster), settings.balance, changed);
         let verdicts = BindVerdicts::new(settings, metrics);
         Self { pool, attributes, settings: settings.clone(), verdicts }
     }
@@ -133,13 +132,18 @@ impl Ldap {
         &self.attributes
     }
 
-    pub(super) fn servers(&self) -> &[Arc<Server>] {
-        self.pool.servers()
+    /// The servers in force, in order of preference.
+    pub(super) fn servers(&self) -> Vec<Arc<Server>> {
+        self.pool.roster().list().iter().cloned().collect()
+    }
+
+    pub(super) fn roster(&self) -> &Arc<Roster> {
+        self.pool.roster()
     }
 
     #[cfg(test)]
     pub(super) fn server(&self, at: usize) -> Arc<Server> {
-        Arc::clone(&self.pool.servers()[at])
+        Arc::clone(&self.servers()[at])
     }
 
     async fn decide(
@@ -415,6 +419,14 @@ impl Directory for Ldap {
         Some(self)
     }
 
+    fn resolved(&self) -> Vec<ResolvedName> {
+        self.roster().resolved()
+    }
+
+    fn begin_with(&self, known: &[ResolvedName]) {
+        self.roster().begin_with(known);
+    }
+
     fn users(&self) -> Option<&dyn UserListing> {
         Some(self)
     }
@@ -436,9 +448,11 @@ impl Probes for Ldap {
     /// Until a server answers, accepts the service account and returns the canary.
     fn probe(&self) -> BoxFuture<'_, Result<(), UnavailableCause>> {
         Box::pin(async move {
-            let probes: Vec<_> = self.servers().iter().map(|server| Box::pin(server.run_probe())).collect();
+            self.roster().look_up(false).await;
+            let servers = self.servers();
+            let probes: Vec<_> = servers.iter().map(|server| Box::pin(server.run_probe())).collect();
             if probes.is_empty() {
-                return Err(UnavailableCause::Timeout);
+                return Err(self.roster().cause());
             }
             futures_util::future::select_ok(probes).await.map(|_| ())
         })
@@ -446,19 +460,6 @@ impl Probes for Ldap {
 
     fn update_gauges(&self) {
         self.servers().iter().for_each(|server| server.update_gauges());
+        self.roster().update_gauges();
     }
-}
-
-/// The request of a probe: the canary, or the root DSE (RFC 4512 section 5.1), which every server has and every
-/// client may read.
-fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> ServerProbe {
-    let request = lookup::canary_request(settings, attributes);
-    let attribute = |name: &Option<String>| name.as_deref().map(Arc::from);
-    let expected = settings.canary.as_ref().map(|canary| ExpectedCanary {
-        mail_host: canary.mail_host.clone(),
-        networks: attribute(&settings.networks_attribute),
-        hold: attribute(&settings.watch.hold_attribute),
-        grants: attribute(&settings.grant_attribute),
-    });
-    ServerProbe::new(Arc::new(request.unwrap_or_else(|| lookup::read(String::new(), attributes))), expected)
 }

@@ -141,6 +141,8 @@ impl Scripted {
             port: self.port,
             server_name: None,
             pin_sha256: Vec::new(),
+            starttls: false,
+            srv: None,
         }
     }
 

@@ -18,6 +18,7 @@ use crate::base::tasks::{self, Task};
 use crate::config::Balance;
 use crate::directory::ldap::error::RequestError;
 use crate::directory::ldap::health::ServerRank;
+use crate::directory::ldap::roster::Roster;
 use crate::directory::ldap::server::Server;
 use crate::directory::{Availability, DirectoryError, Trace, UnavailableCause};
 
@@ -54,7 +55,7 @@ impl DecisionTime {
 /// The servers, with their selection state.
 #[derive(Debug)]
 pub(crate) struct ServerPool {
-    servers: Vec<Arc<Server>>,
+    roster: Arc<Roster>,
     balance: Balance,
     turn: AtomicUsize,
     changed: watch::Receiver<()>,
@@ -63,14 +64,14 @@ pub(crate) struct ServerPool {
 }
 
 impl ServerPool {
-    /// Takes the servers in order of preference, and the channel that reports changes of their health.
-    pub(crate) fn new(servers: Vec<Arc<Server>>, balance: Balance, changed: watch::Receiver<()>) -> Self {
-        Self { servers, balance, turn: AtomicUsize::new(0), changed, unreachable: AtomicBool::new(false) }
+    /// Takes the servers, and the channel that reports changes of them and of their health.
+    pub(crate) fn new(roster: Arc<Roster>, balance: Balance, changed: watch::Receiver<()>) -> Self {
+        Self { roster, balance, turn: AtomicUsize::new(0), changed, unreachable: AtomicBool::new(false) }
     }
 
-    /// The servers, in order of preference.
-    pub(crate) fn servers(&self) -> &[Arc<Server>] {
-        &self.servers
+    /// The servers, and where they are from.
+    pub(crate) const fn roster(&self) -> &Arc<Roster> {
+        &self.roster
     }
 
     /// The servers to ask, in order. `sticky` goes first whatever its health: it has just answered.
@@ -79,12 +80,12 @@ impl ServerPool {
             Balance::First => 0,
             // The second step of a decision goes to the same server, and does not advance the rotation.
             Balance::RoundRobin if sticky.is_some() => 0,
-            Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % self.servers.len().max(1),
+            Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed),
         };
-        let (before, after) = self.servers.split_at_checked(turn).unwrap_or((&self.servers, &[]));
-        let others =
-            after.iter().chain(before).filter(|server| sticky.is_none_or(|sticky| !Arc::ptr_eq(sticky, server)));
-        let mut order: Vec<_> = others.map(|server| (server.health().rank().0, server.clone())).collect();
+        let list = self.roster.list();
+        let others = list.order(self.balance, turn).into_iter();
+        let others = others.filter(|server| sticky.is_none_or(|sticky| !Arc::ptr_eq(sticky, server)));
+        let mut order: Vec<_> = others.map(|server| (server.health().rank().0, Arc::clone(server))).collect();
         order.retain(|(standing, _)| *standing != ServerRank::Down);
         // Stable sort: servers of equal rank keep the order of preference or rotation.
         order.sort_by_key(|(standing, _)| *standing);
@@ -103,7 +104,8 @@ impl ServerPool {
     /// when it recovers.
     pub(crate) fn run_probes(&self) {
         let away = !self.is_available();
-        for server in &self.servers {
+        self.roster.look_up_due(away, false);
+        for server in self.roster.list().iter() {
             probe_if_due(server, away, false);
         }
         if self.unreachable.swap(away, Ordering::Relaxed) == away {
@@ -118,19 +120,19 @@ impl ServerPool {
 
     /// The directory's name, where there are several.
     fn shown(&self) -> Option<&'static str> {
-        self.servers.first().and_then(|server| server.endpoint.shown)
+        self.roster.shown()
     }
 
     /// Whether a server is in use.
     pub(crate) fn is_available(&self) -> bool {
-        self.servers.iter().any(|server| server.health().is_in_use())
+        self.roster.list().iter().any(|server| server.health().is_in_use())
     }
 
     /// The availability of the directory.
     pub(crate) fn availability(&self) -> Availability {
         if self.is_available() {
             Availability::Available
-        } else if self.servers.iter().any(|server| server.health().rank().0 == ServerRank::Recovering) {
+        } else if self.roster.list().iter().any(|server| server.health().rank().0 == ServerRank::Recovering) {
             Availability::Recovering
         } else {
             Availability::Unreachable
@@ -144,13 +146,14 @@ impl ServerPool {
         let settled = async {
             loop {
                 changed.mark_unchanged();
-                let in_use = self.servers.iter().filter(|server| server.health().is_in_use());
+                let list = self.roster.list();
+                let in_use = list.iter().filter(|server| server.health().is_in_use());
                 let mut suspected = in_use.clone().filter(|server| server.health().is_suspect());
                 if in_use.count() > suspected.clone().count() || suspected.next().is_none() {
                     return;
                 }
-                self.servers.iter().for_each(|server| probe_if_due(server, false, true));
-                // Its senders live in the servers, which live in this pool.
+                list.iter().for_each(|server| probe_if_due(server, false, true));
+                // Its senders live in the roster, which lives in this pool.
                 let _ = changed.changed().await;
             }
         };
@@ -159,19 +162,29 @@ impl ServerPool {
         self.availability()
     }
 
-    /// Waits until one of these may be asked, and starts their probes meanwhile.
-    async fn wait_for(&self, candidates: &[Arc<Server>], until: Instant) -> Option<Arc<Server>> {
+    /// The servers in force that are none of these.
+    fn others(&self, asked: &[Arc<Server>]) -> Vec<Arc<Server>> {
+        let was_asked = |server: &Arc<Server>| asked.iter().any(|asked| Arc::ptr_eq(asked, server));
+        self.roster.list().iter().filter(|server| !was_asked(server)).cloned().collect()
+    }
+
+    /// Waits until a server that is none of these may be asked, and starts probes and look-ups meanwhile.
+    async fn wait_for(&self, asked: &[Arc<Server>], until: Instant) -> Option<Arc<Server>> {
         let (mut changed, began) = (self.changed.clone(), Instant::now());
         let waiting = async {
             loop {
                 changed.mark_unchanged();
+                let candidates = self.others(asked);
                 if let Some(server) = candidates.iter().find(|server| server.enter()) {
                     return Some(server.clone());
                 }
                 candidates.iter().for_each(|server| probe_if_due(server, false, true));
+                self.roster.look_up_due(false, true);
                 // A trial is in progress, or no probe has finished since the wait began.
                 let is_open = |server: &Arc<Server>| server.health().is_up() || !server.health().probed_since(began);
-                if !candidates.iter().any(is_open) {
+                // DNS may name others.
+                let is_looking = (asked.is_empty() || candidates.is_empty()) && self.roster.is_looking();
+                if !is_looking && !candidates.iter().any(is_open) {
                     return None;
                 }
                 // Until a change, or until the next probe is due.
@@ -227,12 +240,15 @@ impl ServerCandidates<'_> {
             next = server.enter().then_some(server);
         }
         if next.is_none() {
-            let was_asked = |server: &Arc<Server>| self.asked.iter().any(|asked| Arc::ptr_eq(asked, server));
-            let left: Vec<_> = self.pool.servers.iter().filter(|server| !was_asked(server)).cloned().collect();
-            next = self.pool.wait_for(&left, self.until).await;
-            if let (None, None, Some(server)) = (&next, &self.last, left.first()) {
-                let cause = server.health().last_cause();
-                trace.server = Some(server.url.clone());
+            next = self.pool.wait_for(&self.asked, self.until).await;
+            if next.is_none() && self.last.is_none() {
+                let cause = match self.pool.others(&self.asked).first() {
+                    Some(server) => {
+                        trace.server = Some(server.url.clone());
+                        server.health().last_cause()
+                    }
+                    None => self.pool.roster.cause(),
+                };
                 trace.record(cause.result());
                 self.last = Some(cause);
             }

@@ -2,7 +2,7 @@
 //!
 //! A probe checks that the server is reachable, accepts the service account and returns the canary.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -13,11 +13,13 @@ use crate::directory::ldap::bind_pool::BindPool;
 use crate::directory::ldap::endpoint::Endpoint;
 use crate::directory::ldap::error::RequestError;
 use crate::directory::ldap::health::ServerHealth;
-use crate::directory::ldap::lag::ReplicationLag;
-use crate::directory::ldap::probe::ServerProbe;
+use crate::directory::ldap::lag::{ContextCsns, ReplicationLag};
+use crate::directory::ldap::lookup;
+use crate::directory::ldap::probe::{ExpectedCanary, ServerProbe};
+use crate::directory::ldap::schema::Attributes;
 use crate::directory::ldap::service_account::ServiceAccount;
 use crate::directory::ldap::tuning::Tuning;
-use crate::directory::{Trace, UnavailableCause};
+use crate::directory::{DirectoryTls, Trace, UnavailableCause};
 use crate::telemetry::labels::ConnectionUse;
 use crate::telemetry::metrics::Metrics;
 
@@ -113,4 +115,63 @@ impl Server {
         }
         binds.top_up(deadline).await
     }
+}
+
+/// Makes the servers of a directory.
+#[derive(Debug)]
+pub(crate) struct ServerFactory {
+    settings: config::Directory,
+    attributes: Arc<Attributes>,
+    tls: DirectoryTls,
+    metrics: Arc<Metrics>,
+    how: (Tuning, watch::Sender<()>),
+    /// What servers show of their writes; `None`: there is nothing to compare.
+    seen: Option<Arc<Mutex<ContextCsns>>>,
+}
+
+impl ServerFactory {
+    /// For these settings. Health changes are sent to `how.1`.
+    pub(crate) fn new(
+        settings: &config::Directory,
+        attributes: Arc<Attributes>,
+        tls: DirectoryTls,
+        metrics: Arc<Metrics>,
+        how: (Tuning, watch::Sender<()>),
+    ) -> Self {
+        let several = settings.servers.len() > 1 || settings.servers.iter().any(|server| server.srv.is_some());
+        let seen = (settings.is_followed() && several).then(Arc::default);
+        Self { settings: settings.clone(), attributes, tls, metrics, how, seen }
+    }
+
+    pub(crate) const fn settings(&self) -> &config::Directory {
+        &self.settings
+    }
+
+    pub(crate) const fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// A server; nothing is connected yet.
+    pub(crate) fn make(&self, server: &config::DirectoryServer) -> Arc<Server> {
+        let settings = &self.settings;
+        let probe = canary_probe(settings, &self.attributes);
+        let lag =
+            self.seen.as_ref().map(|seen| ReplicationLag::new(lookup::users_base(&settings.find), Arc::clone(seen)));
+        let (tls, metrics) = (self.tls.of(&server.pin_sha256), Arc::clone(&self.metrics));
+        Arc::new(Server::new(server, settings, tls, metrics, self.how.clone(), (probe, lag)))
+    }
+}
+
+/// The request of a probe: the canary, or the root DSE (RFC 4512 section 5.1), which every server has and every
+/// client may read.
+fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> ServerProbe {
+    let request = lookup::canary_request(settings, attributes);
+    let attribute = |name: &Option<String>| name.as_deref().map(Arc::from);
+    let expected = settings.canary.as_ref().map(|canary| ExpectedCanary {
+        mail_host: canary.mail_host.clone(),
+        networks: attribute(&settings.networks_attribute),
+        hold: attribute(&settings.watch.hold_attribute),
+        grants: attribute(&settings.grant_attribute),
+    });
+    ServerProbe::new(Arc::new(request.unwrap_or_else(|| lookup::read(String::new(), attributes))), expected)
 }

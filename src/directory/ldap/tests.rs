@@ -6,6 +6,7 @@ mod answers;
 mod connections;
 mod fresh;
 mod hostile;
+mod named;
 mod ranges;
 mod restricted;
 mod servers;
@@ -70,6 +71,8 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         windows_domains: Vec::new(),
         servers,
         starttls: false,
+        srv_targets: Vec::new(),
+        resolver: Vec::new(),
         ca: None,
         client_certificate: None,
         groups: Vec::new(),

@@ -168,6 +168,11 @@ impl Metrics {
                 "Requests that failed over to another server because this one gave no result.",
                 &["directory", "server"],
             ),
+            directory_srv_resolved: gauges(
+                "usher_directory_srv_resolved",
+                "1 if the last look-up of the SRV records gave a list of servers, else 0.",
+                &["directory", "name"],
+            ),
             directory_service_bind_ok: gauges(
                 "usher_directory_service_bind_ok",
                 "0 if the service account's last bind was refused, else 1.",
@@ -386,6 +391,7 @@ impl Metrics {
             ),
             log_dropped: counter("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
             scraping: Mutex::default(),
+            servers: Mutex::default(),
             panics: counter("usher_panics_total", "Panics caught; each ended one session at most and is a defect."),
             task_restarts: counters(
                 "usher_task_restarts_total",

@@ -6,15 +6,18 @@
 
 mod declare;
 mod series;
+mod servers;
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
 use self::series::{CounterSeries, GaugeSeries, HistogramSeries};
+pub(crate) use self::servers::ServerSeries;
 use super::labels::{
     AuthHttpResult, BackendResult, CloseReason, ConnectionUse, DecisionBasis, Direction, DirectoryChange,
     DirectoryOperation, FleetRejection, FleetResult, HandshakeResult, IntrospectionResult, LoginPhase, PasswordWarning,
@@ -59,6 +62,8 @@ pub(crate) const DIRECTORY_CODES: [&str; 23] = [
 pub struct Metrics {
     registry: Registry,
     scraping: Mutex<()>,
+    /// How often each directory server is in use.
+    servers: Mutex<HashMap<[Arc<str>; 2], usize>>,
     /// Login attempts answered: `result` is `ok` or the refusal's label.
     pub(crate) logins: IntCounterVec,
     /// Seconds per phase of a login.
@@ -101,6 +106,8 @@ pub struct Metrics {
     pub(crate) directory_connections: GaugeSeries<ConnectionUse>,
     /// Requests that failed over to another server because this one gave no result.
     pub(crate) directory_failovers: IntCounterVec,
+    /// Whether the last look-up of SRV records gave a list.
+    pub(crate) directory_srv_resolved: IntGaugeVec,
     /// 0 if the service account's last bind was refused.
     pub(crate) directory_service_bind_ok: IntGaugeVec,
     /// 1 while change notification is active.
@@ -259,15 +266,6 @@ impl Metrics {
             self.directory_watch_connected.with_label_values(&[name]);
             self.directory_watch_last_confirmed.with_label_values(&[name]);
             self.directory_brake.with_label_values(&[name]);
-            for url in directory.servers.iter().map(|server| server.url.as_str()) {
-                for operation in DirectoryOperation::ALL {
-                    for code in DIRECTORY_CODES {
-                        self.directory_operations.with_label_values(&[name, url, operation.label(), code]);
-                    }
-                    self.directory_seconds.with_label_values(&[name, url, operation.label()]);
-                }
-                self.directory_failovers.with_label_values(&[name, url]);
-            }
         }
         self.connections_limit.set(i64::try_from(config.limits.connections).unwrap_or(i64::MAX));
     }
@@ -316,6 +314,7 @@ impl Metrics {
         self.directory_canary_ok.reset();
         self.directory_lag.reset();
         self.directory_connections.reset();
+        self.directory_srv_resolved.reset();
         self.backend_up.reset();
         self.token_keys.reset();
         self.token_keys_last_fetch_successful.reset();

@@ -22,6 +22,9 @@ pub(crate) trait SeriesVec {
     /// The series with these labels.
     fn with(&self, labels: &[&str]) -> Self::Metric;
 
+    /// Removes the series with these labels, if it exists.
+    fn take_away(&self, labels: &[&str]);
+
     /// Removes every series.
     fn clear(&self);
 }
@@ -31,6 +34,10 @@ impl<B: MetricVecBuilder> SeriesVec for MetricVec<B> {
 
     fn with(&self, labels: &[&str]) -> B::M {
         self.with_label_values(labels)
+    }
+
+    fn take_away(&self, labels: &[&str]) {
+        let _ = self.remove_label_values(labels);
     }
 
     fn clear(&self) {
@@ -77,6 +84,11 @@ impl<V: SeriesVec, L: Label> LabeledSeries<V, L> {
         for label in L::ALL {
             self.at(name, *label);
         }
+    }
+
+    /// Removes the series of this server of this directory with this label, if it exists.
+    pub(super) fn remove_server(&self, [directory, server]: [&str; 2], label: L) {
+        self.series.take_away(&[directory, server, label.word()]);
     }
 
     /// Removes every series.

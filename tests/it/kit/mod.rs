@@ -10,6 +10,7 @@ pub(crate) mod client;
 pub(crate) mod config;
 pub(crate) mod cyrus;
 pub(crate) mod dirsrv;
+pub(crate) mod dns;
 pub(crate) mod dovecot;
 pub(crate) mod dovecot_versions;
 pub(crate) mod exposition;

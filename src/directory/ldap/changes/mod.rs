@@ -138,7 +138,8 @@ impl Ldap {
         let settings = self.settings();
         let mode = settings.watch.mode;
         let (mut spare, mut cause) = (None, "no server reachable".to_owned());
-        for server in self.servers() {
+        let servers = self.servers();
+        for server in &servers {
             let connection = match server.service.open_as_service().await {
                 Ok(connection) => connection,
                 Err(error) => {
@@ -155,7 +156,11 @@ impl Ldap {
             };
             let link = WatchLink::new(connection, server, settings);
             if mode != WatchMode::Poll && root.syncs && !memory.refusing.contains(&server.url) {
-                return watch_by_sync(&link, memory, mode, report).await;
+                let left = server.endpoint.retired.cancelled();
+                return tokio::select! {
+                    end = watch_by_sync(&link, memory, mode, report) => end,
+                    () = left => WatchEnd::Reconnect,
+                };
             }
             cause = "no server supports content synchronization (RFC 4533)".to_owned();
             spare = spare.or(Some((link, root)));
@@ -163,7 +168,10 @@ impl Ldap {
         match spare {
             Some((link, root)) if mode != WatchMode::Sync => {
                 info!(directory = self.shown(), server = %link.server.url, mode = "poll", "watching the directory for changes");
-                poll::watch(&link, settings.watch.poll_interval, root.usn.is_some(), report).await
+                tokio::select! {
+                    end = poll::watch(&link, settings.watch.poll_interval, root.usn.is_some(), report) => end,
+                    () = link.server.endpoint.retired.cancelled() => WatchEnd::Reconnect,
+                }
             }
             Some(_) | None => WatchEnd::NoServer(cause),
         }

@@ -62,6 +62,8 @@ async fn unreachable_server_costs_nothing() {
         port: gone,
         server_name: None,
         pin_sha256: Vec::new(),
+        starttls: false,
+        srv: None,
     };
     let servers = vec![dead("a"), dead("b"), dead("c"), good.server(LdapScheme::Ldap, "127.0.0.1")];
     let under = Under::test(&settings(servers, searching(None)), Tuning::default());
