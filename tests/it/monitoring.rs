@@ -32,6 +32,10 @@ fn everything() -> Config {
         let endpoint = json!({"address": "127.0.0.1:9", "tls": "implicit", "server_name": "server3.example.com"});
         config.change(&format!("/routing/backends/0/{row}"), endpoint);
     }
+    // No DNS server is there.
+    let servers = json!([crate::kit::slapd().tls_url(), "srv:_ldap._tcp.example.com"]);
+    config.change("/directory/servers", servers);
+    config.change("/directory/resolver", "127.0.0.1:9");
     let authority = Authority::new("people");
     config.change("/tls/client_ca", authority.ca().display().to_string());
     config.change("/tls/crl", authority.revoke(&[], 2049).display().to_string());

@@ -6,12 +6,15 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::{Name, RData};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::system_conf::read_system_conf;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -22,6 +25,10 @@ const QUESTION: Duration = Duration::from_secs(2);
 const QUESTIONS: usize = 2;
 /// Addresses of a host; no request has the time for more.
 const ADDRESSES: usize = 16;
+/// Aliases in a row.
+const ALIASES: usize = 8;
+/// DNS servers that are asked.
+const SERVERS: usize = 8;
 
 /// Why a look-up has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +51,20 @@ pub(crate) enum LookupFault {
     /// The DNS servers cannot be asked. The text is the system's.
     #[error("no DNS server can be asked: {0}")]
     System(String),
+}
+
+impl LookupFault {
+    /// How much it says about the name.
+    const fn rank(&self) -> u8 {
+        match self {
+            Self::NoName => 5,
+            Self::NoRecords => 4,
+            Self::Server(_) => 3,
+            Self::Malformed => 2,
+            Self::System(_) => 1,
+            Self::Timeout => 0,
+        }
+    }
 }
 
 /// One SRV record.
@@ -83,18 +104,24 @@ impl DnsResolver {
 
     /// The SRV records of a name.
     pub(crate) async fn srv(&self, name: &str) -> Result<SrvAnswer, LookupFault> {
-        let asked = async {
-            let resolver = self.resolver().await?;
-            resolver.srv_lookup(absolute(name)?).await.map_err(|error| fault(&error))
+        let name = absolute(name)?;
+        let ask = |resolver: TokioResolver| {
+            let name = name.clone();
+            async move {
+                let name = followed(&resolver, name).await?;
+                let found = resolver.srv_lookup(name.clone()).await.map_err(|error| fault(&error))?;
+                Ok((name, found))
+            }
         };
-        let found = timeout(LOOKUP, asked).await.unwrap_or(Err(LookupFault::Timeout))?;
+        let (name, found) = self.first_answer(ask).await?;
         let record = |data: &RData| {
             let RData::SRV(srv) = data else { return None };
             let target = srv.target.to_ascii().to_ascii_lowercase();
             let target = target.strip_suffix('.').unwrap_or(&target).to_owned();
             Some(SrvRecord { priority: srv.priority, weight: srv.weight, port: srv.port, target })
         };
-        let records: Vec<_> = found.answers().iter().filter_map(|one| record(&one.data)).collect();
+        let own = found.answers().iter().filter(|one| one.name == name);
+        let records: Vec<_> = own.filter_map(|one| record(&one.data)).collect();
         if records.is_empty() {
             return Err(LookupFault::NoRecords);
         }
@@ -107,37 +134,81 @@ impl DnsResolver {
         if let Ok(address) = host.parse() {
             return Ok(vec![SocketAddr::new(address, port)]);
         }
-        let asked = async {
-            let resolver = self.resolver().await?;
-            resolver.lookup_ip(absolute(host)?).await.map_err(|error| fault(&error))
-        };
-        let found = timeout(LOOKUP, asked).await.unwrap_or(Err(LookupFault::Timeout))?;
+        let name = absolute(host)?;
+        let ask = async |resolver: TokioResolver| resolver.lookup_ip(name.clone()).await.map_err(|error| fault(&error));
+        let found = self.first_answer(ask).await?;
         Ok(found.iter().take(ADDRESSES).map(|address| SocketAddr::new(address, port)).collect())
     }
 
-    async fn resolver(&self) -> Result<TokioResolver, LookupFault> {
+    /// The first answer of any DNS server; without one, the most decided fault. Each is asked on its own: a silent one
+    /// would delay a question that the library repeats by TCP at another until its time is over.
+    async fn first_answer<T, F: Future<Output = Result<T, LookupFault>>>(
+        &self,
+        ask: impl Fn(TokioResolver) -> F,
+    ) -> Result<T, LookupFault> {
+        let asked = async {
+            let mut questions: FuturesUnordered<_> = self.resolvers().await?.into_iter().map(&ask).collect();
+            let mut worst = LookupFault::Timeout;
+            while let Some(answer) = questions.next().await {
+                match answer {
+                    Ok(answer) => return Ok(answer),
+                    Err(fault) if fault.rank() >= worst.rank() => worst = fault,
+                    Err(_) => {}
+                }
+            }
+            Err(worst)
+        };
+        timeout(LOOKUP, asked).await.unwrap_or(Err(LookupFault::Timeout))
+    }
+
+    /// One for each DNS server.
+    async fn resolvers(&self) -> Result<Vec<TokioResolver>, LookupFault> {
         let system = |error: NetError| LookupFault::System(bounded(&error.to_string()));
-        let mut builder = if self.servers.is_empty() {
+        let (servers, mut options) = if self.servers.is_empty() {
             // resolv.conf is a file.
-            let read = spawn_blocking(TokioResolver::builder_tokio).await;
-            read.map_err(|_| LookupFault::System("its settings cannot be read".to_owned()))?.map_err(system)?
+            let read = spawn_blocking(read_system_conf).await;
+            let unread = |_| LookupFault::System("its settings cannot be read".to_owned());
+            let (config, options) = read.map_err(unread)?.map_err(system)?;
+            (config.name_servers().to_vec(), options)
         } else {
             let servers = self.servers.iter().map(|server| {
                 let mut one = NameServerConfig::udp_and_tcp(server.ip());
                 one.connections.iter_mut().for_each(|connection| connection.port = server.port());
                 one
             });
-            let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            (servers.collect(), ResolverOpts::default())
         };
-        let options = builder.options_mut();
         options.timeout = options.timeout.min(QUESTION);
         options.attempts = options.attempts.min(QUESTIONS);
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        builder.build().map_err(system)
+        let resolver = |server| {
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+            let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+            builder.with_options(options.clone()).build().map_err(system)
+        };
+        servers.into_iter().take(SERVERS).map(resolver).collect()
     }
+}
+
+/// The name at the end of a chain of aliases. The library takes the last target of several SRV records behind a CNAME for
+/// one more alias, and asks for that.
+async fn followed(resolver: &TokioResolver, mut name: Name) -> Result<Name, LookupFault> {
+    for _ in 0..ALIASES {
+        let found = match resolver.lookup(name.clone(), RecordType::CNAME).await {
+            Ok(found) => found,
+            Err(error) => {
+                let fault = fault(&error);
+                return if fault == LookupFault::NoRecords { Ok(name) } else { Err(fault) };
+            }
+        };
+        let target = |data: &RData| if let RData::CNAME(target) = data { Some(target.0.clone()) } else { None };
+        let own = found.answers().iter().filter(|one| one.name == name);
+        let Some(next) = own.filter_map(|one| target(&one.data)).next() else { return Ok(name) };
+        name = next;
+    }
+    Err(LookupFault::Malformed)
 }
 
 /// A name that no search list is added to.

@@ -459,7 +459,8 @@ impl Probes for Ldap {
     }
 
     fn update_gauges(&self) {
-        self.servers().iter().for_each(|server| server.update_gauges());
+        let servers = self.servers();
+        servers.iter().for_each(|server| server.update_gauges(servers.len() == 1));
         self.roster().update_gauges();
     }
 }

@@ -323,12 +323,13 @@ impl Roster {
         let old = self.list();
         let mut members: Vec<Member> = Vec::new();
         let mut add = |settings: &DirectoryServer, tier: usize, srv: Option<(u16, SrvStanding)>| {
-            let is_same = |other: &DirectoryServer| {
-                other.scheme == settings.scheme
-                    && other.port == settings.port
-                    && other.host.eq_ignore_ascii_case(&settings.host)
+            let is_same = |other: &Member| {
+                (srv.is_some() || other.srv.is_some())
+                    && other.settings.scheme == settings.scheme
+                    && other.settings.port == settings.port
+                    && other.settings.host.eq_ignore_ascii_case(&settings.host)
             };
-            if members.iter().any(|member| is_same(&member.settings)) {
+            if members.iter().any(is_same) {
                 return;
             }
             let before = old.members.iter().find(|member| member.settings == *settings);

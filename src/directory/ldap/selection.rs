@@ -174,17 +174,19 @@ impl ServerPool {
         let waiting = async {
             loop {
                 changed.mark_unchanged();
+                self.roster.look_up_due(false, true);
+                // Read before the list: the answer of a look-up that ends in between is in the list.
+                let is_looking = self.roster.is_looking();
                 let candidates = self.others(asked);
                 if let Some(server) = candidates.iter().find(|server| server.enter()) {
                     return Some(server.clone());
                 }
                 candidates.iter().for_each(|server| probe_if_due(server, false, true));
-                self.roster.look_up_due(false, true);
                 // A trial is in progress, or no probe has finished since the wait began.
                 let is_open = |server: &Arc<Server>| server.health().is_up() || !server.health().probed_since(began);
                 // DNS may name others.
-                let is_looking = (asked.is_empty() || candidates.is_empty()) && self.roster.is_looking();
-                if !is_looking && !candidates.iter().any(is_open) {
+                let is_named = is_looking && (asked.is_empty() || candidates.is_empty());
+                if !is_named && !candidates.iter().any(is_open) {
                     return None;
                 }
                 // Until a change, or until the next probe is due.

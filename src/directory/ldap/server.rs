@@ -63,13 +63,13 @@ impl Server {
         self.endpoint.enter()
     }
 
-    /// Sets the gauges that are computed at a scrape.
-    pub(crate) fn update_gauges(&self) {
+    /// Sets the gauges that are computed at a scrape. `is_alone`: no other server is in force.
+    pub(crate) fn update_gauges(&self, is_alone: bool) {
         let (metrics, names) = (&self.endpoint.metrics, self.endpoint.names());
         metrics.directory_up.with_label_values(&names).set(self.health().is_up().into());
         metrics.directory_canary_ok.with_label_values(&names).set((!self.probe.canary_missing()).into());
         // A single server lags behind no other.
-        let alone = (!self.endpoint.replaceable).then_some(0.0);
+        let alone = is_alone.then_some(0.0);
         if let Some(seconds) = self.lag.as_ref().and_then(ReplicationLag::seconds).or(alone) {
             metrics.directory_lag.with_label_values(&names).set(seconds);
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels whose values come from the configuration.
-const OPEN: [&str; 7] = ["backend", "directory", "server", "chain", "crl", "issuer", "version"];
+const OPEN: [&str; 8] = ["backend", "directory", "server", "name", "chain", "crl", "issuer", "version"];
 /// Labels added by Prometheus.
 const ADDED: [&str; 4] = ["job", "instance", "le", "alertname"];
 
