@@ -216,15 +216,18 @@ fn store_without_a_right_delays_no_login() {
         config.set("/fleet/user", "usher").set("/fleet/password_file", "store.password")
     });
     trial.usher.wait_metric("usher_fleet_up", &[], 1.0);
-    // What every beat needs.
-    store.command(&["ACL", "SETUSER", "usher", "-eval", "-evalsha"]);
-    trial.is_down();
-    trial.usher.wait_log("the fleet's store is unavailable; limits are local until it is back", |line| {
-        line["error"].as_str().is_some_and(|error| error.contains("lacks a right"))
-    });
-    store.command(&["ACL", "SETUSER", "usher", "+@all"]);
-    trial.usher.wait_metric("usher_fleet_up", &[], 1.0);
-    trial.is_up();
+    // What every beat needs, and what only the count of refused names does.
+    for (rights, unknown) in [(["-eval", "-evalsha"], "one"), (["-zscore", "-zremrangebyrank"], "other")] {
+        store.command(&[&["ACL", "SETUSER", "usher"], rights.as_slice()].concat());
+        Imap::tls_from(ELSEWHERE, trial.usher.imaps_port()).login(unknown, "wrong").is("NO [AUTHENTICATIONFAILED]");
+        trial.is_down();
+        trial.usher.wait_log("the fleet's store is unavailable; limits are local until it is back", |line| {
+            line["error"].as_str().is_some_and(|error| error.contains("lacks a right"))
+        });
+        store.command(&["ACL", "SETUSER", "usher", "+@all"]);
+        trial.usher.wait_metric("usher_fleet_up", &[], 1.0);
+        trial.is_up();
+    }
 }
 
 #[test]
