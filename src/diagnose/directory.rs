@@ -9,8 +9,8 @@ use crate::base::credential::Login;
 use crate::config::{Config, Directory, DirectoryServer, LdapScheme, WatchMode};
 use crate::diagnose::table::{Shown, thousands};
 use crate::directory::{
-    ConnectionFault, Entry, ListedServer, LockoutPolicy, Realm, ResolvedName, SampleLookup, ServerDiagnosis,
-    ServerResult, UnavailableCause, UserCount,
+    ConnectionFault, Entry, FollowedBy, ListedServer, LockoutPolicy, Realm, ResolvedName, SampleLookup,
+    ServerDiagnosis, ServerResult, UnavailableCause, UserCount,
 };
 use crate::login::explain::{Verdict, account_advice, tls_advice};
 use crate::proto::ldap::attributes::CERTIFICATES;
@@ -81,7 +81,7 @@ pub(super) fn subject(
     findings.extend(examined.with_mail_host.as_ref().map(|with| mail_host(config, directory, with.as_ref())));
     findings.extend(examined.with_certificate.as_ref().map(|with| listed_certificates(with.as_ref())));
     findings.extend(examined.canary.as_ref().map(canary));
-    findings.extend(examined.sync.as_ref().map(|sync| synchronization(directory, sync)));
+    findings.extend(examined.changes.as_ref().map(|changes| followed(directory, changes)));
     findings.extend(examined.users.as_ref().map(|users| size(directory, users)));
     let users = examined.users.as_ref().and_then(|users| users.as_ref().ok());
     findings.extend(examined.password_users.as_ref().map(|matching| password_users(config, matching.as_ref(), users)));
@@ -443,29 +443,42 @@ fn canary(shown: &Result<(), UnavailableCause>) -> Finding {
     }
 }
 
-fn synchronization(directory: &Directory, sync: &Result<(bool, Option<ServerResult>), UnavailableCause>) -> Finding {
+fn followed(directory: &Directory, changes: &Result<FollowedBy, UnavailableCause>) -> Finding {
     let watch = &directory.watch;
-    let code = sync.as_ref().ok().and_then(|(_, result)| Some(result.as_ref()?.code));
-    let (found, advice) = match sync {
-        Ok((true, _)) if matches!(code, Some(SUCCESS | SIZE_LIMIT)) && watch.mode == WatchMode::Poll => {
-            return Finding::new(
-                "live changes",
-                State::Note,
-                "content synchronization is available; `watch: poll` does not use it",
-            );
+    let note = |found: &str| Finding::new("live changes", State::Note, found);
+    let (found, advice) = match changes {
+        Ok(FollowedBy::Synchronization(result)) if matches!(result.code, SUCCESS | SIZE_LIMIT) => {
+            return match watch.mode {
+                WatchMode::Poll => note("content synchronization is available; `watch: poll` does not use it"),
+                WatchMode::Auto | WatchMode::Sync | WatchMode::Off => {
+                    Finding::ok("live changes", "content synchronization")
+                }
+            };
         }
-        Ok((true, _)) if matches!(code, Some(SUCCESS | SIZE_LIMIT)) => {
-            return Finding::ok("live changes", "content synchronization");
-        }
-        Ok((true, Some(result @ ServerResult { code: 12, .. }))) => (
+        Ok(FollowedBy::Synchronization(result @ ServerResult { code: 12, .. })) => (
             format!("content synchronization is refused for this database ({result})"),
             "add `overlay syncprov` to the database",
         ),
-        Ok((true, result)) => (
-            format!("content synchronization is refused ({})", result.clone().unwrap_or_default()),
+        Ok(FollowedBy::Synchronization(result)) => (
+            format!("content synchronization is refused ({result})"),
             "the service account must be allowed to synchronize: check its limits and access rules",
         ),
-        Ok((false, _)) => {
+        Ok(FollowedBy::Numbers { .. }) if watch.mode == WatchMode::Sync => (
+            "Active Directory has no content synchronization".to_owned(),
+            "remove `watch: sync`: changes are polled by uSNChanged",
+        ),
+        Ok(FollowedBy::Numbers { sees_deleted }) => {
+            let seconds = watch.poll_interval.as_secs();
+            let found = format!("polling by uSNChanged every {seconds} s");
+            return match sees_deleted {
+                true => Finding::ok("live changes", format!("{found}, with deleted objects")),
+                false => note(&format!("{found}; deletions are found every {} s", seconds.saturating_mul(10))).advised(
+                    "let the service account read Deleted Objects (dsacls, docs/directory.md) to find deletions as \
+                     fast as other changes, and to spare the server the comparison of all users",
+                ),
+            };
+        }
+        Ok(FollowedBy::Time) => {
             ("the server has no content synchronization".to_owned(), "load syncprov (OpenLDAP) or its plug-in (389-DS)")
         }
         Err(trouble) => (words(trouble), self::advice(trouble)),

@@ -43,8 +43,8 @@ pub struct ServerDiagnosis {
     pub with_mail_host: Option<Result<(Option<Entry>, ServerResult), UnavailableCause>>,
     /// The same with a certificate, where users log in by one that their entry lists.
     pub with_certificate: Option<Result<(Option<Entry>, ServerResult), UnavailableCause>>,
-    /// Content synchronization: whether it is advertised, and the result of trying it.
-    pub sync: Option<Result<(bool, Option<ServerResult>), UnavailableCause>>,
+    /// How its changes can be followed.
+    pub changes: Option<Result<FollowedBy, UnavailableCause>>,
     /// How many users the server returns, and the result: if it is not success, it returns no more than these.
     pub users: Option<Result<UserCount, UnavailableCause>>,
     /// How many of them match `password_filter`, if there is one.
@@ -105,4 +105,18 @@ pub trait Diagnosis: Send + Sync {
 
     /// By how many seconds this server lagged behind the others at its last probe, if known.
     fn lag(&self, url: &str) -> Option<f64>;
+}
+
+/// How a server's changes can be followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FollowedBy {
+    /// Content synchronization is advertised; the result of trying it.
+    Synchronization(ServerResult),
+    /// Active Directory's numbers of changes; whether the service account is shown deleted objects.
+    Numbers {
+        /// The container Deleted Objects can be read.
+        sees_deleted: bool,
+    },
+    /// Only modifyTimestamp.
+    Time,
 }

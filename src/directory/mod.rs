@@ -36,7 +36,7 @@ use crate::telemetry::metrics::Metrics;
 
 pub(crate) use changes::{Change, ChangeHandler, ChangeSource, Refresh, ReportedEntry};
 pub(crate) use connection_fault::ConnectionFault;
-pub(crate) use diagnosis::{Diagnosis, LockoutPolicy, SampleLookup, ServerDiagnosis, UserCount};
+pub(crate) use diagnosis::{Diagnosis, FollowedBy, LockoutPolicy, SampleLookup, ServerDiagnosis, UserCount};
 pub(crate) use diagnostic::BindDiagnostic;
 pub(crate) use entry::{Entry, EntryVersion};
 pub(crate) use error::{DirectoryError, UnavailableCause};

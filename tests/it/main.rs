@@ -7,6 +7,7 @@
 mod kit;
 
 mod acting;
+mod active_directory;
 mod address;
 mod architecture;
 mod auth_http;

@@ -26,7 +26,7 @@ use crate::directory::ldap::schema;
 use crate::directory::ldap::search::{self, Query, QueryOptions, Search};
 use crate::directory::ldap::server::Server;
 use crate::directory::{
-    BoxFuture, Diagnosis, ListedServer, SampleLookup, ServerDiagnosis, ServerResult, Trace, UnavailableCause, UserCount,
+    BoxFuture, Diagnosis, FollowedBy, ListedServer, SampleLookup, ServerDiagnosis, Trace, UnavailableCause, UserCount,
 };
 use crate::proto::ldap::attributes::CERTIFICATES;
 use crate::proto::ldap::result::{SIZE_LIMIT, SUCCESS};
@@ -81,7 +81,7 @@ impl Ldap {
             sample: None,
             with_mail_host: None,
             with_certificate: None,
-            sync: None,
+            changes: None,
             users: None,
             password_users: None,
             lockout: None,
@@ -166,13 +166,15 @@ impl Ldap {
             examined.with_certificate = Some(having(CERTIFICATES).await);
         }
         if settings.watch.mode != WatchMode::Off {
-            let tried = try_sync(&connection, &base, &users).await;
-            examined.sync = Some(tried.map_err(|error| error.unavailable(&server.url)));
+            let tried = followed_by(&connection, &base, &users).await;
+            examined.changes = Some(tried.map_err(|error| error.unavailable(&server.url)));
         }
         let policies = lockout::strictest(&connection, &base).await;
         examined.lockout = Some(policies.map_err(|error| error.unavailable(&server.url)));
-        let by_sync = examined.sync.as_ref().and_then(|sync| sync.as_ref().ok()?.1.as_ref());
-        let by_sync = by_sync.is_some_and(|result| matches!(result.code, SUCCESS | SIZE_LIMIT));
+        let by_sync = matches!(
+            &examined.changes,
+            Some(Ok(FollowedBy::Synchronization(result))) if matches!(result.code, SUCCESS | SIZE_LIMIT)
+        );
         let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
         let count = async |filter: &str| {
             let counted = count(&connection, &base, filter, paged);
@@ -214,24 +216,23 @@ impl SampleLookup {
     }
 }
 
-/// Whether the server advertises content synchronization, and the result of requesting it: one entry is
-/// enough. The advertisement says nothing about this database.
-async fn try_sync(
-    connection: &Connection,
-    base: &str,
-    filter: &str,
-) -> Result<(bool, Option<ServerResult>), ConnectionError> {
+/// How changes can be followed. Content synchronization is requested, for one entry: that it is advertised says nothing
+/// about this database.
+async fn followed_by(connection: &Connection, base: &str, filter: &str) -> Result<FollowedBy, ConnectionError> {
     let until = Instant::now() + COUNTING;
     let root = timeout_at(until, RootDse::read(connection)).await.map_err(|_| ConnectionError::Timeout)??;
     if !root.syncs {
-        return Ok((false, None));
+        return Ok(match root.usn {
+            Some(_) => FollowedBy::Numbers { sees_deleted: root.sees_deleted(connection, base).await? },
+            None => FollowedBy::Time,
+        });
     }
     let request = SyncRequest { mode: RefreshMode::RefreshOnly, cookie: None, reload_hint: false };
     let request = RawControl { crit: true, ..request.into() };
     let options = QueryOptions { size_limit: 1, control: Some(request), ends: Some(until), ..QueryOptions::default() };
     let query = Query::below(base, filter, vec!["1.1"], options);
     let result = search::each(connection, query, |_| Ok(())).await?;
-    Ok((true, Some(result)))
+    Ok(FollowedBy::Synchronization(result))
 }
 
 /// Counts the users as the watch would read them.

@@ -24,6 +24,7 @@ pub(crate) mod process;
 pub(crate) mod provider;
 #[allow(dead_code, reason = "unit tests use the rest")]
 pub(crate) mod redis;
+pub(crate) mod samba;
 pub(crate) mod scripted;
 pub(crate) mod sieve;
 #[allow(dead_code, reason = "unit tests and benches use the rest")]

@@ -2,7 +2,7 @@
 //! `iproute2` and `nftables`.
 
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::AsFd as _;
 use std::process::id;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -90,6 +90,46 @@ impl Link {
     pub(crate) fn mend(&self, port: u16) {
         let [.., far] = self.command(End::Far);
         run("ip", &["netns", "exec", far, "nft", "delete", "table", "inet", &format!("lose{port}")], b"").succeeded();
+    }
+}
+
+/// One namespace with loopback only, removed when dropped.
+pub(crate) struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Its loopback is up.
+    pub(crate) fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("usher-{}-{}-alone", id(), NUMBER.fetch_add(1, Ordering::SeqCst));
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        Self { name }
+    }
+
+    /// The command prefix that runs a program there.
+    pub(crate) fn command(&self) -> [&str; 4] {
+        ["ip", "netns", "exec", &self.name]
+    }
+
+    /// Connects to a port of its loopback, from anywhere.
+    pub(crate) fn connector(&self, port: u16) -> impl Fn() -> std::io::Result<TcpStream> + Send + 'static {
+        let place = format!("/run/netns/{}", self.name);
+        move || {
+            let place = File::open(&place)?;
+            let there = std::thread::spawn(move || {
+                move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network))?;
+                TcpStream::connect(("127.0.0.1", port))
+            });
+            there.join().unwrap()
+        }
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip").args(["netns", "delete", &self.name]).status();
     }
 }
 

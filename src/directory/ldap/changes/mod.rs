@@ -1,7 +1,7 @@
 //! Watches the directory on a separate connection and reports [`Change`]s.
 //!
 //! Uses content synchronization (RFC 4533) where a server supports it, with the cookie across reconnects;
-//! otherwise one search per interval. It stores nothing per entry and takes no action: `follow` decides what a
+//! otherwise searches at an interval. It stores nothing per entry and takes no action: `follow` decides what a
 //! change means. Each loss of the connection is reported ([`Change::Lost`]), and so is the end of each refresh
 //! ([`Change::Complete`]).
 
@@ -10,6 +10,7 @@ mod poll;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod usn;
 
 use std::future::pending;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use self::usn::UsnPosition;
 use crate::base::clock::jittered;
 use crate::config::{Directory as Settings, WatchMode};
 use crate::directory::ldap::Ldap;
@@ -92,6 +94,7 @@ struct SyncCookie {
 #[derive(Default)]
 struct WatchMemory {
     cookie: Option<SyncCookie>,
+    position: Option<UsnPosition>,
     /// Servers that advertise content synchronization but refuse it here.
     refusing: Vec<Arc<str>>,
 }
@@ -167,9 +170,16 @@ impl Ldap {
         }
         match spare {
             Some((link, root)) if mode != WatchMode::Sync => {
-                info!(directory = self.shown(), server = %link.server.url, mode = "poll", "watching the directory for changes");
+                let interval = settings.watch.poll_interval;
+                let polled = async {
+                    if root.usn.is_some() {
+                        return usn::watch(&link, interval, &root, &mut memory.position, report).await;
+                    }
+                    info!(directory = self.shown(), server = %link.server.url, mode = "poll", "watching the directory for changes");
+                    poll::watch(&link, interval, report).await
+                };
                 tokio::select! {
-                    end = poll::watch(&link, settings.watch.poll_interval, root.usn.is_some(), report) => end,
+                    end = polled => end,
                     () = link.server.endpoint.retired.cancelled() => WatchEnd::Reconnect,
                 }
             }
@@ -235,29 +245,47 @@ pub(crate) struct RootDse {
     /// Content synchronization is offered.
     pub(crate) syncs: bool,
     /// Active Directory's highestCommittedUSN.
-    usn: Option<u64>,
+    pub(crate) usn: Option<u64>,
+    /// Active Directory's dsServiceName: the DN of the controller's own settings.
+    service: Option<String>,
+    contexts: Vec<String>,
 }
 
 impl RootDse {
     pub(crate) async fn read(connection: &Connection) -> Result<Self, ConnectionError> {
         let mut root = Self::default();
         let options = QueryOptions { ends: Some(Instant::now() + SILENCE), ..QueryOptions::default() };
-        let query = Query { options, ..Query::read("", vec!["supportedControl", "highestCommittedUSN"]) };
+        let names = vec!["supportedControl", "highestCommittedUSN", "dsServiceName", "namingContexts"];
+        let query = Query { options, ..Query::read("", names) };
+        let text = |value: &Vec<u8>| std::str::from_utf8(value).ok().map(str::to_owned);
         search::each(connection, query, |entry| {
             let (_, attributes) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
             for (name, values) in &attributes {
-                if name.eq_ignore_ascii_case(b"supportedControl") {
-                    root.syncs |= values.iter().any(|value| value == SYNC_REQUEST.as_bytes());
-                }
-                if name.eq_ignore_ascii_case(b"highestCommittedUSN") {
-                    let number = values.first().and_then(|value| std::str::from_utf8(value).ok());
-                    root.usn = number.and_then(|number| number.parse().ok());
+                let mut texts = values.iter().filter_map(text);
+                match name.to_ascii_lowercase().as_slice() {
+                    b"supportedcontrol" => root.syncs |= texts.any(|value| value == SYNC_REQUEST),
+                    b"highestcommittedusn" => root.usn = texts.next().and_then(|number| number.parse().ok()),
+                    b"dsservicename" => root.service = texts.next(),
+                    b"namingcontexts" => root.contexts = texts.collect(),
+                    _ => {}
                 }
             }
             Ok(())
         })
         .await?;
         Ok(root)
+    }
+
+    /// The naming context that holds a DN: the longest.
+    fn context_of(&self, dn: &str) -> Option<&str> {
+        let holds = |context: &&String| {
+            let at = dn.len().checked_sub(context.len());
+            let (above, own) = at.and_then(|at| dn.split_at_checked(at)).unwrap_or_default();
+            !context.is_empty()
+                && own.eq_ignore_ascii_case(context)
+                && (above.is_empty() || above.trim_end().ends_with(','))
+        };
+        self.contexts.iter().filter(holds).max_by_key(|context| context.len()).map(String::as_str)
     }
 }
 

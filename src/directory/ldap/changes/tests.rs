@@ -2,6 +2,8 @@
 //! USNs, and servers that fail and recover.
 #![allow(clippy::wildcard_enum_match_arm)] // a script answers what it expects
 
+mod usn;
+
 use std::sync::Mutex;
 
 use ldap3_proto::LdapResultCode as Code;
