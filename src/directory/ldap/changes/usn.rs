@@ -27,7 +27,7 @@ use crate::directory::{Change, ChangeHandler, EntryId, Refresh};
 use crate::proto::ldap::result::SUCCESS;
 
 /// Deleted objects are returned as well (MS-ADTS section 3.1.1.3.4.1.14).
-pub(super) const SHOW_DELETED: &str = "1.2.840.113556.1.4.417";
+const SHOW_DELETED: &str = "1.2.840.113556.1.4.417";
 /// The container of deleted objects, by its well-known GUID (MS-ADTS section 6.1.1.4).
 const DELETED_OBJECTS: &str = "18E2EA80684F11D2B9AA00C04F79F805";
 /// All users are read every this many rounds, whatever the container seems to show.

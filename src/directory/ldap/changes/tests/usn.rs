@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ldap3_proto::control::LdapControl;
 
 use super::*;
-use crate::directory::ldap::changes::usn;
 
 /// What a controller shows.
 #[derive(Clone, Copy)]
@@ -93,8 +92,6 @@ async fn entries_that_leave_are_reported_and_not_those_that_stay() {
     assert!(at(&|seen| seen.base() == Some("DC=X")) < at(&|seen| asks(seen, "uSNChanged").is_some()));
     let ids = &seen[at(&|seen| seen.base() == Some("DC=X"))];
     assert!(ids.controls.iter().any(|control| matches!(control, LdapControl::SimplePagedResults { .. })));
-    let shows = |control: &LdapControl| matches!(control, LdapControl::Unknown { oid, .. } if oid == usn::SHOW_DELETED);
-    assert!(ids.controls.iter().any(shows));
 }
 
 #[tokio::test]
