@@ -47,7 +47,7 @@ fn refused(usher: &Usher, name: &str, password: &str) -> String {
 fn users_of_a_domain_controller_log_in_and_account_states_are_known() {
     let samba = Samba::start();
     let servers = [Scripted::accepting(), Scripted::accepting()];
-    for name in ["alice", "disabled", "bob"] {
+    for name in ["alice", "disabled", "bob", "o'neil", "jos\u{e9}"] {
         user(&samba, name);
     }
     samba.replace("disabled", "userAccountControl", "514");
@@ -70,7 +70,13 @@ fn users_of_a_domain_controller_log_in_and_account_states_are_known() {
         .without("/directory/bind_password_file")
         .set("/directory/user_dn", "{local}@ad.example.com");
     let usher = Usher::start(principal);
-    session(&usher, "bob");
+    for name in ["bob", "o'neil", "O'Neil", "jos\u{e9}"] {
+        session(&usher, name);
+    }
+    // A domain controller compares without accents.
+    for name in ["jose", "alice)(cn=*", "cn=bob,ou=people", "ad\\bob", "bob@elsewhere@x"] {
+        assert!(refused(&usher, name, PASSWORD).starts_with("NO [AUTHENTICATIONFAILED]"), "{name}");
+    }
     assert!(refused(&usher, "bob", "wrong").starts_with("NO [AUTHENTICATIONFAILED]"));
 }
 

@@ -129,7 +129,7 @@ impl Pages {
         let mut search = self.search(&self.filter, attributes).await?;
         while let Some(entry) = search.next().await? {
             let (dn, values) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
-            let Shown { reported, rest } = schema::shown(&dn, &values, wanted).ok_or(ConnectionError::Malformed)?;
+            let Shown { reported, rest, .. } = schema::shown(&dn, &values, wanted).ok_or(ConnectionError::Malformed)?;
             let mut entry = reported.entry;
             if let Some(rest) = rest {
                 let ends = Instant::now() + SILENCE;

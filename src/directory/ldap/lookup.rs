@@ -68,6 +68,9 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
         read.extend(LOGIN_ACTIVITY.map(|name| (name.to_owned(), AttributeRole::LoginActivity)));
     }
     read.push((ALIASED.to_owned(), AttributeRole::Alias));
+    if matches!(settings.find, Find::Principal { .. }) {
+        read.push(("userPrincipalName".to_owned(), AttributeRole::Principal));
+    }
     read
 }
 
@@ -79,6 +82,7 @@ pub(super) fn wanted(settings: &config::Directory) -> Attributes {
     Attributes {
         allow_values,
         rest: None,
+        principal: None,
         roles: attributes_of(settings),
         realm: Realm::named(&settings.name),
         named_by_dn: matches!(settings.find, Find::UserDn { .. }),
@@ -150,7 +154,8 @@ pub(super) fn request_by_name(
         Find::Principal { template, base, .. } => {
             let name = template::principal(template, login)?;
             let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
-            Some((name, SearchRequest { operation: DirectoryOperation::Read, ..search(base, filter, attributes) }))
+            let attributes = Arc::new(Attributes { principal: Some(name.clone()), ..Attributes::clone(attributes) });
+            Some((name, SearchRequest { operation: DirectoryOperation::Read, ..search(base, filter, &attributes) }))
         }
     }
 }

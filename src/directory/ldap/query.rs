@@ -70,30 +70,38 @@ pub(crate) struct SearchResult {
     rest: Option<Rest>,
     /// The DN of the second.
     pub(crate) second: Option<Arc<str>>,
+    /// An entry of another principal name was found, which does not count.
+    pub(crate) other: bool,
 }
 
 impl SearchResult {
     /// The result of a request, so far without entries.
     pub(crate) fn of(request: &SearchRequest) -> Self {
         let is_read = request.scope == Scope::Base;
-        Self { code: SUCCESS, message: None, is_read, entries: 0, first: None, rest: None, second: None }
+        Self { code: SUCCESS, message: None, is_read, entries: 0, first: None, rest: None, second: None, other: false }
     }
 
     /// A found entry of which something is left to be read.
     pub(crate) fn unfinished(entry: Entry, rest: Rest) -> Self {
         let (code, message, second) = (SUCCESS, None, None);
-        Self { code, message, is_read: true, entries: 1, first: Some(entry), rest: Some(rest), second }
+        Self { code, message, is_read: true, entries: 1, first: Some(entry), rest: Some(rest), second, other: false }
     }
 
     /// Counts an entry; parses the first two.
     pub(crate) fn count(&mut self, parse: impl FnOnce() -> Option<Shown>) -> Result<(), ConnectionError> {
-        self.entries += 1;
-        if self.entries <= 2 {
-            let Shown { reported, rest } = parse().ok_or(ConnectionError::Malformed)?;
+        if self.entries < 2 {
+            let Shown { reported, rest, is_other } = parse().ok_or(ConnectionError::Malformed)?;
+            if is_other {
+                self.other = true;
+                return Ok(());
+            }
+            self.entries += 1;
             match self.entries {
                 1 => (self.first, self.rest) = (Some(reported.entry), rest),
                 _ => self.second = Some(reported.entry.dn),
             }
+        } else {
+            self.entries += 1;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 
 /// The requested attributes and their roles.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Attributes {
     pub(super) roles: Vec<(String, AttributeRole)>,
     /// The directory that returns them.
@@ -35,6 +35,8 @@ pub(crate) struct Attributes {
     pub(super) allow_values: Vec<String>,
     /// The rest of the allow attribute, if nothing else is read.
     pub(super) rest: Option<Rest>,
+    /// The only principal name that an entry may have.
+    pub(super) principal: Option<String>,
 }
 
 impl Attributes {
@@ -47,6 +49,7 @@ impl Attributes {
     pub(super) fn only(&self, rest: &Rest) -> Self {
         Self {
             roles: vec![(rest.attribute.clone(), AttributeRole::Allow)],
+            principal: None,
             realm: self.realm,
             named_by_dn: self.named_by_dn,
             allow_values: self.allow_values.clone(),
@@ -125,6 +128,8 @@ pub(crate) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<S
 pub(crate) struct Shown {
     pub(crate) reported: ReportedEntry,
     pub(crate) rest: Option<Rest>,
+    /// It has another principal name than the request asked for.
+    pub(crate) is_other: bool,
 }
 
 /// What is wanted of an entry's attributes, with a fault if one of them is out of bounds; `None` if its pieces are not in
@@ -138,9 +143,17 @@ pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Opt
     let before = wanted.rest.as_ref();
     let (mut extent, mut rest) = (before.map(|rest| rest.extent).unwrap_or_default(), None);
     let mut is_continued = before.is_none();
+    // A directory compares names without accents, width or case: `jose` finds the entry of `josé`.
+    let mut is_other = before.is_none() && wanted.principal.is_some();
     for (description, values) in attributes {
         let (name, range) = (base_name(description), ranges::of(description));
         for (name, role) in wanted.roles.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
+            if let (AttributeRole::Principal, Some(principal)) = (role, &wanted.principal) {
+                let is_same = |value: &Vec<u8>| {
+                    std::str::from_utf8(value).is_ok_and(|value| value.to_lowercase() == principal.to_lowercase())
+                };
+                is_other &= !values.iter().any(is_same);
+            }
             if *role == AttributeRole::Allow {
                 extent.add(values);
                 allow(&mut reported.entry, name, values, &wanted.allow_values);
@@ -160,7 +173,7 @@ pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Opt
             reported.take(*role, name, values);
         }
     }
-    is_continued.then_some(Shown { reported, rest })
+    is_continued.then_some(Shown { reported, rest, is_other })
 }
 
 /// Takes over the values that allow something.
@@ -226,7 +239,7 @@ impl ReportedEntry {
             AttributeRole::MailHost => list(&mut entry.mail_hosts),
             AttributeRole::Login => list(&mut entry.logins),
             // See `shown`.
-            AttributeRole::Allow => {}
+            AttributeRole::Allow | AttributeRole::Principal => {}
             // More are left out: they are not accepted.
             AttributeRole::Certificate => {
                 version.policy_digest ^= digest(name, values);

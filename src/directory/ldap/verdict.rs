@@ -139,7 +139,7 @@ pub(super) fn read_as_service(found: SearchResult, trace: &Trace) -> Result<Entr
 /// The only entry that was found, if there is one.
 fn only_entry(found: SearchResult, proof: Proof, trace: &Trace) -> Result<Option<Entry>, DirectoryError> {
     let result = found.result();
-    let SearchResult { is_read, entries, first, second, .. } = found;
+    let SearchResult { is_read, entries, first, second, other, .. } = found;
     let several = |first: Option<Entry>| {
         let dns = first.map(|entry| entry.dn).into_iter().chain(second.clone()).collect();
         Err(DirectoryError::SeveralEntries { dns, proof })
@@ -150,6 +150,7 @@ fn only_entry(found: SearchResult, proof: Proof, trace: &Trace) -> Result<Option
     };
     match (result::of(result.code).search, entries) {
         (_, 2..) => several(first),
+        (SearchMeaning::Complete, 0) if other => Err(DirectoryError::NoEntry),
         (SearchMeaning::Complete, _) => first.map(|entry| require_dn(entry, proof, trace)).transpose(),
         // A DN names one entry: there cannot be more.
         (SearchMeaning::More, _) if is_read => {

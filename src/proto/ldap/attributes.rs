@@ -5,6 +5,8 @@
 pub(crate) enum AttributeRole {
     /// The mail host.
     MailHost,
+    /// userPrincipalName, which must be the name that was bound with.
+    Principal,
     /// The login name at the backend.
     Login,
     /// Users that may act for the mailbox: DNs or login names.

@@ -180,12 +180,13 @@ pub(crate) fn dn(template: &Template, login: &Login) -> Option<String> {
     render(template, login, |value| Some(ldap3::dn_escape(value)))
 }
 
-/// The principal name for this name; `None` if the name lacks a part, or has a character other than
-/// `A-Za-z0-9._-`: a principal name has no escapes, and another `@` would move it to another domain.
+/// The principal name for this name; `None` if the name lacks a part, or has a character other than letters, digits and
+/// `'.-_!#^~&`. A principal name has no escapes: another `@` would move it to another domain, and with `\`, `/`, `=`, `,`,
+/// `{` or `;` a domain controller would read it as a name of another form (MS-ADTS section 5.1.1.1.1).
 #[must_use]
 pub(crate) fn principal(template: &Template, login: &Login) -> Option<String> {
-    let plain = |value: &str| value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    render(template, login, |value| plain(value).then_some(Cow::Borrowed(value)))
+    let is_plain = |value: &str| value.chars().all(|char| char.is_alphanumeric() || "'.-_!#^~&".contains(char));
+    render(template, login, |value| is_plain(value).then_some(Cow::Borrowed(value)))
 }
 
 fn render(
@@ -330,12 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn principal_allows_plain_characters_only() {
+    fn principal_allows_the_characters_of_principal_names_only() {
         let template = template(&[TemplatePart::Local, text("@ad.example.com")]);
         assert_eq!(principal(&template, &login("Al.ice_b-2@elsewhere")).unwrap(), "Al.ice_b-2@ad.example.com");
         let whole = Template { parts: vec![TemplatePart::Login, text("@ad.example.com")] };
-        for name in ["alice@evil.example", "a b", "ad\\alice", "j\u{fc}rgen", "al*ce", "(alice)"] {
-            assert_eq!(principal(&whole, &login(name)), None, "{name}");
+        for name in ["o'neil", "j\u{fc}rgen", "a.b-c_d!e#f^g~h&i"] {
+            assert_eq!(principal(&whole, &login(name)).unwrap(), format!("{name}@ad.example.com"));
+        }
+        for char in "@\\/[]:;|=,+*?<>\"(){}$% \u{301}\u{200b}".chars() {
+            assert_eq!(principal(&whole, &login(&format!("al{char}ice"))), None, "{char:?}");
         }
     }
 

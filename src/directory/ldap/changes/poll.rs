@@ -82,7 +82,8 @@ pub(super) async fn entries(
         })
     };
     let result = search::each(&link.connection, query, |entry| {
-        let Shown { reported, rest } = schema::read_entry(entry, &link.attributes).ok_or(ConnectionError::Malformed)?;
+        let Shown { reported, rest, .. } =
+            schema::read_entry(entry, &link.attributes).ok_or(ConnectionError::Malformed)?;
         reported.entry.version.id.into_iter().for_each(&mut seen);
         if reported.entry.fault.is_some() {
             found.are_named &= keep(reported.entry.version.id);

@@ -112,7 +112,7 @@ impl SyncProgress {
         match state {
             EntryState::Present => report(Change::Present(vec![id])),
             EntryState::Changed => {
-                let Shown { reported: mut shown, rest } =
+                let Shown { reported: mut shown, rest, .. } =
                     schema::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)?;
                 if shown.entry.fault.is_some() || rest.is_some() {
                     // Exceeds a limit, or is a part: what is known of the entry stays until the next lookup.

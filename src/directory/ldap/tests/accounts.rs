@@ -103,6 +103,8 @@ fn principal() -> Find {
     Find::Principal { template: Template { parts }, base: "dc=ad".to_owned(), service: None }
 }
 
+const UPN: (&str, &[&[u8]]) = ("userPrincipalName", &[b"Alice@AD.example.com"]);
+
 /// Active Directory with one user that binds by principal name.
 fn active_directory(seen: &Recorded, found: &[&str]) -> Vec<ScriptedReply> {
     match (&seen.op, seen.bind()) {
@@ -110,7 +112,7 @@ fn active_directory(seen: &Recorded, found: &[&str]) -> Vec<ScriptedReply> {
         (_, Some(_)) => bound(Code::InvalidCredentials),
         (LdapOp::SearchRequest(_), None) => {
             let mut replies: Vec<ScriptedReply> =
-                found.iter().map(|dn| entry(dn, &[("mailHost", &[b"server3"])])).collect();
+                found.iter().map(|dn| entry(dn, &[("mailHost", &[b"server3"]), UPN])).collect();
             // As a domain controller does, for other partitions.
             replies.extend([reference(), done(Code::Success)]);
             replies
@@ -134,7 +136,7 @@ async fn principal_name_is_bound_and_its_single_entry_read() {
 
     assert!(matches!(under.login("alice", "wrong").await.0, Err(DirectoryError::InvalidCredentials { .. })));
     // Another domain, another notation, another character: no request.
-    for name in ["AD\\alice", "alice@x@y", "al ice", "j\u{fc}rgen"] {
+    for name in ["AD\\alice", "alice@x@y", "al ice", "j+rgen"] {
         assert_eq!(under.login(name, "right").await.0, Err(DirectoryError::NoEntry), "{name}");
     }
     assert_eq!(server.binds().len(), 2);
@@ -148,6 +150,23 @@ async fn principal_name_without_exactly_one_entry_is_an_unknown_user_and_no_wron
     let dns = vec!["CN=Alice,DC=ad".into(), "CN=Alice,DC=other".into()];
     let several = Err(DirectoryError::SeveralEntries { dns, proof: Proof::Given });
     assert_eq!(Under::new(&[&two], principal()).alice().await, several);
+}
+
+/// A domain controller compares without accents, in the bind and in the search.
+#[tokio::test]
+async fn entry_with_another_principal_name_is_an_unknown_user() {
+    for name in ["\u{e1}lice@ad.example.com", "alice@ad.example.com.", "alice"] {
+        let server = Scripted::start(move |seen| match &seen.op {
+            LdapOp::SearchRequest(_) => {
+                let names: &[&[u8]] = &[name.as_bytes()];
+                let other = entry("CN=Other,DC=ad", &[("mailHost", &[b"server3"]), ("userPrincipalName", names)]);
+                vec![other, reference(), done(Code::Success)]
+            }
+            _ => active_directory(seen, &[]),
+        })
+        .await;
+        assert_eq!(Under::new(&[&server], principal()).alice().await, Err(DirectoryError::NoEntry), "{name}");
+    }
 }
 
 #[tokio::test]
