@@ -140,6 +140,10 @@ pub enum ClosingNotice {
     Maintenance,
     /// An administrator ended this session.
     Administrator,
+    /// usher is stopping, or another process has taken over.
+    Shutdown,
+    /// No byte has moved for the idle limit.
+    Inactive,
 }
 
 impl ClosingNotice {
@@ -153,6 +157,8 @@ impl ClosingNotice {
             Self::NetworkNotAllowed => "Your account is no longer available from your network",
             Self::Maintenance => "Mail server going down for maintenance, try again later",
             Self::Administrator => "Session ended by an administrator, please reconnect",
+            Self::Shutdown => "Server shutting down, please reconnect",
+            Self::Inactive => "Disconnected for inactivity",
         }
     }
 }

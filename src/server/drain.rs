@@ -1,5 +1,5 @@
-//! The end of a process: load balancers look away, accepting ends, sessions are closed one by one,
-//! and what is left at the deadline is closed at once.
+//! The end of a process: load balancers look away, accepting ends, sessions are closed one by one at the configured
+//! rate, and what is left at the deadline is closed at once. It takes no longer than the sessions need.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use super::{Server, StopSignals};
 use crate::process::Stage;
 use crate::trace::TraceEnd;
 
-/// How long closed sessions may take to say goodbye at the end.
-const LAST_FAREWELL: Duration = Duration::from_secs(3);
+/// How long closed sessions may take to say goodbye at the end: a pause and the closing line of a relay.
+const LAST_FAREWELL: Duration = Duration::from_secs(5);
 /// How long an answer on the control socket may take at the end.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
@@ -31,14 +31,21 @@ impl Server {
         self.close_listeners();
         self.shared.stage.send_replace(Stage::Draining);
         if !hurried {
-            self.close_sessions(settings.deadline, settings.max_closes_per_second, stop).await;
+            let pace = (Duration::ZERO, settings.max_closes_per_second);
+            self.close_sessions(pace, settings.deadline, stop).await;
         }
         self.finish().await;
     }
 
-    /// Closes sessions until all are closed or the time is over; returns whether a signal came before.
-    pub(super) async fn close_sessions(&self, time: Duration, rate: u32, stop: &mut StopSignals) -> bool {
-        self.shared.closer.close_all(time, rate);
+    /// Closes sessions, evenly over a time or at a rate, until all are closed or the deadline has come; returns
+    /// whether a signal came before.
+    pub(super) async fn close_sessions(
+        &self,
+        (over, rate): (Duration, u32),
+        time: Duration,
+        stop: &mut StopSignals,
+    ) -> bool {
+        self.shared.closer.close_all(over, rate);
         tokio::select! {
             () = self.shared.connections_closed() => false,
             () = sleep(time) => false,

@@ -242,13 +242,13 @@ impl Server {
         };
         self.shared.stage.send_replace(Stage::Draining);
         let rate = config.drain.max_closes_per_second;
-        let stopped = stopped || self.close_sessions(deadline, rate, stop).await;
+        let stopped = stopped || self.close_sessions((deadline, rate), deadline, stop).await;
         if stopped && way.successor_is_gone() {
             // The service manager waits for this process before it starts the service again.
             warn!("the new process has exited; the remaining sessions are closed");
         } else if stopped {
             info!(sessions = self.shared.registry.count(), deadline = ?config.drain.deadline, "draining faster");
-            self.close_sessions(config.drain.deadline, rate, stop).await;
+            self.close_sessions((Duration::ZERO, rate), config.drain.deadline, stop).await;
         }
         self.finish().await;
     }

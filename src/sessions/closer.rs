@@ -262,7 +262,8 @@ impl Closer {
         self.lock().by_id.remove(&JobId::Displaced(Arc::clone(backend), address));
     }
 
-    /// Closes the sessions of now evenly over `time`, at most `rate` per second. A second call changes both.
+    /// Closes the sessions of now evenly over `time`, at most `rate` per second: at that rate where there is no time.
+    /// A second call changes both.
     pub(crate) fn close_all(&self, time: Duration, rate: u32) {
         let sessions = u32::try_from(self.registry.count()).unwrap_or(u32::MAX).max(1);
         let step = (time / sessions).max(Duration::from_secs(1) / rate.max(1));

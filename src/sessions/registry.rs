@@ -167,19 +167,19 @@ pub enum TerminationReason {
 }
 
 impl TerminationReason {
-    /// The notice for the client, if any: on shutdown the connection is closed at once.
+    /// The notice for the client.
     #[must_use]
-    pub const fn notice(self) -> Option<ClosingNotice> {
+    pub const fn notice(self) -> ClosingNotice {
         match self {
-            Self::Moved | Self::Hold | Self::AddressReturned => Some(ClosingNotice::MailboxMoved),
-            Self::PasswordChanged => Some(ClosingNotice::PasswordChanged),
-            Self::Network => Some(ClosingNotice::NetworkNotAllowed),
+            Self::Moved | Self::Hold | Self::AddressReturned => ClosingNotice::MailboxMoved,
+            Self::PasswordChanged => ClosingNotice::PasswordChanged,
+            Self::Network => ClosingNotice::NetworkNotAllowed,
             Self::Disabled | Self::Expired | Self::Deleted | Self::CertificateRemoved | Self::GrantRevoked => {
-                Some(ClosingNotice::AccountUnavailable)
+                ClosingNotice::AccountUnavailable
             }
-            Self::BackendDrained => Some(ClosingNotice::Maintenance),
-            Self::Kicked => Some(ClosingNotice::Administrator),
-            Self::Drain => None,
+            Self::BackendDrained => ClosingNotice::Maintenance,
+            Self::Kicked => ClosingNotice::Administrator,
+            Self::Drain => ClosingNotice::Shutdown,
         }
     }
 

@@ -21,8 +21,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::base::sys::sockets::Transport;
-use crate::proto::ClosingLine;
 use crate::proto::watch::CommandWatch;
+use crate::proto::{ClosingLine, ClosingNotice};
 use crate::sessions::registry::TerminationReason;
 use crate::telemetry::labels::SessionEnd;
 use crate::tls::stream::Stream;
@@ -42,9 +42,11 @@ const PAUSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Why a relayed session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
-    /// The client closed first.
+    /// Both sides closed in order, within [`HALF_CLOSED_IDLE`] of each other: a logout. Which one was first is chance.
+    Closed,
+    /// The client closed, and the backend did not in time.
     ClientClosed,
-    /// The backend closed first.
+    /// The backend closed, and the client did not in time.
     BackendClosed,
     /// The client's connection broke.
     ClientError,
@@ -59,10 +61,25 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// What the client hears, where its protocol has a line for it and usher can insert one.
+    const fn notice(self) -> Option<ClosingNotice> {
+        match self {
+            Self::Idle => Some(ClosingNotice::Inactive),
+            Self::Terminated(reason) => Some(reason.notice()),
+            Self::Closed
+            | Self::ClientClosed
+            | Self::BackendClosed
+            | Self::ClientError
+            | Self::BackendError
+            | Self::Forbidden => None,
+        }
+    }
+
     /// What it counts as.
     #[must_use]
     pub(crate) const fn counted(self) -> SessionEnd {
         match self {
+            Self::Closed => SessionEnd::Closed,
             Self::ClientClosed => SessionEnd::ClientClosed,
             Self::BackendClosed => SessionEnd::BackendClosed,
             Self::ClientError => SessionEnd::ClientError,
@@ -108,7 +125,8 @@ pub struct Relay<T = TcpStream> {
     backend: Stream<T>,
     up: Pipe,
     down: Pipe,
-    closed_first: Option<EndReason>,
+    /// Which side closed first, and when.
+    closed_first: Option<(EndReason, Instant)>,
     idle: Duration,
     last_progress: Instant,
     /// The client has sent bytes since the backend last did.
@@ -146,8 +164,8 @@ impl<T: Transport> Relay<T> {
     }
 
     /// Relays until both directions are closed, one side breaks, nothing moves for the idle limit, or `stop` is
-    /// ready. A drain ends it at once; any other reason waits for a pause, three seconds at most, in which the
-    /// closing line can follow a complete line of the backend.
+    /// ready. The latter waits for a pause, three seconds at most, in which the closing line can follow a complete
+    /// line of the backend.
     pub async fn run(
         &mut self,
         closing_line: &ClosingLine,
@@ -158,23 +176,20 @@ impl<T: Transport> Relay<T> {
             Poll::Pending => Pin::new(&mut *stop).poll(cx).map(EndReason::Terminated),
         });
         let mut cause = ended.await;
-        if let EndReason::Terminated(why) = cause
-            && why != TerminationReason::Drain
-        {
+        if let EndReason::Terminated(_) = cause {
             // It may end by itself meanwhile.
             cause = self.pause().await.unwrap_or(cause);
         }
         let ended = RelayOutcome { cause, bytes_in: self.up.moved, bytes_out: self.down.moved };
-        let line = match (cause, closing_line) {
-            (EndReason::Terminated(_), ClosingLine::Reply { .. }) if self.unanswered => None,
-            (
-                EndReason::Terminated(reason),
-                ClosingLine::Line { prefix, suffix } | ClosingLine::Reply { prefix, suffix },
-            ) if self.can_insert_line() => {
-                reason.notice().map(|notice| [prefix, notice.text(), suffix].concat().into_bytes())
+        let line = match (cause.notice(), closing_line) {
+            (Some(_), ClosingLine::Reply { .. }) if self.unanswered => None,
+            (Some(notice), ClosingLine::Line { prefix, suffix } | ClosingLine::Reply { prefix, suffix })
+                if self.can_insert_line() =>
+            {
+                Some([prefix, notice.text(), suffix].concat().into_bytes())
             }
             // Only behind a complete line, with nothing in transit.
-            (EndReason::Forbidden, _) if self.down.tail == *b"\r\n" && self.down.is_clear() => {
+            _ if cause == EndReason::Forbidden && self.down.tail == *b"\r\n" && self.down.is_clear() => {
                 self.up.watch.as_ref().map(|watch| watch.reply.to_vec())
             }
             _ => None,
@@ -197,6 +212,10 @@ impl<T: Transport> Relay<T> {
         let (sent, moved) = (self.up.moved, self.up.moved + self.down.moved);
         let up = self.up.poll(cx, &mut self.client, &mut self.backend);
         if let Poll::Ready(Err(broken)) = up {
+            // A client that closes before it has read the end of TLS resets the connection: the end of a logout, too.
+            if self.down.closed && matches!(broken, PipeError::Source) {
+                return Poll::Ready(self.both_closed());
+            }
             return Poll::Ready(broken.cause(EndReason::ClientError, EndReason::BackendError));
         }
         let down = self.down.poll(cx, &mut self.backend, &mut self.client);
@@ -205,24 +224,33 @@ impl<T: Transport> Relay<T> {
         }
         if self.closed_first.is_none() {
             // Counted from when the end was passed on, so that the last bytes have as long as all others.
-            self.closed_first = match (self.up.closed, self.down.closed) {
+            let first = match (self.up.closed, self.down.closed) {
                 (true, _) => Some(EndReason::ClientClosed),
                 (false, true) => Some(EndReason::BackendClosed),
                 (false, false) => None,
             };
-            if self.closed_first.is_some() {
+            if let Some(first) = first {
                 self.last_progress = Instant::now();
+                self.closed_first = Some((first, self.last_progress));
                 self.timer.as_mut().reset(self.last_progress + HALF_CLOSED_IDLE.min(self.idle));
             }
         }
         if up.is_ready() && down.is_ready() {
-            return Poll::Ready(self.closed_first.unwrap_or(EndReason::ClientClosed));
+            return Poll::Ready(self.both_closed());
         }
         if self.up.moved + self.down.moved != moved {
             self.last_progress = Instant::now();
             self.unanswered = self.down.moved + sent == moved;
         }
         self.poll_idle(cx)
+    }
+
+    /// The cause once both sides have closed.
+    fn both_closed(&self) -> EndReason {
+        match self.closed_first {
+            Some((first, at)) if at.elapsed() > HALF_CLOSED_IDLE => first,
+            Some(_) | None => EndReason::Closed,
+        }
     }
 
     /// Relays until no byte has moved for [`PAUSE`], or for [`PAUSE_TIMEOUT`] at most; returns the reason if
@@ -267,7 +295,7 @@ impl<T: Transport> Relay<T> {
             let deadline = self.last_progress + limit;
             let now = Instant::now();
             if deadline <= now {
-                return Poll::Ready(self.closed_first.unwrap_or(EndReason::Idle));
+                return Poll::Ready(self.closed_first.map_or(EndReason::Idle, |(first, _)| first));
             }
             let next = match self.last_progress + STALL_PROBE {
                 _ if !stalled => deadline,

@@ -256,9 +256,11 @@ labels! {
 labels! {
     /// Why a relayed session ended.
     pub(crate) enum SessionEnd {
-        /// The client closed first.
+        /// Both sides closed in order: a logout.
+        Closed => "closed",
+        /// The client closed, and the backend did not in time.
         ClientClosed => "client_closed",
-        /// The backend closed first.
+        /// The backend closed, and the client did not in time.
         BackendClosed => "backend_closed",
         /// The client's connection broke.
         ClientError => "client_error",

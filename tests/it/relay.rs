@@ -113,7 +113,7 @@ fn client_half_close_leaves_the_other_direction_open() {
     }
     imap.expect_clean_end();
     let end = usher.wait_log("end", |_| true);
-    assert!(["client_closed", "backend_closed"].contains(&end["cause"].as_str().unwrap()), "{end}");
+    assert!(["closed", "client_closed"].contains(&end["cause"].as_str().unwrap()), "{end}");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn backend_close_reaches_the_client_after_its_last_bytes() {
     imap.rest();
     drop(imap);
     let end = usher.wait_log("end", |_| true);
-    assert!(["backend_closed", "backend_error"].contains(&end["cause"].as_str().unwrap()), "{end}");
+    assert!(["closed", "backend_closed", "backend_error"].contains(&end["cause"].as_str().unwrap()), "{end}");
     usher.wait_metric("usher_sessions", &[("backend", "server3")], 0.0);
 }
 
@@ -212,7 +212,9 @@ fn silent_session_ends_at_the_idle_limit() {
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend).set("/limits/idle_timeout", "1s"));
     let mut imap = alice(&usher);
     imap.command("NOOP").ok();
-    imap.rest();
+    // RFC 3501 section 5.4 and 3.4.
+    assert_eq!(imap.line(), "* BYE Disconnected for inactivity");
+    imap.expect_clean_end();
     let end = usher.wait_log("end", |_| true);
     assert_eq!(end["cause"], "idle", "{end}");
 }

@@ -105,15 +105,18 @@ fn reloads_under_load_fail_no_login() {
 fn sigterm_lets_sessions_finish_and_exits_with_0() {
     let backend = named("one");
     let config = Config::with_directory(slapd()).scripted(&backend);
-    let usher = Usher::start(config.set("/drain", json!({"delay": "0s", "deadline": "20s"})));
+    let usher = Usher::start(config.set("/drain", json!({"delay": "2s", "deadline": "20s"})));
     let (mut session, _) = login(&usher);
+    let (mut other, _) = login(&usher);
     assert_eq!(usher.http("/ready").0, 200);
     usher.terminate();
     usher.wait_log("draining", |_| true);
-    session.command("NOOP").ok();
+    other.command("NOOP").ok();
     let asked = Instant::now();
     session.command("LOGOUT").ok();
     drop(session);
+    assert_eq!(other.line(), "* BYE Server shutting down, please reconnect");
+    other.expect_clean_end();
     assert_eq!(usher.exit_code(), 0);
     assert!(asked.elapsed() < Duration::from_secs(10), "no session was left to wait for: {:?}", asked.elapsed());
     usher.wait_log("stopped", |_| true);
@@ -131,7 +134,8 @@ fn readiness_fails_before_listeners_close() {
     // During the delay load balancers still send clients here.
     let (mut session, _) = login(&usher);
     session.command("NOOP").ok();
-    session.rest();
+    assert_eq!(session.line(), "* BYE Server shutting down, please reconnect");
+    session.expect_clean_end();
     assert_eq!(usher.exit_code(), 0);
     let end = usher.wait_log("end", |_| true);
     assert_eq!(end["cause"], "drain", "{end}");

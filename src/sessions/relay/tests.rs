@@ -77,7 +77,30 @@ async fn half_close_is_forwarded_and_the_reply_still_arrives() {
     setup.client.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, b"answer");
     let ended = setup.relay.await.unwrap();
-    assert_eq!(ended, RelayOutcome { cause: EndReason::ClientClosed, bytes_in: 10, bytes_out: 6 });
+    assert_eq!(ended, RelayOutcome { cause: EndReason::Closed, bytes_in: 10, bytes_out: 6 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn logout_is_one_cause_whichever_side_closes_first() {
+    for client_first in [true, false] {
+        for (apart, expected) in [(0, true), (2, true), (4, false)] {
+            let setup = start(64, b"", b"");
+            let (mut first, mut second) = (setup.client, setup.backend);
+            if !client_first {
+                std::mem::swap(&mut first, &mut second);
+            }
+            first.shutdown().await.unwrap();
+            // What the other side still sends keeps the session, and is no logout any more.
+            for _ in 0..apart {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                second.write_all(b"x").await.unwrap();
+            }
+            second.shutdown().await.unwrap();
+            let first_alone = if client_first { EndReason::ClientClosed } else { EndReason::BackendClosed };
+            let cause = if expected { EndReason::Closed } else { first_alone };
+            assert_eq!(setup.relay.await.unwrap().cause, cause, "{client_first} {apart}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,6 +126,22 @@ async fn silent_session_ends_and_one_byte_keeps_it() {
     assert_eq!(setup.relay.await.unwrap().cause, EndReason::Idle);
     let lived = began.elapsed();
     assert!(lived >= Duration::from_secs(110) && lived < Duration::from_secs(112), "{lived:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_session_gets_a_bye_only_behind_a_whole_line() {
+    for (said, bye) in [(&b"* 1 EXISTS\r\n"[..], true), (b"* 1 FETCH (BODY[] {100}\r\nhalf", false)] {
+        let (mut client, client_side) = duplex(4096);
+        let (_backend, backend_side) = duplex(4096);
+        let client_end = RelaySide { stream: client_side.into(), first: said.to_vec(), own: 0, sent: counter() };
+        let backend_end = RelaySide { stream: backend_side.into(), first: Vec::new(), own: 0, sent: counter() };
+        let mut heard = Vec::new();
+        let relayed = run(client_end, backend_end, LINES, pending());
+        let (ended, _) = tokio::join!(relayed, client.read_to_end(&mut heard));
+        assert_eq!(ended.cause, EndReason::Idle);
+        let line = if bye { b"* BYE Disconnected for inactivity\r\n".as_slice() } else { b"" };
+        assert_eq!(heard, [said, line].concat());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,7 +191,7 @@ async fn broken_side_ends_both() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_sends_bye_to_both() {
+async fn stop_closes_both_sides_after_the_closing_line() {
     let (mut client, client_side) = duplex(64);
     let (mut backend, backend_side) = duplex(64);
     let client_end = RelaySide { stream: client_side.into(), first: Vec::new(), own: 0, sent: counter() };
@@ -163,7 +202,9 @@ async fn stop_sends_bye_to_both() {
     };
     let ended = run(client_end, backend_end, LINES, stop).await;
     assert_eq!(ended.cause, EndReason::Terminated(TerminationReason::Drain));
-    assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+    let mut heard = Vec::new();
+    client.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, b"* BYE Server shutting down, please reconnect\r\n");
     assert_eq!(backend.read(&mut [0; 8]).await.unwrap(), 0);
 }
 

@@ -88,7 +88,7 @@ async fn play(client: &Part, backend: &Part, pipe: usize) -> Result<(), TestCase
     let ended = setup.relay.await.expect("no panic");
     prop_assert_eq!((ended.bytes_in, ended.bytes_out), (from_client.len() as u64, from_backend.len() as u64));
     let possible: &[EndReason] = match (client.closes, backend.closes) {
-        (true, true) => &[EndReason::ClientClosed, EndReason::BackendClosed],
+        (true, true) => &[EndReason::Closed, EndReason::ClientClosed, EndReason::BackendClosed],
         (true, false) => &[EndReason::ClientClosed],
         (false, true) => &[EndReason::BackendClosed],
         (false, false) => &[EndReason::Idle],

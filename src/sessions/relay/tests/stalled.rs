@@ -71,5 +71,5 @@ async fn sender_that_closes_before_a_pausing_receiver_is_relayed_completely() {
     sockets.client.read_to_end(&mut heard).await.unwrap();
     drop(sockets.client);
     let ended = timeout(Duration::from_secs(10), sockets.relay).await.unwrap().unwrap();
-    assert_eq!((ended.cause, ended.bytes_out), (EndReason::BackendClosed, SAID as u64));
+    assert_eq!((ended.cause, ended.bytes_out), (EndReason::Closed, SAID as u64));
 }

@@ -55,7 +55,7 @@ async fn last_bytes_reach_a_slow_client_after_the_close() {
     assert!(heard.as_slice() == words, "{} bytes", heard.len());
     client.shutdown().await.unwrap();
     let ended = relay.await.unwrap();
-    assert_eq!(ended, RelayOutcome { cause: EndReason::BackendClosed, bytes_in: 0, bytes_out: 60_000 });
+    assert_eq!(ended, RelayOutcome { cause: EndReason::Closed, bytes_in: 0, bytes_out: 60_000 });
 }
 
 #[tokio::test(start_paused = true)]
