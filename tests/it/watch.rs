@@ -321,6 +321,28 @@ fn missed_changes_are_applied_after_reconnecting() {
 }
 
 #[test]
+fn changes_are_followed_at_once_and_resumed_after_a_long_outage() {
+    let mut setup = Setup::new();
+    let (mut alice, _) = setup.login("alice");
+    setup.slapd.stop();
+    setup.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
+    setup.usher.wait_log("directory server marked down", |_| true);
+    // One probe a second, and attempts at growing intervals: by then the next of these is seconds away.
+    let url = setup.slapd.tls_url();
+    let failed = [("server", &*url), ("operation", "connect"), ("code", "connection")];
+    setup.usher.wait_metric_until("usher_directory_operations_total", &failed, |failed| failed >= 12.0);
+    setup.slapd.modify_offline(&format!("dn: {ALICE}\nchangetype: modify\nreplace: mailHost\nmailHost: server4\n"));
+    setup.slapd.start_again();
+    let back = Instant::now();
+    has_ended(&mut alice);
+    assert!(back.elapsed() < Duration::from_secs(6), "{:?}", back.elapsed());
+    setup.usher.wait_log("watching the directory for changes", |line| line["resumed"] == true);
+    // Only the first connection has read everything.
+    let whole = |log: &str| log.matches("resumed=false").count() + log.matches("\"resumed\":false").count();
+    assert_eq!(whole(&setup.usher.log_text()), 1, "{}", setup.usher.log_text());
+}
+
+#[test]
 fn frozen_directory_is_noticed() {
     let setup = Setup::new();
     setup.slapd.freeze();

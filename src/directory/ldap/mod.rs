@@ -141,6 +141,11 @@ impl Ldap {
         self.pool.roster()
     }
 
+    /// Waits until a server that is or was down is up again.
+    pub(super) async fn recovery(&self) {
+        self.pool.recovery().await;
+    }
+
     #[cfg(test)]
     pub(super) fn server(&self, at: usize) -> Arc<Server> {
         Arc::clone(&self.servers()[at])

@@ -69,6 +69,20 @@ impl ServerPool {
         Self { roster, balance, turn: AtomicUsize::new(0), changed, unreachable: AtomicBool::new(false) }
     }
 
+    /// Waits until a server that is or was down is up again.
+    pub(crate) async fn recovery(&self) {
+        let (mut changed, mut down) = (self.changed.clone(), Vec::<Arc<Server>>::new());
+        loop {
+            changed.mark_unchanged();
+            if down.iter().any(|server| server.health().is_up()) {
+                return;
+            }
+            down = self.roster.list().iter().filter(|server| !server.health().is_up()).cloned().collect();
+            // Its senders live in the roster, which lives in this pool.
+            let _ = changed.changed().await;
+        }
+    }
+
     /// The servers, and where they are from.
     pub(crate) const fn roster(&self) -> &Arc<Roster> {
         &self.roster

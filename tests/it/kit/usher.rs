@@ -219,13 +219,18 @@ impl Usher {
 
     /// Waits until the sum of these series has this value.
     pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.wait_metric_until(name, labels, |now| (now - value).abs() < 0.5);
+    }
+
+    /// Waits until a metric satisfies the condition.
+    pub(crate) fn wait_metric_until(&self, name: &str, labels: &[(&str, &str)], wanted: impl Fn(f64) -> bool) {
         let deadline = Instant::now() + wait_limit(Duration::from_secs(15));
         loop {
             let now = self.metric(name, labels);
-            if (now - value).abs() < 0.5 {
+            if wanted(now) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{name} {labels:?} is {now}, never {value}");
+            assert!(Instant::now() < deadline, "{name} {labels:?} stays {now}");
             // A metric offers no event to wait for.
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -1,6 +1,6 @@
 //! Watches the directory on a separate connection and reports [`Change`]s.
 //!
-//! Uses content synchronization (RFC 4533) where a server supports it, with the cookie across reconnects;
+//! Uses content synchronization (RFC 4533) where a server supports it, with the server's cookie across reconnects;
 //! otherwise searches at an interval. It stores nothing per entry and takes no action: `follow` decides what a
 //! change means. Each loss of the connection is reported ([`Change::Lost`]), and so is the end of each refresh
 //! ([`Change::Complete`]).
@@ -12,6 +12,7 @@ mod sync;
 mod tests;
 mod usn;
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +37,9 @@ use crate::telemetry::log::Repeats;
 
 /// Content synchronization, as listed in the root DSE's supportedControl (RFC 4533 section 2.2).
 const SYNC_REQUEST: &str = "1.3.6.1.4.1.4203.1.9.1.1";
+/// Result codes of a server that cannot answer now (RFC 4511 appendix A.2).
+const BUSY: u32 = 51;
+const UNAVAILABLE: u32 = 52;
 /// Before the first reconnect; doubled at each failure.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between attempts.
@@ -84,19 +88,21 @@ const fn hint(code: u32) -> &'static str {
     }
 }
 
-/// The synchronization state of the last connection.
-struct SyncCookie {
-    server: Arc<str>,
-    bytes: Vec<u8>,
-}
-
 /// State kept across connections.
 #[derive(Default)]
 struct WatchMemory {
-    cookie: Option<SyncCookie>,
+    /// Of each server in force that was followed: it resumes from there, whichever was followed meanwhile.
+    cookies: BTreeMap<Arc<str>, Option<Vec<u8>>>,
     position: Option<UsnPosition>,
     /// Servers that advertise content synchronization but refuse it here.
     refusing: Vec<Arc<str>>,
+}
+
+impl WatchMemory {
+    /// Where a server's synchronization stands; empty if it was not followed.
+    fn cookie(&mut self, server: &Arc<str>) -> &mut Option<Vec<u8>> {
+        self.cookies.entry(Arc::clone(server)).or_default()
+    }
 }
 
 impl ChangeSource for Ldap {
@@ -132,7 +138,12 @@ impl Ldap {
             if let Some(suppressed) = repeats.allow("follow", "") {
                 warn!(directory = self.shown(), reason = %end, suppressed, "LDAP change notification lost");
             }
-            sleep(jittered(PAUSE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE))).await;
+            let pause = jittered(PAUSE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE));
+            tokio::select! {
+                () = sleep(pause) => {}
+                // An outage was noticed by the attempts, and its end by a probe.
+                () = self.recovery() => {}
+            }
         }
     }
 
@@ -142,6 +153,7 @@ impl Ldap {
         let mode = settings.watch.mode;
         let (mut spare, mut cause) = (None, "no server reachable".to_owned());
         let servers = self.servers();
+        memory.cookies.retain(|known, _| servers.iter().any(|server| server.url == *known));
         for server in &servers {
             let connection = match server.service.open_as_service().await {
                 Ok(connection) => connection,
@@ -195,26 +207,31 @@ async fn watch_by_sync(
     report: ChangeHandler<'_>,
 ) -> WatchEnd {
     let url = &link.server.url;
-    let known = memory.cookie.take().filter(|cookie| cookie.server == *url);
     let directory = link.server.endpoint.shown;
-    info!(directory, server = %url, mode = "sync", resumed = known.is_some(), "watching the directory for changes");
-    let resumed = known.is_some();
-    let mut bytes = known.map(|cookie| cookie.bytes);
-    let end = sync::watch(link, &mut bytes, report).await;
+    let cookie = memory.cookie(url);
+    let resumed = cookie.is_some();
+    info!(directory, server = %url, mode = "sync", resumed, "watching the directory for changes");
+    // Kept up to date, so that nothing is read again however the watch ends.
+    let end = sync::watch(link, cookie, report).await;
     match end {
         // A cookie that the server no longer accepts is discarded.
-        WatchEnd::RefreshRequired => {}
+        WatchEnd::RefreshRequired => *cookie = None,
+        // It is stopping or overloaded: that says nothing of the cookie, nor of content synchronization.
+        WatchEnd::Refused(ServerResult { code: BUSY | UNAVAILABLE, .. }) => {}
         // As with a provider restored from a backup: the cookie is newer than its data. Everything is reported
         // again.
         WatchEnd::Refused(result) if resumed => {
             info!(directory, server = %url, code = result.code, %result, "server refused the sync cookie; reading all entries again");
+            *cookie = None;
             return WatchEnd::RefreshRequired;
         }
-        WatchEnd::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),
-        WatchEnd::Refused(_) => {}
-        WatchEnd::Connection(_) | WatchEnd::Reconnect | WatchEnd::NoServer(_) => {
-            memory.cookie = bytes.map(|bytes| SyncCookie { server: Arc::clone(url), bytes });
+        WatchEnd::Refused(_) => {
+            *cookie = None;
+            if mode == WatchMode::Auto {
+                memory.refusing.push(Arc::clone(url));
+            }
         }
+        WatchEnd::Connection(_) | WatchEnd::Reconnect | WatchEnd::NoServer(_) => {}
     }
     end
 }
