@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use super::{FAILED, OK, UNAVAILABLE, USAGE, complain, count, fail, fail_config, progress};
+use super::{FAILED, OK, UNAVAILABLE, USAGE, complain, count, fail, fail_config, output, progress};
 use crate::base::credential::Login;
 use crate::base::privileges;
 use crate::base::sys::journal::Priority;
@@ -52,13 +52,13 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         complain(Priority::Warning, &format!("warning: {found}"));
     }
     if !arguments.json {
-        println!(
+        output::line(format_args!(
             "{}: OK ({}, {}, {})",
             config.file.display(),
             count(config.listeners.len(), "listener"),
             servers(config),
             count(config.routing.backends.len(), "backend"),
-        );
+        ));
     }
     if !arguments.connect {
         return ExitCode::from(OK);
@@ -74,14 +74,14 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
     let report = progress::watched(&done, &of, false, looking).await;
     if arguments.json {
         match serde_json::to_string_pretty(&report) {
-            Ok(text) => println!("{}", ShownJson(&text)),
+            Ok(text) => output::line(ShownJson(&text)),
             Err(error) => return fail(FAILED, error),
         }
     } else {
-        print!("{}", ShownLines(&text(&report)));
+        output::print(ShownLines(&text(&report)));
         let above = config.warnings.len() + for_the_service.len();
         if above > 0 {
-            println!("{} of the configuration above", count(above, "warning"));
+            output::line(format_args!("{} of the configuration above", count(above, "warning")));
         }
     }
     ExitCode::from(if report.ok { OK } else { UNAVAILABLE })

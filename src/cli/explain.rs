@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, either, fail, fail_config};
-use super::{directories, explain_all, explain_running};
+use super::{directories, explain_all, explain_running, output};
 use crate::admin::control::{self, User};
 use crate::base::clock::unix_now;
 use crate::base::credential::{
@@ -199,11 +199,11 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
     };
     if arguments.json {
         match serde_json::to_string_pretty(&explanation) {
-            Ok(text) => println!("{}", ShownJson(&text)),
+            Ok(text) => output::line(ShownJson(&text)),
             Err(error) => return fail(FAILED, error),
         }
     } else {
-        print!("{}", explanation.text());
+        output::print(explanation.text());
     }
     ExitCode::from(code)
 }

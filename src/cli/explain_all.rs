@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use serde::Serialize;
 
 use super::import_users::{backend, check_names};
-use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, fail, progress};
+use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, fail, output, progress};
 use crate::config::{self, Config};
 use crate::diagnose::table::{Csv, Shown, ShownJson, thousands};
 use crate::login::realms::Realms;
@@ -68,14 +68,14 @@ pub(super) async fn explain(config: &Config, realms: &Realms, arguments: &Args, 
     let all_users = AllUsers { config, realms, name_attribute, against, done };
     let mut sheet = Sheet::new(format, against.is_some());
     let asked = async {
-        let mut row = |row: &Row<'_>| sheet.row(row).is_ok();
+        let mut row = |row: &Row<'_>| kept(sheet.row(row));
         match &users {
             Some(names) => all_users.of_names(names, &mut row).await,
             None => all_users.of_directory(&mut row).await,
         }
     };
     let run = progress::watched(done, "users", true, asked).await;
-    match run.and_then(|totals| sheet.end(&totals).map(|()| totals).map_err(|_| ListingError::OutputClosed)) {
+    match run.and_then(|totals| kept(sheet.end(&totals)).then_some(totals).ok_or(ListingError::OutputClosed)) {
         Ok(totals) => ExitCode::from(if totals.refusals.is_empty() && totals.differences == 0 { OK } else { FAILED }),
         Err(error @ ListingError::Directory(_)) => {
             drop(sheet);
@@ -84,6 +84,13 @@ pub(super) async fn explain(config: &Config, realms: &Realms, arguments: &Args, 
         // Such as `| head`: nothing is left to be said to.
         Err(ListingError::OutputClosed) => ExitCode::from(FAILED),
     }
+}
+
+/// Whether it was written.
+fn kept(written: io::Result<()>) -> bool {
+    let is_written = written.is_ok();
+    output::note(written);
+    is_written
 }
 
 /// What to compare with.

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::running::{Running, say, say_json};
-use super::{FAILED, OK};
+use super::{FAILED, OK, output};
 use crate::admin::control::{NodeReply, encode};
 use crate::diagnose::table::{Shown, ShownLines};
 
@@ -94,7 +94,7 @@ fn tell<T: DeserializeOwned>(
             None => reply.error.clone(),
         };
         if let Some(error) = error {
-            eprintln!("usher: {name}: {}", ShownLines(&error));
+            output::complaint(format_args!("usher: {name}: {}", ShownLines(&error)));
         }
     }
     Ok(ExitCode::from(if is_complete && all_yes { OK } else { FAILED }))

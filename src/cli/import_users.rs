@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicUsize;
 
 use super::directories;
-use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
+use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, count, fail, fail_config, output, progress};
 use crate::config::{self, Config, Find};
 use crate::login::realms::RealmCore;
 use crate::migrate::import::{Asked, Hosts, Import};
@@ -192,25 +192,26 @@ pub(super) fn backend<'a>(config: &'a Config, given: &str, argument: &str) -> Re
 
 /// Prints the LDIF, and what is to be known beside it.
 fn finish(import: &Import, attribute: &str, arguments: &Args, beside: &str) -> ExitCode {
-    if let Err(error) = print(import, attribute, arguments) {
-        return fail(FAILED, format!("the LDIF cannot be written: {error}"));
+    if let Err(code) = output::written(print(import, attribute, arguments), "the LDIF cannot be written") {
+        return code;
     }
     for remark in &import.remarks {
-        eprintln!("{remark}");
+        output::complaint(remark);
     }
     if import.without > 0 {
         let entries = if import.without == 1 { "entry" } else { "entries" };
-        eprintln!(
+        output::complaint(format_args!(
             "{} other {entries} without {attribute}: put `routing.default` into the configuration, or add \
              --write-default",
             import.without
-        );
+        ));
     }
     if !beside.is_empty() {
-        eprintln!("{beside}");
+        output::complaint(beside);
     }
     let problems = import.remarks.iter().filter(|remark| remark.is_problem()).count();
-    eprintln!("{}, {} already right, {} to decide", count(import.changes.len(), "change"), import.settled, problems);
+    let changes = count(import.changes.len(), "change");
+    output::complaint(format_args!("{changes}, {} already right, {problems} to decide", import.settled));
     ExitCode::from(if problems == 0 && import.without == 0 { OK } else { FAILED })
 }
 

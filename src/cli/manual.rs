@@ -12,7 +12,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{CONFIG, DATA, FAILED, NO_INPUT, NO_PERMISSION, NO_USER, OK, SOFTWARE, SYSTEM, UNAVAILABLE, USAGE, fail};
+use super::{CONFIG, DATA, FAILED, NO_INPUT, NO_PERMISSION, NO_USER, OK, SOFTWARE, SYSTEM, UNAVAILABLE, USAGE, output, output::CLOSED_PIPE};
 
 /// The section of manuals for administration.
 const SECTION: &str = "8";
@@ -154,7 +154,7 @@ const PAGES: &[Page] = &[
 ];
 
 /// What the commands exit with (sysexits.h).
-const EXIT_CODES: [(u8, &str); 11] = [
+const EXIT_CODES: [(u8, &str); 12] = [
     (OK, "Success."),
     (FAILED, "Failure, or a negative result; the reason is on standard error."),
     (USAGE, "The arguments are wrong."),
@@ -166,6 +166,7 @@ const EXIT_CODES: [(u8, &str); 11] = [
     (SYSTEM, "A system error, such as an address that cannot be bound."),
     (NO_PERMISSION, "The password is wrong."),
     (CONFIG, "The configuration has mistakes; each is on standard error."),
+    (CLOSED_PIPE, "The reader of standard output has closed it, as `| head` does."),
 ];
 
 const FILES: [(&str, &str); 4] = [
@@ -198,11 +199,7 @@ pub(super) fn man(arguments: &ManArgs) -> ExitCode {
 }
 
 fn done(outcome: io::Result<()>, place: &str) -> ExitCode {
-    match outcome {
-        // A closed pipe is not an error.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(FAILED, format!("{place}: {error}")),
-        Ok(()) | Err(_) => ExitCode::from(OK),
-    }
+    output::written(outcome, place).map_or_else(|code| code, |()| ExitCode::from(OK))
 }
 
 fn write(directory: &Path, pages: &[(String, Vec<u8>)]) -> io::Result<()> {

@@ -1,5 +1,8 @@
 //! The commands: one thin file each, and the exit codes they share (sysexits.h).
 
+// These panic if the reader is gone: `output` does not.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod backends;
 mod cache;
 mod check;
@@ -16,6 +19,7 @@ mod import_users;
 mod kick;
 mod lookup;
 mod manual;
+mod output;
 mod progress;
 mod ready;
 mod reload;
@@ -129,8 +133,8 @@ pub fn main(settled: fn()) -> ExitCode {
         Err(error) => {
             // `--help` and `--version` come this way too, and are no mistakes.
             let code = if error.use_stderr() { USAGE } else { OK };
-            let _ = error.print();
-            return ExitCode::from(code);
+            output::note(error.print());
+            return output::exit_code(ExitCode::from(code));
         }
     };
     let command = arguments.command.unwrap_or_else(|| Command::Run(run::Args::default()));
@@ -149,6 +153,8 @@ pub fn main(settled: fn()) -> ExitCode {
         Err(error) => return fail(SYSTEM, format!("no runtime: {error}")),
     };
     let config = arguments.config;
+    // What serves goes on without its output.
+    let serves = is_service(&command);
     let code = runtime.block_on(async {
         match command {
             Command::Run(arguments) => run::run(config, &arguments).await,
@@ -176,7 +182,34 @@ pub fn main(settled: fn()) -> ExitCode {
     });
     // Blocking work that is still under way (a resolver) must not hold up the end.
     runtime.shutdown_background();
-    code
+    if serves { code } else { output::exit_code(code) }
+}
+
+/// Whether the command serves until it is told to end.
+const fn is_service(command: &Command) -> bool {
+    match command {
+        Command::Run(_) => true,
+        #[cfg(feature = "demo")]
+        Command::Demo(_) => true,
+        Command::Check(_)
+        | Command::Explain(_)
+        | Command::ImportUsers(_)
+        | Command::Sessions(_)
+        | Command::Kick(_)
+        | Command::Trace(_)
+        | Command::Backends(_)
+        | Command::Cache(_)
+        | Command::Confirm(_)
+        | Command::Status(_)
+        | Command::Wait(_)
+        | Command::Lookup(_)
+        | Command::Reload(_)
+        | Command::Upgrade(_)
+        | Command::Drain(_)
+        | Command::Ready(_)
+        | Command::Completions(_)
+        | Command::Man(_) => false,
+    }
 }
 
 /// The exit code, whichever way it came.
@@ -194,7 +227,7 @@ fn fail(code: u8, why: impl Display) -> ExitCode {
 fn complain(priority: Priority, text: &str) {
     let prefix = if is_journal(io::stderr()) { priority.prefix() } else { "" };
     for line in ShownLines(text).to_string().lines() {
-        eprintln!("{prefix}{line}");
+        output::complaint(format_args!("{prefix}{line}"));
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::running::{Running, say, say_json};
-use super::{FAILED, OK, fail};
+use super::{FAILED, OK, fail, output};
 use crate::admin::control::Outcome;
 use crate::diagnose::table::ShownLines;
 
@@ -40,7 +40,7 @@ async fn request(config: &Path, path: &str, done: &str, refused: &str, json: boo
         return Ok(ExitCode::from(OK));
     }
     if !json {
-        outcome.problems.iter().for_each(|problem| eprintln!("{}", ShownLines(problem)));
+        outcome.problems.iter().for_each(|problem| output::complaint(ShownLines(problem)));
     }
     Err(fail(FAILED, refused))
 }

@@ -2,7 +2,6 @@
 //! shown.
 
 use std::fmt::Display;
-use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +9,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{CONFIG, FAILED, NO_PERMISSION, OK, UNAVAILABLE, USAGE, fail, fail_config};
+use super::{CONFIG, FAILED, NO_PERMISSION, OK, UNAVAILABLE, USAGE, fail, fail_config, output};
 use crate::admin::control::{self, ControlError, encode};
 use crate::config::{self, Mistakes};
 use crate::diagnose::table::{ShownJson, ShownLines};
@@ -92,7 +91,7 @@ impl Running {
                 Err(error) if error.is_mistake() => {}
                 Err(error) => {
                     let error = format!("the process before the last upgrade ({}): {error}", socket.display());
-                    eprintln!("usher: {}", ShownLines(&error));
+                    output::complaint(format_args!("usher: {}", ShownLines(&error)));
                     answers.complete = false;
                 }
             }
@@ -119,20 +118,18 @@ pub(super) fn with_query<'k, 'v>(path: &str, pairs: impl IntoIterator<Item = (&'
     if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
 }
 
-/// Prints; a closed pipe (`| head`) is no error. What a terminal would interpret is escaped, because
+/// Prints. What a terminal would interpret is escaped, because
 /// names and replies are untrusted.
 pub(super) fn say(text: impl Display) {
-    let _ = writeln!(std::io::stdout().lock(), "{}", ShownLines(&text.to_string()));
+    output::line(ShownLines(&text.to_string()));
 }
 
 /// Prints as JSON.
 pub(super) fn say_json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
-        Ok(text) => {
-            let _ = writeln!(std::io::stdout().lock(), "{}", ShownJson(&text));
-        }
+        Ok(text) => output::line(ShownJson(&text)),
         // Maps with keys that are no text, of which there are none.
-        Err(error) => eprintln!("usher: {error}"),
+        Err(error) => output::complaint(format_args!("usher: {error}")),
     }
 }
 

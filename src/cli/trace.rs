@@ -10,7 +10,7 @@ use clap::ArgGroup;
 
 use super::running::{Running, with_query};
 use super::sessions::Selection;
-use super::{FAILED, OK};
+use super::{FAILED, OK, output};
 use crate::config;
 use crate::diagnose::table::{ShownJson, ShownLines};
 use crate::trace::{DEFAULT, LONGEST, TraceMessage};
@@ -60,7 +60,10 @@ pub(super) async fn trace(config: &Path, arguments: &Args) -> Result<ExitCode, E
     let shown = running.follow("POST", &path, |message: TraceMessage| {
         is_complete |= matches!(&message, TraceMessage::Ended(summary) if summary.is_complete);
         // A reader that is gone (`| head`) ends the trace.
-        if write(&message, *json).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        let written = write(&message, *json);
+        let goes_on = written.is_ok();
+        output::note(written);
+        if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     tokio::select! {
         ended = shown => ended?,

@@ -217,6 +217,67 @@ fn systemd_is_notified_of_readiness_and_stop() {
     expect_notice("STOPPING=1");
 }
 
+/// A command of this usher whose standard output, and as `both` says standard error, nobody reads.
+fn without_reader(usher: &Usher, arguments: &[&str], both: bool) -> std::process::Child {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let (name, rest) = arguments.split_first().unwrap();
+    let mut command = std::process::Command::new(BINARY);
+    command.arg(name);
+    if !name.starts_with('-') {
+        command.arg("--config").arg(usher.config.path("usher.yaml"));
+    }
+    let errors = if both { writer.try_clone().unwrap().into() } else { std::process::Stdio::piped() };
+    command.args(rest).stdin(std::process::Stdio::null()).stdout(writer).stderr(errors).spawn().unwrap()
+}
+
+#[test]
+fn every_command_ends_quietly_when_its_reader_is_gone() {
+    let usher = Usher::start(Config::shared());
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login("alice", &password_of("alice")).ok();
+    for line in [
+        "--help",
+        "--version",
+        "check",
+        "check --connect",
+        "check --connect --json",
+        "explain alice",
+        "explain alice --json",
+        "explain --all",
+        "explain --all --csv",
+        "explain --all --json",
+        "sessions",
+        "sessions --json",
+        "sessions --count=user",
+        "kick --all --dry-run",
+        "status",
+        "status --json",
+        "backends",
+        "backends --json",
+        "cache show alice",
+        "reload",
+        "reload --json",
+        "drain --ready-only",
+        "man",
+        "completions bash",
+    ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        for both in [false, true] {
+            let ended = without_reader(&usher, &arguments, both).wait_with_output().unwrap();
+            let errors = String::from_utf8_lossy(&ended.stderr);
+            // As a shell reports a program that SIGPIPE has ended.
+            assert_eq!(ended.status.code(), Some(141), "{line}: {errors}");
+            assert!(!errors.contains("panicked") && !errors.contains("Broken pipe"), "{line}: {errors}");
+        }
+    }
+    let mut trace = without_reader(&usher, &["trace", "--client", "127.0.0.0/8"], false);
+    usher.wait_log("admin command", |line| line["cmd"] == "trace");
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    assert_eq!(trace.wait().unwrap().code(), Some(141));
+    imap.command("NOOP").ok();
+}
+
 #[test]
 fn help_and_version_are_printed() {
     assert!(run(BINARY, &["--help"], b"").succeeded().stdout.contains("check"));
