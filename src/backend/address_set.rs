@@ -114,7 +114,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::backend::health::ConnectAttempt;
+    use crate::backend::health::{ConnectAttempt, FaultEffect};
 
     fn set() -> AddressSet {
         let mut set = AddressSet::new(None, SlowStart::new(Duration::ZERO));
@@ -132,7 +132,8 @@ mod tests {
         set.resolved(Ok(at(&["192.0.2.1:993", "192.0.2.2:993"])));
         let address = at(&["192.0.2.1:993"])[0];
         let attempt = ConnectAttempt { address, began: Instant::now(), connected: false };
-        assert!(set.breaker(address).unwrap().failed(&attempt, 1, "refused", Instant::now()));
+        let effect = set.breaker(address).unwrap().failed(&attempt, 1, "refused", Instant::now());
+        assert_eq!(effect, FaultEffect::MarkedDown);
         set.resolved(Ok(at(&["192.0.2.3:993", "192.0.2.1:993"])));
         let closed: Vec<_> = set.entries.iter().map(|(at, breaker)| (at.to_string(), breaker.is_closed())).collect();
         assert_eq!(closed, [("192.0.2.3:993".to_owned(), true), ("192.0.2.1:993".to_owned(), false)]);

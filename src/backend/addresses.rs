@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::BackendError;
 use super::address_set::AddressSet;
 use super::balance::{Affinity, NodeChange};
-use super::health::{Breaker, BreakerState, ConnectAttempt, GreetingChange, PATIENCE, RetryWindow, SPACING, SlowStart};
+use super::health::{Breaker, BreakerState, ConnectAttempt, FaultEffect, GreetingChange, PATIENCE, RetryWindow, SPACING, SlowStart};
 use super::resolve::resolve;
 use super::source::Sources;
 use super::state::{AddressStatus, ProtocolStatus};
@@ -228,9 +228,15 @@ impl Pool {
         let mut set = self.addresses();
         let Some(breaker) = set.breaker(address) else { return };
         let reason = error.to_string();
-        let opened = breaker.failed(attempt, self.settings.failures, &reason, now);
-        if !opened {
-            return;
+        match breaker.failed(attempt, self.settings.failures, &reason, now) {
+            FaultEffect::None => return,
+            FaultEffect::MarkedDown => {}
+            FaultEffect::NewReason => {
+                drop(set);
+                let reason = Bounded(reason.as_bytes());
+                warn!(backend = &*self.backend, protocol = self.protocol, %address, %reason, "backend address still down, for another reason");
+                return;
+            }
         }
         // The name of an unreachable address may have changed.
         if let Some(due) = &mut set.resolver.due {

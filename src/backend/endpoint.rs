@@ -4,6 +4,7 @@
 //! the same steps.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -391,7 +392,11 @@ impl Endpoint {
     async fn start_tls(&self, tcp: TcpStream, deadline: Instant) -> Result<Stream, BackendError> {
         let connecting = tls::client::connect(&self.tls_config, self.server_name.clone(), tcp);
         let connected = timeout_at(deadline, connecting).await.map_err(|_| self.late(Awaited::Tls))?;
-        let stream = connected.map_err(|error| BackendError::Tls { reason: HandshakeError::of_stream(&error) })?;
+        let stream = connected.map_err(|error| match HandshakeError::find(&error) {
+            Some(reason) => BackendError::Tls { reason },
+            // As a server does that is being stopped: no fault of TLS.
+            None => BackendError::Broken { source: io::Error::new(error.kind(), tls::describe(&error)) },
+        })?;
         // Cyrus sends its tickets, then its greeting, which waits until the tickets are acknowledged.
         sys::acknowledge_at_once(stream.tcp());
         let Handshakes { full, resumed } = &self.handshakes;

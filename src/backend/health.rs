@@ -27,6 +27,8 @@ const LATE_GREETING: Duration = Duration::from_secs(1);
 /// Pause between two probes of an address that is down, when a login waits: shorter than [`PATIENCE`], so that
 /// the first login after the recovery succeeds.
 pub(super) const SPACING: Duration = Duration::from_millis(20);
+/// How many reasons of one outage are logged: they quote the server, which may have ever new ones.
+const REASONS: usize = 8;
 /// Logins per second at the beginning of slow start.
 const INITIAL_RATE: f64 = 10.0;
 /// How often the rate doubles during slow start: at its end it exceeds any server's capacity.
@@ -46,7 +48,20 @@ enum Circuit {
         reason: Arc<str>,
         /// Whether the last failed attempt had connected.
         connected: bool,
+        /// The reasons of this outage that were logged, the last one behind.
+        logged: Vec<Arc<str>>,
     },
+}
+
+/// What a fault of a server changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FaultEffect {
+    /// Nothing that the log has not.
+    None,
+    /// It is down from now on.
+    MarkedDown,
+    /// It stays down, for a reason that was not logged in this outage.
+    NewReason,
 }
 
 /// The last probe of an address.
@@ -156,28 +171,43 @@ impl Breaker {
         }
     }
 
-    /// Records a fault of the server. Returns whether this opens the breaker: after `failures` consecutive
-    /// faults, or after one while the address is recovering.
-    pub(super) fn failed(&mut self, attempt: &ConnectAttempt, failures: u32, reason: &str, now: Instant) -> bool {
+    /// Records a fault of the server. This opens the breaker after `failures` consecutive faults, or after one while
+    /// the address is recovering.
+    pub(super) fn failed(
+        &mut self,
+        attempt: &ConnectAttempt,
+        failures: u32,
+        reason: &str,
+        now: Instant,
+    ) -> FaultEffect {
         let &ConnectAttempt { began, connected, .. } = attempt;
         let strikes = match &mut self.state {
             Circuit::Closed { strikes } => strikes,
-            Circuit::Open { since, .. } => {
-                self.state = Circuit::Open { since: *since, reason: reason.into(), connected };
-                return false;
+            Circuit::Open { reason: last, connected: last_connected, logged, .. } => {
+                *last_connected = connected;
+                if **last != *reason {
+                    *last = reason.into();
+                }
+                if logged.len() >= REASONS || logged.iter().any(|known| **known == *reason) {
+                    return FaultEffect::None;
+                }
+                logged.push(Arc::clone(last));
+                return FaultEffect::NewReason;
             }
         };
         // An attempt begun before the recovery reports the past outage.
         if self.returned.is_some_and(|returned| began < returned) {
-            return false;
+            return FaultEffect::None;
         }
         *strikes += 1;
         let on_trial = self.returned.is_some_and(|returned| now < returned + RECOVERY);
         if !on_trial && *strikes < failures {
-            return false;
+            return FaultEffect::None;
         }
-        self.state = Circuit::Open { since: now, reason: reason.into(), connected };
-        true
+        let reason: Arc<str> = reason.into();
+        let logged = vec![Arc::clone(&reason)];
+        self.state = Circuit::Open { since: now, reason, connected, logged };
+        FaultEffect::MarkedDown
     }
 
     /// Records a success. Returns the length of the outage if this closes the breaker.
@@ -310,7 +340,7 @@ mod tests {
     }
 
     fn fault(breaker: &mut Breaker) -> bool {
-        breaker.failed(&attempt(false), FAILURES, "refused", Instant::now())
+        breaker.failed(&attempt(false), FAILURES, "refused", Instant::now()) == FaultEffect::MarkedDown
     }
 
     fn open() -> Breaker {
@@ -350,8 +380,27 @@ mod tests {
         let mut breaker = open();
         advance(Duration::from_secs(1)).await;
         breaker.succeeded(Instant::now());
-        assert!(!breaker.failed(&early, FAILURES, "timeout", Instant::now()));
+        assert_eq!(breaker.failed(&early, FAILURES, "timeout", Instant::now()), FaultEffect::None);
         assert!(breaker.is_healthy());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_reasons_of_an_outage_are_reported_once_each_and_bounded() {
+        let mut breaker = open();
+        let mut fails = |reason: &str| breaker.failed(&attempt(true), FAILURES, reason, Instant::now());
+        assert_eq!(fails("refused"), FaultEffect::None);
+        assert_eq!(fails("certificate expired"), FaultEffect::NewReason);
+        // A server that does one and the other.
+        for reason in ["refused", "certificate expired", "refused"] {
+            assert_eq!(fails(reason), FaultEffect::None);
+        }
+        let new = (0..1_000).filter(|n| fails(&format!("unknown command {n}")) == FaultEffect::NewReason).count();
+        assert_eq!(new, REASONS - 2);
+        assert_eq!(breaker.reason().map(|reason| &**reason), Some("unknown command 999"), "the latest is shown");
+        breaker.succeeded(Instant::now());
+        while !fault(&mut breaker) {}
+        let again = breaker.failed(&attempt(true), FAILURES, "certificate expired", Instant::now());
+        assert_eq!(again, FaultEffect::NewReason, "of another outage");
     }
 
     #[tokio::test(start_paused = true)]
