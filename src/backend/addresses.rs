@@ -15,7 +15,9 @@ use tracing::{info, warn};
 use super::BackendError;
 use super::address_set::AddressSet;
 use super::balance::{Affinity, NodeChange};
-use super::health::{Breaker, BreakerState, ConnectAttempt, FaultEffect, GreetingChange, PATIENCE, RetryWindow, SPACING, SlowStart};
+use super::health::{
+    Breaker, BreakerState, ConnectAttempt, FaultEffect, GreetingChange, PATIENCE, RetryWindow, SPACING, SlowStart,
+};
 use super::resolve::resolve;
 use super::source::Sources;
 use super::state::{AddressStatus, ProtocolStatus};

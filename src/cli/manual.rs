@@ -12,7 +12,10 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{CONFIG, DATA, FAILED, NO_INPUT, NO_PERMISSION, NO_USER, OK, SOFTWARE, SYSTEM, UNAVAILABLE, USAGE, output, output::CLOSED_PIPE};
+use super::{
+    CONFIG, DATA, FAILED, NO_INPUT, NO_PERMISSION, NO_USER, OK, SOFTWARE, SYSTEM, UNAVAILABLE, USAGE, output,
+    output::CLOSED_PIPE,
+};
 
 /// The section of manuals for administration.
 const SECTION: &str = "8";
