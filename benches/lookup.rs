@@ -40,7 +40,8 @@ struct Postfix(TcpStream);
 impl Postfix {
     fn ask(&mut self, key: &str) {
         let question = format!("transport {key}");
-        write!(self.0, "{}:{question},", question.len()).unwrap();
+        // One packet, as Postfix sends it: several would wait for each other's acknowledgement.
+        self.0.write_all(format!("{}:{question},", question.len()).as_bytes()).unwrap();
         let (mut answer, mut read) = ([0; 256], 0);
         while read == 0 || answer[read - 1] != b',' {
             let more = self.0.read(&mut answer[read..]).unwrap();

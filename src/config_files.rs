@@ -5,7 +5,9 @@
 //! the mistakes of both.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,7 +56,7 @@ pub(crate) struct Files {
     pub warnings: Vec<Problem>,
 }
 
-/// A hash of all files of a config: equal as long as no content has changed.
+/// A hash of all files of a config: equal as long as no content, owner or mode has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint([u8; 32]);
 
@@ -64,6 +66,10 @@ impl Fingerprint {
     pub(crate) fn of(config: &Config) -> Self {
         let mut all = digest::Context::new(&digest::SHA256);
         for path in paths(config) {
+            if let Ok(about) = fs::metadata(path) {
+                let numbers = [about.mode(), about.uid(), about.gid()].map(u32::to_be_bytes);
+                all.update(numbers.as_flattened());
+            }
             match certificate::read(path) {
                 Ok(content) => {
                     let mut one = digest::Context::new(&digest::SHA256);

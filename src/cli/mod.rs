@@ -108,7 +108,7 @@ enum Command {
     /// Show the running usher's answers to Postfix for a mail address
     Lookup(lookup::Args),
     /// Reload the configuration file of the running usher
-    Reload(reload::Args),
+    Reload(reload::ReloadArgs),
     /// Replace the running usher by the installed program; sessions stay
     Upgrade(reload::Args),
     /// Shut the running usher down as SIGTERM does, or only make /ready reply 503

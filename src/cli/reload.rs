@@ -4,10 +4,19 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::running::{Running, say, say_json};
+use super::running::{Running, say, say_json, with_query};
 use super::{FAILED, OK, fail, output};
 use crate::admin::control::Outcome;
 use crate::diagnose::table::ShownLines;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ReloadArgs {
+    /// Also take a certificate that has expired
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    shown: Args,
+}
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -16,20 +25,31 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) async fn reload(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
+pub(super) async fn reload(config: &Path, arguments: &ReloadArgs) -> Result<ExitCode, ExitCode> {
     let refused = "reload failed; the previous configuration stays active";
-    request(config, "/reload", "reloaded", refused, arguments.json).await
+    let force = arguments.force.then_some(("force", "true"));
+    request(config, ("/reload", force), "reloaded", refused, arguments.shown.json).await
 }
 
 pub(super) async fn upgrade(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let refused = "upgrade failed; the old process continues";
-    request(config, "/upgrade", "upgraded", refused, arguments.json).await
+    request(config, ("/upgrade", None), "upgraded", refused, arguments.json).await
 }
 
-async fn request(config: &Path, path: &str, done: &str, refused: &str, json: bool) -> Result<ExitCode, ExitCode> {
+async fn request(
+    config: &Path,
+    (path, option): (&str, Option<(&str, &str)>),
+    done: &str,
+    refused: &str,
+    json: bool,
+) -> Result<ExitCode, ExitCode> {
     // The mistakes of the file were printed; for systemd it is a failed reload.
     let running = Running::of(config).map_err(|_| ExitCode::from(FAILED))?;
-    let outcome: Outcome = running.ask("POST", path).await?;
+    // A process has one file: whoever names another must not read "reloaded".
+    let own = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+    let own = own.to_string_lossy();
+    let path = with_query(path, [("config", own.as_ref())].into_iter().chain(option));
+    let outcome: Outcome = running.ask("POST", &path).await?;
     if json {
         say_json(&outcome);
     }

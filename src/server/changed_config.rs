@@ -110,7 +110,7 @@ impl Server {
             Noted::Changing => return false,
             Noted::Settled => {}
         }
-        match self.reload_as(found).await {
+        match self.reload_as(found, false).await {
             Ok(()) => {
                 info!(config = %self.file.display(), "reloaded: changed configuration file");
                 true

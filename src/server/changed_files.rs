@@ -2,8 +2,9 @@
 //! itself: `changed_config`.
 //!
 //! What all files hold is compared by content, since tools that renew certificates move links,
-//! write in place or replace folders. What is new is read as at a start; only if all of it is sound
-//! does it replace the snapshot in force. Listeners, sessions and the cache stay.
+//! write in place or replace folders, and with it their owner and mode: the remedy for a file that others can read
+//! changes nothing else. What is new is read as at a start, again at each check while it is refused; only if all of it
+//! is sound does it replace the snapshot in force. Listeners, sessions and the cache stay.
 
 use std::sync::Arc;
 
@@ -13,23 +14,21 @@ use super::Server;
 use super::changed_config::ConfigCheck;
 use super::file_reader::{PendingRead, ReadError};
 use crate::base::clock::date;
-use crate::config::Problem;
+use crate::config::{Config, Problem};
 use crate::config_files::{Files, Fingerprint};
 use crate::process::Snapshot;
 use crate::telemetry::labels::ReloadResult;
-use crate::tls::server::ServedCertificate;
+use crate::tls::server::{ServedCertificate, ServerTls};
 
 /// The result of one check of the files.
 #[derive(Debug)]
 pub(super) enum FileCheck {
     /// They are as they were when the snapshot in force was made.
     Unchanged,
-    /// They are as they were when they were refused.
-    StillRefused,
     /// They are valid.
     Valid(Box<Files>),
     /// They have problems.
-    Invalid(Fingerprint, Vec<Problem>),
+    Invalid(Vec<Problem>),
 }
 
 /// A check of the files in progress.
@@ -49,10 +48,10 @@ impl PendingFileCheck {
 impl Server {
     /// Begins to check whether the files of the configuration in force have changed.
     pub(super) fn check_files(&mut self) {
-        let (current, refused) = (self.shared.snapshot.load_full(), self.refused);
+        let current = self.shared.snapshot.load_full();
         // Keys are checked against certificates: milliseconds that no session should wait.
         self.file_check =
-            Some(PendingFileCheck(self.reader.begin(move || (ConfigCheck::of(&current), check(&current, refused)))));
+            Some(PendingFileCheck(self.reader.begin(move || (ConfigCheck::of(&current), check(&current)))));
     }
 
     /// Applies the result of a check, if the files are new and valid.
@@ -93,13 +92,17 @@ impl Server {
                 self.refused = None;
                 info!("reloaded: changed files");
             }
-            Ok(FileCheck::Invalid(fingerprint, problems)) => {
+            Ok(FileCheck::Invalid(problems)) => {
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                if self.refused.as_ref() == Some(&problems) {
+                    return;
+                }
                 metrics.certificate_reloads.of(ReloadResult::Refused).inc();
                 metrics.certificate_last_reload_successful.set(0);
-                self.refused = Some(fingerprint);
-                for problem in problems {
-                    error!(%problem, "a changed file is invalid; its previous content stays active");
+                for problem in &problems {
+                    error!(problem, "a changed file is invalid; its previous content stays active");
                 }
+                self.refused = Some(problems);
             }
             Err(unread @ ReadError::Late) => {
                 metrics.certificate_reloads.of(ReloadResult::Refused).inc();
@@ -107,40 +110,45 @@ impl Server {
                 error!(reason = %unread, "files cannot be checked for changes; their previous content stays active");
             }
             // The next check may succeed.
-            Ok(FileCheck::StillRefused) | Err(ReadError::Panicked) => {}
+            Err(ReadError::Panicked) => {}
         }
     }
 }
 
-fn check(current: &Snapshot, refused: Option<Fingerprint>) -> FileCheck {
-    let found = Fingerprint::of(&current.config);
-    if found == current.fingerprint {
+fn check(current: &Snapshot) -> FileCheck {
+    if Fingerprint::of(&current.config) == current.fingerprint {
         return FileCheck::Unchanged;
-    }
-    if refused == Some(found) {
-        return FileCheck::StillRefused;
     }
     match Files::read(&current.config) {
         Ok(files) => {
-            let expired = newly_expired(current, &files);
-            if expired.is_empty() { FileCheck::Valid(Box::new(files)) } else { FileCheck::Invalid(found, expired) }
+            let expired = newly_expired(current, (&current.config, &files.tls));
+            if expired.is_empty() { FileCheck::Valid(Box::new(files)) } else { FileCheck::Invalid(expired) }
         }
-        Err(problems) => FileCheck::Invalid(found, problems),
+        Err(problems) => FileCheck::Invalid(problems),
     }
 }
 
-/// Certificates that are expired and were not in force before: they are not used. One that
+/// The same for the files as they are now.
+pub(super) fn newly_expired_files(current: &Snapshot) -> Vec<Problem> {
+    let files = Files::read(&current.config);
+    files.map(|files| newly_expired(current, (&current.config, &files.tls))).unwrap_or_default()
+}
+
+/// Certificates that have expired and were not in force before: they are not taken, by whatever way they come. One that
 /// has expired in service must not keep the others from being renewed.
-fn newly_expired(current: &Snapshot, files: &Files) -> Vec<Problem> {
+pub(super) fn newly_expired(current: &Snapshot, (config, tls): (&Config, &ServerTls)) -> Vec<Problem> {
     let in_force = |one: &ServedCertificate| {
         current.tls.certificates().iter().any(|old| old.chain == one.chain && old.not_after == one.not_after)
     };
-    let served = files.tls.certificates().iter().enumerate();
+    let served = tls.certificates().iter().enumerate();
     served
         .filter(|(_, served)| served.expired && !in_force(served))
         .map(|(index, served)| {
-            let words = format!("{} has expired: renew it, then install the new one here", served.chain.display());
-            current.config.problem(&format!("tls.certificates[{index}].chain"), words)
+            let words = format!(
+                "{} has expired: renew it, then install the new one here (`usher reload --force` takes it nevertheless)",
+                served.chain.display()
+            );
+            config.problem(&format!("tls.certificates[{index}].chain"), words)
         })
         .collect()
 }

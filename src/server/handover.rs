@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tracing::field::display;
 use tracing::{error, info, warn};
 
+use super::changed_files::newly_expired_files;
 use super::sockets::OpenSocket;
 use super::{Next, Server, StopSignals};
 use crate::admin::control::OrderResult;
@@ -148,6 +149,13 @@ impl Server {
         if std::process::id() == 1 {
             warn!("upgrade refused: {FIRST_PROCESS}");
             return (Err(vec![FIRST_PROCESS.to_owned()]), Next::Serve);
+        }
+        // Nothing would compare what the new process reads with what is in force here.
+        let current = self.shared.snapshot.load_full();
+        let expired = self.reader.read(move || newly_expired_files(&current)).await.unwrap_or_default();
+        if !expired.is_empty() {
+            expired.iter().for_each(|problem| error!(%problem, "upgrade refused"));
+            return (Err(expired.iter().map(ToString::to_string).collect()), Next::Serve);
         }
         info!(program = %self.program.display(), "upgrading");
         let kept = match self.control.as_ref().map(SocketFile::move_aside).transpose() {

@@ -49,7 +49,6 @@ use tracing::{error, warn};
 use crate::admin::control::{Order, Request};
 use crate::base::sys::socket_file::SocketFile;
 use crate::base::tasks;
-use crate::config_files::Fingerprint;
 use crate::process::Shared;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
@@ -166,8 +165,8 @@ struct Server {
     orders: mpsc::Sender<Request>,
     /// The owner of the tasks.
     supervisor: Supervisor,
-    /// Changed files that were refused already: their mistakes are logged once.
-    refused: Option<Fingerprint>,
+    /// Why changed files were refused, which is logged once. They are tried again at each check.
+    refused: Option<Vec<String>>,
     /// A config file that is not in force.
     changed_config: ChangedConfig,
     /// Reads them.
@@ -198,11 +197,11 @@ impl Server {
                 () = tasks::defect::of("main", DEFECT) => {}
                 _ = hangup.recv() => {
                     // The log has said why if it was refused.
-                    let _ = self.reload().await;
+                    let _ = self.reload(false).await;
                 }
                 Some((order, answer)) = requests.recv() => {
                     let (outcome, next) = match order {
-                        Order::Reload => (self.reload().await, Next::Serve),
+                        Order::Reload { force } => (self.reload(force).await, Next::Serve),
                         Order::Upgrade => self.upgrade(&mut stop).await,
                         Order::Drain => (Ok("shutting down".to_owned()), Next::Stop),
                     };

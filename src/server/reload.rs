@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use super::bind::{ListenerKey, collisions, listener_key, open_new};
 use super::changed_config::ChangedConfig;
+use super::changed_files::newly_expired;
 use super::listening::Listening;
 use super::prepare::prepare;
 use super::sockets::{ipv4_wildcard, is_ipv6_wildcard, takes_ipv4};
@@ -21,8 +22,9 @@ use crate::trace::TraceEnd;
 
 impl Server {
     /// Takes over the config file as it is now, or leaves everything as it was and says why.
-    pub(super) async fn reload(&mut self) -> OrderResult {
-        let outcome = self.reload_as(None).await;
+    /// `force`: also with a certificate that has expired.
+    pub(super) async fn reload(&mut self, force: bool) -> OrderResult {
+        let outcome = self.reload_as(None, force).await;
         match &outcome {
             Ok(()) => info!(config = %self.file.display(), "reloaded"),
             Err(problems) => {
@@ -43,14 +45,14 @@ impl Server {
 
     /// Takes over the config file if it is sound and, with `expected`, has this text. Without problems in an error
     /// it has another one.
-    pub(super) async fn reload_as(&mut self, expected: Option<TextDigest>) -> Result<(), Vec<String>> {
+    pub(super) async fn reload_as(&mut self, expected: Option<TextDigest>, force: bool) -> Result<(), Vec<String>> {
         let _ = sd_notify::notify(&[NotifyState::Reloading, monotonic_now()]);
-        let outcome = self.replace_snapshot(expected).await;
+        let outcome = self.replace_snapshot(expected, force).await;
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         outcome
     }
 
-    async fn replace_snapshot(&mut self, expected: Option<TextDigest>) -> Result<(), Vec<String>> {
+    async fn replace_snapshot(&mut self, expected: Option<TextDigest>, force: bool) -> Result<(), Vec<String>> {
         let (file, metrics) = (self.file.clone(), Arc::clone(&self.shared.metrics));
         let previous = self.shared.snapshot.load_full();
         let old = Arc::clone(&previous);
@@ -65,6 +67,10 @@ impl Server {
         };
         if expected.is_some_and(|expected| snapshot.config.digest != expected) {
             return Err(Vec::new());
+        }
+        let expired = newly_expired(&previous, (&snapshot.config, &snapshot.tls));
+        if !force && !expired.is_empty() {
+            return Err(expired.iter().map(ToString::to_string).collect());
         }
         // What cannot change in a running process is refused with an error, not ignored.
         let fixed = [

@@ -69,6 +69,96 @@ fn renewed_certificate_is_used_without_a_signal_and_an_invalid_one_never() {
     assert_eq!(usher.metric("usher_config_last_reload_successful", &[]), 1.0);
 }
 
+/// One rule for every way in: by the check of the files, a command, SIGHUP and an upgrade.
+#[test]
+fn expired_certificate_replaces_none_in_force_unless_forced() {
+    let leaf = |name, leaf| shared().certificates.leaf(name, leaf);
+    let first = leaf("ruled-1", Leaf::server(&["usher.example.com"]));
+    let expired = leaf("ruled-expired", Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) });
+    let peer = Scripted::accepting();
+    let config = Config::with_directory(slapd())
+        .scripted(&peer)
+        .set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]))
+        .set("/tls/reload_interval", "1h");
+    install(&config, &first);
+    let usher = Usher::start(config);
+    install(&usher.config, &expired);
+    for command in ["reload", "upgrade"] {
+        let said = usher.command(&[command]);
+        assert_eq!(said.code, 1, "{said:#?}");
+        let all = said.stdout + &said.stderr;
+        assert!(all.contains("tls.certificates[0].chain") && all.contains("has expired: renew it"), "{command}: {all}");
+        assert_eq!(shown(&usher), first.certificates()[0], "{command}");
+    }
+    usher.signal(rustix::process::Signal::HUP);
+    usher.wait_nth_log(2, "reload failed; the previous configuration stays active", |_| true);
+    assert_eq!(shown(&usher), first.certificates()[0]);
+    // Whoever must.
+    usher.command(&["reload", "--force"]).succeeded();
+    usher.wait_log("certificate has expired and is still served: renew it", |_| true);
+    // What is in force is not new: other changes are taken.
+    usher.command(&["reload"]).succeeded();
+}
+
+/// The very remedy that the log names, which changes no content; until then the file is tried at each check, and logged
+/// once.
+#[test]
+fn renewal_with_a_refused_mode_is_taken_after_chmod() {
+    let leaf = |name| shared().certificates.leaf(name, Leaf::server(&["usher.example.com"]));
+    let (first, second) = (leaf("mode-1"), leaf("mode-2"));
+    let peer = Scripted::accepting();
+    let config = Config::with_directory(slapd())
+        .scripted(&peer)
+        .set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]))
+        .set("/tls/reload_interval", "1s");
+    install(&config, &first);
+    let usher = Usher::start(config);
+    install(&usher.config, &second);
+    let key = usher.config.path("served.key");
+    let mode = |mode| std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    let line = usher.wait_log("a changed file is invalid; its previous content stays active", |line| {
+        line["problem"].as_str().is_some_and(|problem| problem.contains("chmod 640"))
+    });
+    assert_eq!(shown(&usher), first.certificates()[0], "{line}");
+    // Also if the reason is one that no content and no mode of the file shows.
+    std::fs::rename(usher.config.path("served.pem"), usher.config.path("away.pem")).unwrap();
+    usher.wait_log("a changed file is invalid; its previous content stays active", |line| {
+        line["problem"].as_str().is_some_and(|problem| problem.contains("cannot read"))
+    });
+    std::fs::rename(usher.config.path("away.pem"), usher.config.path("served.pem")).unwrap();
+    mode(0o640);
+    usher.wait_metric("usher_certificate_last_reload_successful", &[], 1.0);
+    assert_eq!(shown(&usher), second.certificates()[0]);
+    let logged = usher.logged();
+    let refusals = logged.iter().filter(|line| line["problem"].as_str().is_some_and(|text| text.contains("chmod 640")));
+    assert!(refusals.count() <= 2, "each reason once, also when it comes back: {}", usher.log_text());
+}
+
+/// The running process has one file.
+#[test]
+fn reload_of_another_file_is_refused() {
+    let usher = Usher::start(Config::shared());
+    let other = usher.config.file("other.yaml", std::fs::read(usher.config.path("usher.yaml")).unwrap());
+    let own = usher.config.path("usher.yaml");
+    for command in ["reload", "upgrade"] {
+        let said = crate::kit::process::run(
+            crate::kit::usher::BINARY,
+            &[command, "--config", &other.display().to_string()],
+            b"",
+        );
+        assert_ne!(said.code, 0, "{said:#?}");
+        assert!(said.stderr.contains(&format!("the running usher uses {}", own.display())), "{said:#?}");
+    }
+    // By another path to it.
+    let link = usher.config.path("link.yaml");
+    std::os::unix::fs::symlink(&own, &link).unwrap();
+    crate::kit::process::run(crate::kit::usher::BINARY, &["reload", "--config", &link.display().to_string()], b"")
+        .succeeded();
+    usher.wait_log("reloaded", |_| true);
+    assert_eq!(usher.logged().iter().filter(|line| line["message"] == "reloaded").count(), 1);
+}
+
 #[test]
 fn secrets_readable_by_others_are_refused_with_advice() {
     let config = Config::shared();

@@ -44,7 +44,10 @@ pub(crate) fn bind(settings: &config::Control, successor: bool) -> io::Result<(U
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Reload the configuration file.
-    Reload,
+    Reload {
+        /// Also if a certificate in it has expired.
+        force: bool,
+    },
     /// Hand the listeners to a new process.
     Upgrade,
     /// Shut down, as SIGTERM does.

@@ -1,6 +1,7 @@
 //! Requests on the control socket. A GET changes nothing; each POST is logged with the caller's uid.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -65,7 +66,7 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/trace", post(follow))
         .route("/drain", post(drain))
         .route("/status", get(status))
-        .route("/reload", post(|control, caller, arguments| order(control, caller, arguments, Order::Reload)))
+        .route("/reload", post(reload))
         .route("/upgrade", post(|control, caller, arguments| order(control, caller, arguments, Order::Upgrade)))
         .fallback(|| async { Rejection(StatusCode::NOT_FOUND, "no such path".to_owned()) })
         .method_not_allowed_fallback(|| async {
@@ -476,15 +477,37 @@ async fn drain(
     }))
 }
 
+/// `force`: also with a certificate that has expired.
+async fn reload(control: State<Control>, caller: Extension<Caller>, mut arguments: QueryArgs) -> Answer<Outcome> {
+    let force = arguments.flag("force")?;
+    order(control, caller, arguments, Order::Reload { force }).await
+}
+
+/// Refuses a caller that means another configuration file.
+async fn same_file(control: &Control, arguments: &mut QueryArgs) -> Result<(), Rejection> {
+    let Some(meant) = arguments.take("config") else { return Ok(()) };
+    let own = control.shared.snapshot.load().config.file.clone();
+    let real = async |path: &Path| tokio::fs::canonicalize(path).await.unwrap_or_else(|_| path.to_owned());
+    if real(Path::new(&meant)).await == real(&own).await {
+        return Ok(());
+    }
+    let own = own.display();
+    Err(Rejection(
+        StatusCode::CONFLICT,
+        format!("the running usher uses {own}, not {meant}: run this with --config {own}"),
+    ))
+}
+
 async fn order(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
-    arguments: QueryArgs,
+    mut arguments: QueryArgs,
     order: Order,
 ) -> Answer<Outcome> {
+    same_file(&control, &mut arguments).await?;
     arguments.end()?;
     let cmd = match order {
-        Order::Reload => "reload",
+        Order::Reload { .. } => "reload",
         Order::Upgrade => "upgrade",
         Order::Drain => "drain",
     };
