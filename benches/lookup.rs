@@ -95,16 +95,13 @@ fn main() {
     );
     for connections in [1, 8, 100, 1_000] {
         start_deadline();
-        let mut all: Vec<Postfix> = (0..connections - 1).map(|_| connect()).collect();
+        let mut all: Vec<Postfix> = (0..connections).map(|_| connect()).collect();
         let each = QUESTIONS / connections;
         let (before, began) = (cpu(&usher), Instant::now());
         std::thread::scope(|scope| {
             let threads = connections.min(8);
             let mut places: Vec<Vec<Postfix>> = (0..threads).map(|_| Vec::new()).collect();
             (0..).zip(all.drain(..)).for_each(|(at, one): (usize, Postfix)| places[at % threads].push(one));
-            if connections == 1 {
-                places[0].push(connect());
-            }
             for (thread, mut place) in places.into_iter().enumerate() {
                 scope.spawn(move || {
                     let share = each * connections / threads;

@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// With --connect: a login name to find in the directory; no password is needed
     #[arg(long, value_name = "LOGIN", requires = "connect")]
     sample: Option<String>,
+    /// As root: whether this user can read every file; without it the user of `process.user`, or of the systemd unit
+    #[arg(long = "as", value_name = "USER")]
+    as_user: Option<String>,
     /// With --connect: one JSON object instead of text
     #[arg(long, requires = "connect")]
     json: bool,
@@ -38,7 +41,10 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         Err(problems) => return fail_config(&problems),
     };
     let config = &snapshot.config;
-    let for_the_service = match of_the_service(config) {
+    if arguments.as_user.is_some() && !privileges::is_root() {
+        return fail(USAGE, "--as: only root can check what another user can read");
+    }
+    let for_the_service = match of_the_service(config, arguments.as_user.as_deref()) {
         Ok(warnings) => warnings,
         Err(problems) => return fail_config(&problems),
     };
@@ -102,14 +108,18 @@ fn servers(config: &Config) -> String {
 
 /// What the user that usher runs as cannot read, although root, who checks, can: mistakes if the configuration names the
 /// user, otherwise warnings.
-fn of_the_service(config: &Config) -> Result<Vec<Problem>, Vec<Problem>> {
-    let Some(user) = ServiceUser::of(config).filter(|_| privileges::is_root()) else { return Ok(Vec::new()) };
-    match (unreadable(config, user), user) {
-        (Ok(problems), ServiceUser::Configured(_)) if !problems.is_empty() => Err(problems),
+fn of_the_service(config: &Config, named: Option<&str>) -> Result<Vec<Problem>, Vec<Problem>> {
+    let user = named.map(|user| ServiceUser::Named(user.to_owned())).or_else(|| ServiceUser::of(config));
+    let Some(user) = user.filter(|_| privileges::is_root()) else { return Ok(Vec::new()) };
+    match (unreadable(config, &user), user) {
+        (Ok(problems), ServiceUser::Named(_)) if !problems.is_empty() => Err(problems),
         (Ok(problems), _) => Ok(problems),
-        (Err(error), ServiceUser::Configured(_)) => Err(vec![config.problem("process.user", error.to_string())]),
-        // The unit may have another user.
-        (Err(_), ServiceUser::OfTheUnit(_)) => Ok(Vec::new()),
+        (Err(error), ServiceUser::Named(_)) => {
+            let key = if named.is_some() { "" } else { "process.user" };
+            Err(vec![config.problem(key, error.to_string())])
+        }
+        // No unit and no user: nothing says which it will be.
+        (Err(_), ServiceUser::Packaged(_)) => Ok(Vec::new()),
     }
 }
 

@@ -70,6 +70,20 @@ const PAGES: &[Page] = &[
         examples: &[("usher run --config /etc/usher/config.yaml", "what the systemd unit starts")],
     },
     Page {
+        command: "init",
+        paragraphs: &[
+            "Writes a configuration with comments to standard output, which check accepts once the files that it names \
+             exist. It asks nothing, contacts no server and writes no file; the next commands are said on standard \
+             error.",
+        ],
+        examples: &[(
+            "usher init --ldap ldaps://ldap1.example.com --base ou=people,dc=example,dc=com --backend \
+             server3=server3.example.com:993 --certificate /etc/usher/fullchain.pem --key /etc/usher/privkey.pem > \
+             config.yaml",
+            "one directory server, one mail server",
+        )],
+    },
+    Page {
         command: "check",
         paragraphs: &[
             "Reads the configuration and the certificates, keys and passwords that it names, as run and reload do. \

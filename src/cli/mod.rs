@@ -16,6 +16,7 @@ mod explain_all;
 mod explain_running;
 mod fleet;
 mod import_users;
+mod init;
 mod kick;
 mod lookup;
 mod manual;
@@ -83,6 +84,8 @@ struct Cli {
 enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP reloads (the default command)
     Run(run::Args),
+    /// Write a starter configuration to standard output
+    Init(init::Args),
     /// Check the configuration and every file it names, and report all mistakes at once
     Check(check::Args),
     /// Show where a user would be routed, and why
@@ -158,6 +161,7 @@ pub fn main(settled: fn()) -> ExitCode {
     let code = runtime.block_on(async {
         match command {
             Command::Run(arguments) => run::run(config, &arguments).await,
+            Command::Init(arguments) => init::init(&arguments, &config),
             Command::Check(arguments) => check::check(&config, &arguments).await,
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
             Command::ImportUsers(arguments) => import_users::import_users(&config, &arguments).await,
@@ -191,7 +195,8 @@ const fn is_service(command: &Command) -> bool {
         Command::Run(_) => true,
         #[cfg(feature = "demo")]
         Command::Demo(_) => true,
-        Command::Check(_)
+        Command::Init(_)
+        | Command::Check(_)
         | Command::Explain(_)
         | Command::ImportUsers(_)
         | Command::Sessions(_)

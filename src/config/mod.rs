@@ -246,7 +246,6 @@ pub(crate) fn load(file: &Path) -> Result<Config, Mistakes> {
 ///
 /// # Errors
 /// As [`load`].
-#[cfg(any(test, feature = "internals"))]
 pub fn parse(file: &Path, text: &str) -> Result<Config, Mistakes> {
     parse_sources(file, Sources { text: text.to_owned(), folder: None })
 }

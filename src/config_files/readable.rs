@@ -16,29 +16,57 @@ use crate::config::{Config, Problem};
 const PACKAGED: (&str, &str) = ("/etc/usher/config.yaml", "usher");
 
 /// The user that usher will run as, as far as root can know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ServiceUser<'a> {
-    /// That of `process.user`: what it cannot read is a mistake.
-    Configured(&'a str),
-    /// That of the shipped unit, which a drop-in may replace.
-    OfTheUnit(&'a str),
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ServiceUser {
+    /// The one that was asked about, that of `process.user`, or `User=` of the unit: what it cannot read is a mistake.
+    Named(String),
+    /// That of the shipped unit, which is not installed here.
+    Packaged(String),
 }
 
-impl<'a> ServiceUser<'a> {
+impl ServiceUser {
     /// Of a configuration; `None`: nothing says which.
     #[must_use]
-    pub(crate) fn of(config: &'a Config) -> Option<Self> {
-        let of_the_unit = (config.file == Path::new(PACKAGED.0)).then_some(Self::OfTheUnit(PACKAGED.1));
-        config.process.user.as_deref().map(Self::Configured).or(of_the_unit)
+    pub(crate) fn of(config: &Config) -> Option<Self> {
+        let of_the_unit = || {
+            let user = unit_user(&UNIT_FOLDERS.map(Path::new)).map(Self::Named);
+            let user = user.unwrap_or_else(|| Self::Packaged(PACKAGED.1.to_owned()));
+            (config.file == Path::new(PACKAGED.0)).then_some(user)
+        };
+        config.process.user.clone().map(Self::Named).or_else(of_the_unit)
     }
+}
+
+/// Where units are, the one that counts most first (systemd.unit(5)).
+const UNIT_FOLDERS: [&str; 3] = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
+
+/// `User=` of usher's unit: of its last drop-in, or of the unit itself.
+fn unit_user(folders: &[&Path]) -> Option<String> {
+    let user_in = |path: PathBuf| {
+        let text = fs::read_to_string(path).ok()?;
+        let user = text.lines().filter_map(|line| line.trim().strip_prefix("User=")).next_back()?;
+        Some(user.trim().to_owned()).filter(|user| !user.is_empty())
+    };
+    let mut parts: Vec<PathBuf> = Vec::new();
+    for folder in folders {
+        let found = fs::read_dir(folder.join("usher.service.d")).into_iter().flatten().flatten();
+        let found = found.map(|part| part.path()).filter(|part| part.extension().is_some_and(|kind| kind == "conf"));
+        // A file in an earlier folder replaces one of the same name.
+        let is_new = |part: &PathBuf| !parts.iter().any(|known| known.file_name() == part.file_name());
+        parts.extend(found.filter(is_new).collect::<Vec<_>>());
+    }
+    parts.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
+    let unit =
+        || folders.iter().map(|folder| folder.join("usher.service")).find(|path| path.exists()).and_then(user_in);
+    parts.into_iter().rev().find_map(user_in).or_else(unit)
 }
 
 /// The files of a configuration that this user cannot read. This process must be root.
 ///
 /// # Errors
 /// There is no such user, or this process cannot become it.
-pub(crate) fn unreadable(config: &Config, user: ServiceUser<'_>) -> io::Result<Vec<Problem>> {
-    let (ServiceUser::Configured(name) | ServiceUser::OfTheUnit(name)) = user;
+pub(crate) fn unreadable(config: &Config, user: &ServiceUser) -> io::Result<Vec<Problem>> {
+    let (ServiceUser::Named(name) | ServiceUser::Packaged(name)) = user;
     let account = User::find(name, config.process.group.as_deref())?;
     let mut files: Vec<(String, &Path)> = secrets(config);
     for path in std::iter::once(config.file.as_path()).chain(config.place.part_files()).chain(paths(config)) {
@@ -80,5 +108,35 @@ impl Closed {
         let inner: Vec<&Path> = path.ancestors().collect();
         let folder = inner.iter().rev().find(|path| refused(fs::symlink_metadata(path).map(|_| ())));
         Some(folder.and_then(|path| path.parent()).map_or(Self::File, |folder| Self::Folder(folder.to_owned())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_of_the_unit_is_that_of_its_last_drop_in() {
+        let base = std::env::temp_dir().join(format!("usher-unit-{}", std::process::id()));
+        let (etc, lib) = (base.join("etc"), base.join("lib"));
+        for (folder, file, text) in [
+            (&lib, "usher.service", "[Service]\nUser=usher\n"),
+            (&lib, "usher.service.d/20-b.conf", "[Service]\nUser=second\n"),
+            (&etc, "usher.service.d/10-a.conf", "[Service]\n User=first \n"),
+            (&etc, "usher.service.d/30-other.conf", "[Service]\nLimitNOFILE=1\n"),
+            (&etc, "usher.service.d/40.conf~", "[Service]\nUser=backup\n"),
+        ] {
+            let path = folder.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        assert_eq!(unit_user(&[&etc, &lib]).as_deref(), Some("second"));
+        fs::write(etc.join("usher.service.d/20-b.conf"), "").unwrap();
+        assert_eq!(unit_user(&[&etc, &lib]).as_deref(), Some("first"));
+        fs::remove_dir_all(etc).unwrap();
+        fs::remove_dir_all(lib.join("usher.service.d")).unwrap();
+        assert_eq!(unit_user(&[&base.join("etc"), &lib]).as_deref(), Some("usher"));
+        fs::remove_dir_all(base).unwrap();
+        assert_eq!(unit_user(&[&lib]), None);
     }
 }

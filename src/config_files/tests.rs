@@ -175,20 +175,23 @@ fn unusable_password_files_are_reported_with_cause_and_remedy() {
 }
 
 #[test]
-fn fingerprint_depends_only_on_the_content() {
+fn fingerprint_depends_only_on_content_owner_and_mode() {
     let folder = folder();
     let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
     let first = Fingerprint::of(&config);
     assert_eq!(Files::read(&config).unwrap().fingerprint, first);
     for name in ["one.pem", "one.key", "ca.pem", "password", "probe.password"] {
         let path = folder.path().join(name);
-        let content = fs::read(&path).unwrap();
+        let (content, mode) = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().permissions());
         fs::write(&path, "another").unwrap();
         let changed = Fingerprint::of(&config);
         assert_ne!(changed, first, "{name}");
         fs::remove_file(&path).unwrap();
         assert!(![first, changed].contains(&Fingerprint::of(&config)), "{name}");
         fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o604)).unwrap();
+        assert_ne!(Fingerprint::of(&config), first, "{name}");
+        fs::set_permissions(&path, mode).unwrap();
         assert_eq!(Fingerprint::of(&config), first, "{name}");
     }
 }
@@ -212,9 +215,9 @@ routing: {backends: [{name: one, imap: {address: '192.0.2.3:993', tls: implicit}
     let mut config = parse(&file, text).unwrap();
     config.process.user = Some("nobody".into());
     let user = ServiceUser::of(&config).unwrap();
-    assert_eq!(user, ServiceUser::Configured("nobody"));
+    assert_eq!(user, ServiceUser::Named("nobody".to_owned()));
     let found = |config: &Config| {
-        let problems = unreadable(config, ServiceUser::Configured("nobody")).unwrap();
+        let problems = unreadable(config, &user).unwrap();
         problems.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     // Files that do not exist are another mistake.
@@ -235,5 +238,5 @@ routing: {backends: [{name: one, imap: {address: '192.0.2.3:993', tls: implicit}
     config.process.user = None;
     assert_eq!(ServiceUser::of(&config), None);
     config.file = "/etc/usher/config.yaml".into();
-    assert_eq!(ServiceUser::of(&config), Some(ServiceUser::OfTheUnit("usher")));
+    assert!(ServiceUser::of(&config).is_some());
 }

@@ -45,6 +45,7 @@ mod fleet_secrets;
 mod flood;
 mod health;
 mod hostile_directory;
+mod init;
 mod journal;
 mod kick;
 mod labels;

@@ -142,6 +142,11 @@ impl Config {
         self
     }
 
+    /// The same files with another configuration.
+    pub(crate) fn replaced(self, value: Value) -> Self {
+        Self { value, ..self }
+    }
+
     /// One listener with implicit TLS, and a fixed port for it and for the side port, so that a second
     /// process listens where the first did.
     pub(crate) fn with_ports(self) -> (Self, u16) {
