@@ -108,6 +108,11 @@ fn said(backend: &Backend) -> String {
         Some(Drain { rate, .. }) => {
             format!("{name} gets no new logins; its {sessions} {are} being ended, {rate} a second")
         }
+        None if !backend.state.is_up() => {
+            format!(
+                "{name} is no longer drained, but it is down: it gets logins when it is up again (see `usher backends`)"
+            )
+        }
         None => format!("{name} gets logins again"),
     }
 }

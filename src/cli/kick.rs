@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use clap::ArgGroup;
 
-use super::count;
 use super::fleet::{self, ByNode};
 use super::running::{Running, say, say_json, with_query};
 use super::sessions::{Which, listed, sorted};
+use super::{FAILED, count, fail};
 use crate::admin::control::Kicked;
 use crate::config;
+use crate::diagnose::table::Shown;
 use crate::sessions::registry::Session;
 
 const HELP: &str = "\
@@ -27,7 +28,7 @@ Examples:
 
 Without --over they end as fast as drain.max_closes_per_second allows.
 
-Exit codes: 0 done, also if there was none; 1 done, but a process of an upgrade or a node did not answer; 64 a
+Exit codes: 0 done; 1 no session of this user, or a process of an upgrade or a node did not answer; 64 a
 mistake in the arguments; 69 usher does not run; 77 you may not use the control socket.";
 
 #[derive(Debug, clap::Args)]
@@ -74,9 +75,14 @@ pub(super) async fn kick(config: &Path, arguments: &Args) -> Result<ExitCode, Ex
         kicked.over_seconds = kicked.over_seconds.max(answer.over_seconds);
         kicked.sessions.append(&mut answer.sessions);
     }
+    let user = arguments.which.pairs().find(|(key, _)| *key == "user");
+    let none = user.filter(|_| kicked.count == 0);
     if arguments.json {
         say_json(&kicked);
-        return Ok(code);
+        return Ok(if none.is_some() { ExitCode::from(FAILED) } else { code });
+    }
+    if let Some((_, user)) = none {
+        return Err(fail(FAILED, format!("no session of {}; `usher sessions` lists the names", Shown(user))));
     }
     say(text(&kicked));
     Ok(code)

@@ -19,7 +19,7 @@ use crate::outcome::{BackendReply, Refusal, Side, TokenError};
 use crate::proto::ClientId;
 use crate::proto::transcript::Leg;
 use crate::sessions::id::SessionId;
-use crate::sessions::registry::EntryRef;
+use crate::sessions::registry::{EntryRef, Session};
 use crate::sessions::relay::RelayOutcome;
 use crate::telemetry::labels::{DecisionBasis, LoginPhase, SessionEnd};
 use crate::telemetry::log::Bounded;
@@ -291,7 +291,7 @@ impl LoginEvent {
 
 /// Writes the event of a session's end and counts it.
 pub(crate) fn ended(
-    info: &ConnectionInfo,
+    (info, session): (&ConnectionInfo, Option<&Session>),
     cause: SessionEnd,
     ended: Option<&RelayOutcome>,
     lasted: Duration,
@@ -303,6 +303,9 @@ pub(crate) fn ended(
         client = %info.client,
         protocol = info.protocol,
         cause = cause.label(),
+        login = session.map(|session| tracing::field::display(Bounded(session.login.as_bytes()))),
+        dn = session.map(|session| tracing::field::display(Bounded(session.dn.as_bytes()))),
+        backend = session.map(|session| &*session.backend),
         duration_ms = milliseconds(lasted),
         bytes_in = ended.map(|ended| ended.bytes_in),
         bytes_out = ended.map(|ended| ended.bytes_out),

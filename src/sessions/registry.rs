@@ -504,6 +504,13 @@ pub(crate) struct ListedSession {
     id: SessionId,
 }
 
+impl ListedSession {
+    /// The session.
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        self.registry.lock().sessions.get(&self.id).map(|(session, _)| Arc::clone(session))
+    }
+}
+
 impl Drop for ListedSession {
     fn drop(&mut self) {
         self.registry.lock().remove(self.id);

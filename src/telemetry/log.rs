@@ -72,7 +72,8 @@ fn build(settings: &config::Log, output: impl io::Write + Send + 'static, to_jou
     let dropped = queue.error_counter();
     let (filter, level) = reload::Layer::new(filter(settings.level));
     let registry = tracing_subscriber::registry().with(filter);
-    let writer = OneLine { queue, format: settings.format, to_journal, priority: None };
+    let pid = std::process::id();
+    let writer = OneLine { queue, format: settings.format, to_journal, priority: None, pid };
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(writer);
     let dispatch = match settings.format {
         LogFormat::Text => Dispatch::new(registry.with(layer.fmt_fields(KeyValue))),
@@ -214,6 +215,8 @@ struct OneLine {
     to_journal: bool,
     /// The priority of the event, for the journal.
     priority: Option<Priority>,
+    /// This process: during an upgrade two write to one log.
+    pid: u32,
 }
 
 /// The output of the thread that writes: it is given the lines one by one, and flushed when there are no
@@ -269,7 +272,16 @@ impl io::Write for OneLine {
                 (false, LogFormat::Text) => write!(clean, "{}", character.escape_debug()),
             };
         }
-        clean.push('\n');
+        let pid = self.pid;
+        // Writing to a String cannot fail.
+        let _ = match self.format {
+            LogFormat::Text => writeln!(clean, " usher_pid={pid}"),
+            LogFormat::Json if clean.ends_with('}') => {
+                clean.pop();
+                writeln!(clean, ",\"usher_pid\":{pid}}}")
+            }
+            LogFormat::Json => writeln!(clean),
+        };
         self.queue.write_all(clean.as_bytes())?;
         Ok(event.len())
     }

@@ -109,6 +109,9 @@ fn drained_backend_gets_no_logins_and_loses_its_sessions_until_undrained() {
 
     let said = usher.command(&["backends", "undrain", "server3"]).succeeded().stdout;
     assert_eq!(said, "server3 gets logins again\n");
+    let none = usher.command(&["kick", "--user", "no such user"]);
+    assert_eq!((none.code, none.stdout.as_str()), (1, ""), "{none:?}");
+    assert!(none.stderr.contains("no session of no such user"), "{none:?}");
     let mut alice = login(&usher, "alice");
     alice.command("NOOP").ok();
     assert_eq!(usher.metric("usher_backend_draining", &[("backend", "server3")]), 0.0);

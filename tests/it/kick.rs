@@ -130,7 +130,9 @@ fn kicked_user_is_logged_out_under_every_name_and_no_other_user_is() {
     );
     // A kicked user may log in again.
     login(&usher, "alice");
-    let none = json_output(&usher, &["kick", "--user", "unknown"]);
+    let none = usher.command(&["kick", "--user", "unknown", "--json"]);
+    assert_eq!(none.code, 1, "{none:?}");
+    let none: Value = serde_json::from_str(&none.stdout).unwrap();
     assert_eq!((none["count"].as_u64(), none["dry_run"].as_bool()), (Some(0), Some(false)));
 }
 

@@ -461,12 +461,12 @@ async fn drain(
         (false, false) => "drain",
     };
     let sessions = shared.registry.count();
-    audit(act, &caller, "process", Some(sessions));
     let ends = !(ready_only || undo);
     if ends {
-        // The main loop never refuses it.
+        // The main loop never refuses it, unless it has done so before.
         let _ = send(&control, Order::Drain).await?;
     }
+    audit(act, &caller, "process", Some(sessions));
     let settings = &snapshot.config.drain;
     Ok(Json(Leaving {
         ends,
@@ -520,8 +520,12 @@ async fn order(
 
 async fn send(control: &Control, order: Order) -> Result<OrderResult, Rejection> {
     // The receiver is the main loop, which is gone only during shutdown.
-    let ending =
-        || Rejection(StatusCode::SERVICE_UNAVAILABLE, "shutting down: administrative commands are refused".to_owned());
+    let ending = || {
+        Rejection(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "it is shutting down already: administrative commands are refused".to_owned(),
+        )
+    };
     let (answer, answered) = oneshot::channel();
     control.orders.send((order, answer)).await.map_err(|_| ending())?;
     answered.await.map_err(|_| ending())

@@ -58,7 +58,8 @@ impl Established {
             let ended = AssertUnwindSafe(relay.run(closing_line, &mut asked_to_end)).catch_unwind().await;
             sessions.dec();
             let cause = ended.as_ref().map_or(SessionEnd::Panic, |ended| ended.cause.counted());
-            event::ended(&info, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
+            let session = listed.session();
+            event::ended((&info, session.as_deref()), cause, ended.as_ref().ok(), began.elapsed(), &metrics);
             drop((listed, place, taken));
         }
     }

@@ -40,7 +40,16 @@ fn written_to(to_journal: bool, format: LogFormat, level: LogLevel, events: impl
     dispatcher::with_default(&dispatch, || events(&guard));
     drop(guard);
     let bytes = page.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap().lines().map(ToOwned::to_owned).collect()
+    // Every line ends with the process; what is tested is before it.
+    let own = match format {
+        LogFormat::Text => format!(" usher_pid={}", std::process::id()),
+        LogFormat::Json => format!(",\"usher_pid\":{}}}", std::process::id()),
+    };
+    let of = |line: &str| {
+        let event = line.strip_suffix(&own).unwrap_or_else(|| panic!("{line}"));
+        if format == LogFormat::Json { format!("{event}}}") } else { event.to_owned() }
+    };
+    String::from_utf8(bytes).unwrap().lines().map(of).collect()
 }
 
 #[test]
@@ -252,11 +261,11 @@ fn last_lines_are_written_while_the_guard_is_still_shared() {
 fn event_is_one_write_to_the_queue() {
     let page = Page::default();
     let (queue, worker) = NonBlockingBuilder::default().finish(page.clone());
-    let mut line = OneLine { queue, format: LogFormat::Text, to_journal: false, priority: None };
+    let mut line = OneLine { queue, format: LogFormat::Text, to_journal: false, priority: None, pid: 7 };
     assert_eq!(line.write(b"a\nb\tc\n").unwrap(), 6);
     line.flush().unwrap();
     drop(worker);
-    assert_eq!(*page.0.lock().unwrap(), b"a\\nb\\tc\n");
+    assert_eq!(*page.0.lock().unwrap(), b"a\\nb\\tc usher_pid=7\n");
 }
 
 #[tokio::test(start_paused = true)]
