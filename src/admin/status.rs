@@ -232,6 +232,12 @@ fn standing(backend: &Backend) -> (Mark, String) {
     let addresses = || serving.iter().flat_map(|one| &one.addresses);
     let lost: Vec<_> = addresses().filter_map(|address| address.down_seconds).collect();
     let since = lost.iter().max().map_or_else(String::new, |seconds| format!(" for {}", span(*seconds)));
+    let refusing: Vec<_> =
+        serving.iter().filter_map(|one| Some((one.refusing.as_ref()?.seconds, &*one.protocol))).collect();
+    if let (true, Some((longest, _))) = (down.is_empty() && backend.draining.is_none(), refusing.iter().max()) {
+        let protocols: Vec<&str> = refusing.iter().map(|(_, protocol)| *protocol).collect();
+        return (Mark::Bad, format!("accepts no login ({}) for {}", protocols.join(", "), span(*longest)));
+    }
     match (down.len(), lost.len()) {
         (0, _) if backend.draining.is_some() => (Mark::Attention, "draining (administrator)".to_owned()),
         (0, 0) => (Mark::Good, "up".to_owned()),

@@ -21,8 +21,6 @@ pub(super) struct AddressSet {
     pub(super) entries: Vec<(SocketAddr, Breaker)>,
     pub(super) resolver: Resolver,
     pub(super) slow_start: SlowStart,
-    /// Whether the probe account was rejected last time.
-    pub(super) account_refused: bool,
     /// Each address's last capabilities, filtered for clients.
     pub(super) lists: HashMap<SocketAddr, Vec<String>>,
     /// How often that has changed.
@@ -55,7 +53,6 @@ impl AddressSet {
             entries: Vec::new(),
             resolver: Resolver { due, asking: false, failure: None },
             slow_start,
-            account_refused: false,
             lists: HashMap::new(),
             generation: 0,
             changes: Vec::new(),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::BackendError;
+use super::acceptance::{Acceptance, LoginFailure, ProbeRefusal};
 use super::address_set::AddressSet;
 use super::balance::{Affinity, NodeChange};
 use super::health::{
@@ -20,9 +21,10 @@ use super::health::{
 };
 use super::resolve::resolve;
 use super::source::Sources;
-use super::state::{AddressStatus, ProtocolStatus};
+use super::state::{AddressStatus, ProtocolStatus, RefusingStatus};
 use crate::base::tasks::{self, Task};
 use crate::config::{self, Address, AddressBalance, OnReturn, Probe};
+use crate::directory::EntryKey;
 use crate::limits::Shares;
 use crate::proto::capabilities;
 use crate::telemetry::log::Bounded;
@@ -62,6 +64,8 @@ pub(super) struct Pool {
     shares: Shares,
     /// Whether the server reads a login's message that goes with the command; no once it has shown otherwise.
     initial_responses: AtomicBool,
+    /// Whether logins are accepted at all.
+    pub(super) acceptance: Acceptance,
     /// Notifies waiting logins of a change.
     changed: watch::Sender<()>,
 }
@@ -104,6 +108,7 @@ impl Pool {
             addresses: Mutex::new(set),
             shares,
             initial_responses: AtomicBool::new(true),
+            acceptance: Acceptance::default(),
             changed: watch::Sender::new(()),
         }
     }
@@ -293,22 +298,44 @@ impl Pool {
         self.addresses().breaker(attempt.address).is_some_and(|breaker| breaker.is_overdue(attempt.began.elapsed()))
     }
 
-    /// Records whether the probe account was rejected; logs a change.
-    pub(super) fn account_refused(&self, refused: bool) {
-        let before = std::mem::replace(&mut self.addresses().account_refused, refused);
-        match (before, refused) {
-            (false, true) => {
-                warn!(
-                    backend = &*self.backend,
-                    protocol = self.protocol,
-                    "backend rejected the probe account; logins are not affected"
-                );
-            }
-            (true, false) => {
-                info!(backend = &*self.backend, protocol = self.protocol, "backend accepts the probe account again");
-            }
-            (false, false) | (true, true) => {}
+    /// Records that a user's login was accepted.
+    pub(super) fn login_accepted(&self) {
+        self.accepts_again(self.acceptance.accepted(Instant::now()));
+    }
+
+    fn accepts_again(&self, refused_for: Option<Duration>) {
+        if let Some(refused_s) = refused_for.map(|time| time.as_secs()) {
+            info!(backend = &*self.backend, protocol = self.protocol, refused_s, "backend accepts logins again");
         }
+    }
+
+    /// Records that the login of a proven user has failed there.
+    pub(super) fn login_failed(&self, user: &EntryKey, how: LoginFailure, reason: &str) {
+        if self.acceptance.failed(user, how, reason, Instant::now()) {
+            self.log_refusing("users", reason);
+        }
+    }
+
+    fn log_refusing(&self, seen_by: &'static str, reason: &str) {
+        let reason = Bounded(reason.as_bytes());
+        warn!(backend = &*self.backend, protocol = self.protocol, seen_by, %reason, "backend accepts no login; its users are told of an outage");
+    }
+
+    /// Records that the probe account was rejected.
+    pub(super) fn account_refused(&self, reason: &str) {
+        match self.acceptance.probe_refused(reason, Instant::now()) {
+            ProbeRefusal::Known => {}
+            ProbeRefusal::Begins => self.log_refusing("probe", reason),
+            ProbeRefusal::Account => {
+                let (backend, protocol, reason) = (&*self.backend, self.protocol, Bounded(reason.as_bytes()));
+                warn!(backend, protocol, %reason, "backend rejected the probe account, and users log in: check the account");
+            }
+        }
+    }
+
+    /// Records that the probe account was accepted.
+    pub(super) fn account_accepted(&self) {
+        self.accepts_again(self.acceptance.probe_accepted(Instant::now()));
     }
 
     /// Stores an address's capabilities. Returns whether they replaced different ones.
@@ -402,6 +429,11 @@ impl Pool {
             protocol: self.protocol.into(),
             up: set.is_up(),
             unresolved,
+            refusing: self.acceptance.refusing().map(|refusing| RefusingStatus {
+                seconds: refusing.since.elapsed().as_secs(),
+                by_probe: refusing.by_probe,
+                reason: refusing.reason.to_string(),
+            }),
             addresses: addresses.collect(),
             capabilities,
         }

@@ -159,6 +159,7 @@ impl Endpoint {
             | BackendError::NoSource { .. }
             | BackendError::Source { .. }
             | BackendError::Down { .. }
+            | BackendError::Refusing { .. }
             | BackendError::Full
             | BackendError::SlowStart
             | BackendError::NoServiceLogin

@@ -60,6 +60,12 @@ pub(crate) enum BackendError {
         /// The last fault of the first of them.
         reason: Arc<str>,
     },
+    /// It answers no login, and enough of them wait for it.
+    #[error("the backend answers no login: {reason}")]
+    Refusing {
+        /// How it was first.
+        reason: Arc<str>,
+    },
     /// `logins_in_flight` logins are in progress.
     #[error("too many logins in progress")]
     Full,
@@ -181,6 +187,7 @@ impl BackendError {
             | Self::Fault(_) => BackendResult::Unreachable,
             Self::NoServiceLogin | Self::TokenTooLong(_) => BackendResult::Unsent,
             Self::Down { .. } => BackendResult::Down,
+            Self::Refusing { .. } => BackendResult::Refusing,
             Self::Full => BackendResult::InFlight,
             Self::SlowStart => BackendResult::SlowStart,
             Self::Tls { .. } => BackendResult::Tls,
@@ -199,6 +206,7 @@ impl BackendError {
             | BackendResult::Rejected
             | BackendResult::Unreachable
             | BackendResult::Down
+            | BackendResult::Refusing
             | BackendResult::InFlight
             | BackendResult::SlowStart
             | BackendResult::Unsent
@@ -206,8 +214,8 @@ impl BackendError {
         }
     }
 
-    /// What it means for the client. A rejection becomes `BackendRejected`: without a bind the login does not
-    /// come this far.
+    /// What it means for the client. A rejection becomes `BackendRejected` (see also `Backend::rejected`): without a
+    /// bind the login does not come this far.
     #[must_use]
     pub(crate) fn refusal(&self, pass_refusals: bool) -> Refusal {
         match self {
@@ -223,6 +231,7 @@ impl BackendError {
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(BackFault::Bye) => Refusal::BackendUnreachable,
+            Self::Refusing { .. } => Refusal::BackendRefusesAll,
             Self::Full | Self::SlowStart => Refusal::BackendBusy,
             Self::Tls { .. } | Self::Fault(BackFault::NoStartTls | BackFault::Injection) => Refusal::BackendTls,
             Self::Timeout { .. } => Refusal::BackendTimeout,

@@ -6,6 +6,7 @@
 //! password is sent again only where the backend has not read it, and never after it has refused it. Never uses
 //! cleartext unless the config says so explicitly.
 
+mod acceptance;
 mod address_set;
 mod addresses;
 pub(crate) mod balance;
@@ -36,12 +37,14 @@ use crate::base::credential::{Credential, CredentialSecret, Login, TokenForm};
 use crate::base::labels::Label as _;
 use crate::base::secret::Secret;
 use crate::config::{self, Forward, TokenLogin};
+use crate::directory::EntryKey;
 use crate::limits::Shares;
-use crate::outcome::Refusal;
+use crate::outcome::{BackendReply, Refusal};
 use crate::proto::transcript::Transcript;
 use crate::proto::{self, BackSettings, Origin, PROTOCOLS, Protocol};
 use crate::telemetry::metrics::Metrics;
 use crate::token::VerifiedToken;
+use acceptance::LoginFailure;
 use addresses::{Evidence, Pool};
 use balance::Affinity;
 pub(crate) use dialogue::LoggedIn;
@@ -217,14 +220,14 @@ impl Backend {
     }
 
     /// Logs the user in under this name, within the backend's `timeout`, and forwards the client's address as `forward` says.
-    /// Returns the address as well.
+    /// `user` is the proven user, whose entry it is. Returns the address as well.
     ///
     /// # Errors
     /// Why not; `phases` says how far it came.
     pub(crate) async fn log_in(
         &self,
         protocol: &Protocol,
-        (login, proof): (&Login, LoginProof<'_>),
+        (login, proof, user): (&Login, LoginProof<'_>, &EntryKey),
         affinity: Option<&Affinity>,
         origin: &Origin,
         transcript: &Transcript,
@@ -259,6 +262,8 @@ impl Backend {
             ehlo,
         };
 
+        let acceptance = &endpoint.pool.acceptance;
+        let admitted = acceptance.admit(user, Instant::now()).map_err(|reason| BackendError::Refusing { reason })?;
         let began = Instant::now();
         let approach = async {
             // A backend that is down is reported before waiting for a slot.
@@ -279,18 +284,34 @@ impl Backend {
         let answered = timeout_at(deadline, endpoint.log_in(talk, &mut settings, again)).await;
         let answered = answered.map_err(|_| endpoint.late_login(address)).flatten();
         phases.login = Some(began.elapsed());
+        drop(admitted);
         match &answered {
             Ok(_) => {
                 endpoint.pool.succeeded(address, Evidence::Login);
+                endpoint.pool.login_accepted();
                 // Which also ends the delay, where all logins come from one address.
                 if endpoint.forward == Forward::Nothing {
                     self.rejections.forget(address.ip());
                 }
             }
             Err(BackendError::Refused(reply)) if !reply.unavailable => self.rejections.record(address.ip()),
-            Err(_) => {}
+            // Whether a rejection counts depends on how the login was decided: [`Backend::rejected`].
+            Err(BackendError::Refused(_)) => {}
+            Err(error) => endpoint.pool.login_failed(user, LoginFailure::of(error), &error.to_string()),
         }
         answered.map(|logged_in| (logged_in, address))
+    }
+
+    /// What it means that the backend has rejected the login of this user, whom the directory has just accepted: what
+    /// the backend says, unless it rejects every user, which is an outage.
+    pub(crate) fn rejected(&self, protocol: &Protocol, user: &EntryKey, reply: BackendReply) -> Refusal {
+        if let Some(endpoint) = self.endpoints.get(protocol.name).filter(|_| !reply.concerns_user()) {
+            endpoint.pool.login_failed(user, LoginFailure::Refused, &format!("login rejected: {}", reply.text));
+            if endpoint.pool.acceptance.refusing().is_some() {
+                return Refusal::BackendRefusesAll;
+            }
+        }
+        Refusal::BackendRejected(self.pass_refusals.then_some(reply))
     }
 
     /// The address that nginx connects to: a healthy one, or the one configured for nginx.
@@ -334,6 +355,8 @@ impl Backend {
         for (protocol, endpoint) in &self.endpoints {
             let up = i64::from(endpoint.pool.is_up());
             metrics.backend_up.with_label_values(&[&*self.name, *protocol]).set(up);
+            let accepts = i64::from(endpoint.pool.acceptance.refusing().is_none());
+            metrics.backend_accepts_logins.with_label_values(&[&*self.name, *protocol]).set(accepts);
             for standing in BreakerState::ALL.iter().copied() {
                 let count = i64::try_from(endpoint.pool.count(standing)).unwrap_or(i64::MAX);
                 metrics.backend_addresses.with_label_values(&[&*self.name, *protocol, standing.label()]).set(count);

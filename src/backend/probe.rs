@@ -38,7 +38,7 @@ impl Endpoint {
                 }
                 ProbeResult::Ok
             }
-            // The server works; a rejected probe account is a matter of configuration.
+            // The server can be reached; what the rejection means is another matter.
             Err(BackendError::Refused(words)) if !words.unavailable => {
                 self.rejections.record(probe.attempt.address.ip());
                 self.pool.succeeded(probe.attempt.address, Evidence::Login);
@@ -55,8 +55,12 @@ impl Endpoint {
             }
         };
         self.metrics.backend_probes.at(&self.pool.backend, result).inc();
-        if self.account.is_some() {
-            self.pool.account_refused(result == ProbeResult::Refused);
+        match &probed {
+            Err(BackendError::Refused(reply)) if !reply.unavailable => {
+                self.pool.account_refused(&format!("the probe account is rejected: {}", reply.text));
+            }
+            Ok(Some(Evidence::Login)) => self.pool.account_accepted(),
+            Ok(_) | Err(_) => {}
         }
     }
 

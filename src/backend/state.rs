@@ -28,10 +28,24 @@ pub(crate) struct ProtocolStatus {
     pub up: bool,
     /// Why the name has no address, if resolution failed.
     pub unresolved: Option<String>,
+    /// Since when and why no login is accepted, if none is although an address is up.
+    #[serde(default)]
+    pub refusing: Option<RefusingStatus>,
     /// The addresses in order of preference; none before the name is resolved.
     pub addresses: Vec<AddressStatus>,
     /// The capabilities of all of its addresses, as advertised; none before one was reached.
     pub capabilities: Option<Vec<String>>,
+}
+
+/// A backend that accepts no login.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RefusingStatus {
+    /// For how long.
+    pub seconds: u64,
+    /// Whether the probe account has shown it, and not users.
+    pub by_probe: bool,
+    /// What it said, or how it was silent; quotes the server, so escape it where it is shown.
+    pub reason: String,
 }
 
 /// One address.
@@ -62,6 +76,6 @@ impl BackendStatus {
     /// Whether it takes logins of each protocol that it serves.
     #[must_use]
     pub(crate) fn is_up(&self) -> bool {
-        self.protocols.iter().all(|serving| serving.up)
+        self.protocols.iter().all(|serving| serving.up && serving.refusing.is_none())
     }
 }

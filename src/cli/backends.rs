@@ -11,16 +11,17 @@ use super::running::{Running, age, say, say_json, table, with_query};
 use super::{FAILED, count};
 use crate::admin::control::encode;
 use crate::admin::overview::Backend;
-use crate::backend::state::{AddressStatus, ProtocolStatus};
+use crate::backend::state::{AddressStatus, ProtocolStatus, RefusingStatus};
 use crate::base::clock::unix_now;
 use crate::sessions::maintenance::Drain;
 use crate::telemetry::log::Escaped;
 
 const HELP: &str = "\
-A backend is up, down (none of its addresses takes logins) or draining (`usher backends drain`). LOGINS
-are those under way there, of as many as may be; ADDRESSES those in use, of all.
+A backend is up, down (none of its addresses takes logins), refusing (it refuses every login, or answers
+none: its authentication is broken) or draining (`usher backends drain`). LOGINS are those under way there,
+of as many as may be; ADDRESSES those in use, of all.
 
-Exit codes: 0 all are up; 1 one is down that is not draining, or a process of an upgrade did not answer;
+Exit codes: 0 all are up; 1 one is down or refusing that is not draining, or a process of an upgrade did not answer;
 64 a mistake in the arguments; 69 usher does not run; 77 you may not use the control socket.";
 
 const DRAIN_HELP: &str = "\
@@ -154,6 +155,7 @@ fn text(backends: &[Backend], long: bool, fleet: bool) -> String {
         for serving in &backend.state.protocols {
             let word = match backend.draining {
                 Some(_) => "draining",
+                None if serving.up && serving.refusing.is_some() => "refusing",
                 None if serving.up => "up",
                 None => "down",
             };
@@ -191,6 +193,10 @@ fn remarks_on(name: &str, serving: &ProtocolStatus, long: bool) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some(reason) = &serving.unresolved {
         remarks.push(format!("{name} {protocol}: {}", Escaped(reason.as_bytes())));
+    }
+    if let Some(RefusingStatus { seconds, by_probe, reason }) = &serving.refusing {
+        let (seen_by, reason) = (if *by_probe { "the probe account" } else { "users" }, Escaped(reason.as_bytes()));
+        remarks.push(format!("{name} {protocol}: accepts no login for {}, as {seen_by} show: {reason}", age(*seconds)));
     }
     for AddressStatus { address, breaker, reason, down_seconds, greets_after_ms } in &serving.addresses {
         match down_seconds {

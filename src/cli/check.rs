@@ -7,7 +7,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use super::running::age;
 use super::{FAILED, OK, UNAVAILABLE, USAGE, complain, count, fail, fail_config, output, progress};
+use crate::admin::control;
+use crate::admin::overview::Backend;
+use crate::backend::state::{BackendStatus, ProtocolStatus, RefusingStatus};
 use crate::base::credential::Login;
 use crate::base::privileges;
 use crate::base::sys::journal::Priority;
@@ -16,6 +20,7 @@ use crate::config_files::{ServiceUser, unreadable};
 use crate::diagnose::table::{Shown, ShownJson, ShownLines};
 use crate::diagnose::{self, Finding, Report, State, Subject};
 use crate::server;
+use crate::telemetry::log::Escaped;
 use crate::telemetry::metrics::Metrics;
 
 #[derive(Debug, clap::Args)]
@@ -77,7 +82,8 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
     let done = AtomicUsize::new(0);
     let looking = diagnose::inspect(&snapshot, &metrics, sample.as_ref(), &done);
     let of = format!("of {} checked", config.routing.backends.len() + config.directories.len() + 2);
-    let report = progress::watched(&done, &of, false, looking).await;
+    let mut report = progress::watched(&done, &of, false, looking).await;
+    add_running(config, &mut report).await;
     if arguments.json {
         match serde_json::to_string_pretty(&report) {
             Ok(text) => output::line(ShownJson(&text)),
@@ -91,6 +97,21 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         }
     }
     ExitCode::from(if report.ok { OK } else { UNAVAILABLE })
+}
+
+/// Adds what only logins show, as the usher has seen it that runs with this control socket, if one does.
+async fn add_running(config: &Config, report: &mut Report) {
+    let Some(control) = &config.control else { return };
+    let Ok(backends) = control::ask::<Vec<Backend>>(&control.path, "GET", "/backends").await else { return };
+    for BackendStatus { name, protocols, .. } in backends.into_iter().map(|backend| backend.state) {
+        for ProtocolStatus { protocol, refusing, .. } in protocols {
+            if let Some(RefusingStatus { seconds, reason, .. }) = refusing {
+                let reason = Escaped(reason.as_bytes());
+                let found = format!("the running usher: no login is accepted for {}: {reason}", age(seconds));
+                report.accepts_no_login(&name, &protocol, found);
+            }
+        }
+    }
 }
 
 /// How many directory servers there are; those that DNS names are not known here.

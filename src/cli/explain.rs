@@ -509,6 +509,7 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::BackendBusy
         | Refusal::BackendDraining
         | Refusal::BackendRejected(_)
+        | Refusal::BackendRefusesAll
         | Refusal::TlsRequired
         | Refusal::Limit
         | Refusal::Deadline

@@ -233,7 +233,10 @@ const fn words(error: &BackendError) -> &'static str {
         BackendError::Closed | BackendError::Broken { .. } => {
             "the server closed the connection: check its log; it may refuse this machine"
         }
-        BackendError::Refused(_) => "check probe_account and its password file; logins of users are not affected",
+        BackendError::Refused(_) => {
+            "try a user's login: if the server refuses all of them its authentication is broken, see its log; otherwise check \
+             probe_account and its password file"
+        }
         BackendError::Fault(fault) => match fault {
             BackFault::Bye => "the server closes connections with a goodbye: check its log",
             BackFault::Preauth => "servers that require no password are not used",
@@ -247,6 +250,7 @@ const fn words(error: &BackendError) -> &'static str {
         },
         BackendError::NotServed
         | BackendError::Down { .. }
+        | BackendError::Refusing { .. }
         | BackendError::Full
         | BackendError::SlowStart
         | BackendError::NoServiceLogin

@@ -157,6 +157,7 @@ const fn stage(error: &BackendError, inspection: &AddressInspection) -> &'static
         BackendError::Fault(BackFault::ForwardingRefused) => "forward",
         BackendError::Refused(_) => "login",
         BackendError::Down { .. }
+        | BackendError::Refusing { .. }
         | BackendError::Full
         | BackendError::SlowStart
         | BackendError::NoServiceLogin
@@ -195,6 +196,7 @@ fn words(error: &BackendError) -> String {
         | BackendError::NoSource { .. }
         | BackendError::Source { .. }
         | BackendError::Down { .. }
+        | BackendError::Refusing { .. }
         | BackendError::Full
         | BackendError::SlowStart
         | BackendError::NoServiceLogin

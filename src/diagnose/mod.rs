@@ -113,6 +113,18 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Adds what the running process has seen of a backend: that it accepts no login, which only logins show.
+    pub(crate) fn accepts_no_login(&mut self, backend: &str, protocol: &str, found: String) {
+        let is_it = |subject: &&mut Subject| {
+            subject.kind == "backend" && subject.name == backend && subject.protocol == Some(protocol)
+        };
+        if let Some(subject) = self.subjects.iter_mut().find(is_it) {
+            let advice = "the server's authentication is broken: see its log";
+            subject.findings.push(Finding::problem("logins", found, advice));
+            self.ok = false;
+        }
+    }
+
     /// How often something stands so.
     #[must_use]
     pub(crate) fn count(&self, state: State) -> usize {

@@ -420,7 +420,8 @@ impl Frontend for Conversation {
         let transcript = self.trace.transcript();
         let proof = attempted.proof(&proven);
         let affinity = backend.affinity(self.protocol, proven.identity.entry(), attempt.context.sessions);
-        let (user, phases) = ((login, proof), &mut event.phases);
+        let key = proven.identity.proven_entry().key();
+        let (user, phases) = ((login, proof, &key), &mut event.phases);
         match backend.log_in(self.protocol, user, affinity.as_ref(), &self.origin, &transcript, phases).await {
             Ok((logged_in, address)) => {
                 attempt.count_backend(backend, BackendResult::Ok);
@@ -447,7 +448,7 @@ impl Frontend for Conversation {
                 if fresh.is_some_and(|fresh| fresh.is(&target)) {
                     attempt.count_backend(backend, BackendResult::Rejected);
                     event.decided(&decision, attempt.context.metrics);
-                    return Err(BackendError::Refused(words).refusal(backend.pass_refusals));
+                    return Err(backend.rejected(self.protocol, &key, words));
                 }
                 attempt.count_backend(backend, BackendResult::Refused);
                 Ok(Completion::Redecided(Box::new(decision)))
@@ -455,6 +456,9 @@ impl Frontend for Conversation {
             Err(error) => {
                 attempt.count_backend(backend, error.result());
                 event.failed(&error);
+                if let BackendError::Refused(words) = error {
+                    return Err(backend.rejected(self.protocol, &key, words));
+                }
                 Err(error.refusal(backend.pass_refusals))
             }
         }

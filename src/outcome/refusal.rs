@@ -187,6 +187,8 @@ refusals! {
     /// The directory accepted the password, the backend rejected it. Carries the backend's reply if it may be
     /// passed on.
     BackendRejected(Option<BackendReply>) = "backend_rejected", Backend, Other, Unavailable;
+    /// The backend rejects every user that the directory accepts, or answers none: its authentication is broken.
+    BackendRefusesAll = "backend_refuses_all", Backend, Outage, Unavailable;
     /// Clear-text login before TLS.
     TlsRequired = "tls_required", Client, Other, TlsRequired;
     /// A limit was reached: too many sessions, attempts or flights.

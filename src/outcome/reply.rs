@@ -19,6 +19,17 @@ pub struct BackendReply {
     pub challenge: Option<TokenChallenge>,
 }
 
+impl BackendReply {
+    /// Whether it says that the reason is this user's: a limit, or a state of the mailbox or account (RFC 5530, RFC 2449,
+    /// RFC 3206).
+    #[must_use]
+    pub(crate) fn concerns_user(&self) -> bool {
+        let code = self.code.split(' ').next().unwrap_or_default();
+        let of_user = ["LIMIT", "INUSE", "IN-USE", "OVERQUOTA", "EXPIRED", "SYS/PERM", "LOGIN-DELAY"];
+        of_user.iter().any(|known| code.eq_ignore_ascii_case(known))
+    }
+}
+
 /// A reply that a client may receive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {

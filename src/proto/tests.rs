@@ -136,6 +136,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::BackendBusy,
         Refusal::BackendDraining,
         Refusal::BackendRejected(None),
+        Refusal::BackendRefusesAll,
         Refusal::TlsRequired,
         Refusal::Limit,
         Refusal::Deadline,

@@ -56,7 +56,7 @@ labels! {
 }
 
 labels! {
-    /// The result of a login at a backend. The last five were not sent there.
+    /// The result of a login at a backend. The last six were not sent there.
     pub(crate) enum BackendResult {
         /// The backend accepted it.
         Ok => "ok",
@@ -72,6 +72,8 @@ labels! {
         Timeout => "timeout",
         /// All addresses are marked down.
         Down => "down",
+        /// It answers no login, and enough of them wait for it.
+        Refusing => "refusing",
         /// `max_in_flight` is reached.
         InFlight => "in_flight",
         /// A recovering address has its share of logins.

@@ -6,6 +6,7 @@
 
 mod kit;
 
+mod acceptance;
 mod acting;
 mod active_directory;
 mod address;

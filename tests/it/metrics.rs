@@ -26,6 +26,7 @@ fn every_series_exists_from_the_first_scrape() {
         "usher_backend_logins_total",
         "usher_backend_logins_in_flight",
         "usher_backend_up",
+        "usher_backend_accepts_logins",
         "usher_backend_addresses",
         "usher_backend_probes_total",
         "usher_backend_capabilities_missing",

@@ -334,9 +334,11 @@ fn judge_backend(shown: &mut RunningVerdict, context: LoginContext<'_>, core: &L
     shown.protocols = protocols
         .into_iter()
         .map(|state| {
+            let refusing = state.refusing.map(|refusing| format!("it accepts no login ({})", refusing.reason));
+            let up = state.up && refusing.is_none();
             let reason = state.addresses.into_iter().find_map(|address| address.reason).or(state.unresolved);
-            let reason = reason.filter(|_| !state.up);
-            ProtocolState { protocol: state.protocol.into_owned(), up: state.up, reason }
+            let reason = reason.or(refusing).filter(|_| !up);
+            ProtocolState { protocol: state.protocol.into_owned(), up, reason }
         })
         .collect();
     let name = &goal.backend;

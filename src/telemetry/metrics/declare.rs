@@ -199,6 +199,11 @@ impl Metrics {
                 "1 if logins go to the backend, 0 if all of its addresses are down or its name cannot be resolved.",
                 &["backend", "protocol"],
             ),
+            backend_accepts_logins: gauges(
+                "usher_backend_accepts_logins",
+                "1 unless the backend refuses every login, or answers none, although it is reachable: its authentication is broken.",
+                &["backend", "protocol"],
+            ),
             traces: gauge("usher_traces", "Traces that administrators follow now (`usher trace`)."),
             backend_draining: gauges(
                 "usher_backend_draining",

@@ -126,6 +126,7 @@ pub struct Metrics {
     pub(crate) backend_logins_in_flight: IntGaugeVec,
     /// Whether a backend has an address to which logins go.
     pub(crate) backend_up: IntGaugeVec,
+    pub(crate) backend_accepts_logins: IntGaugeVec,
     /// Active traces of administrators.
     pub(crate) traces: IntGauge,
     /// Whether each backend is out of service because an administrator says so.
@@ -316,6 +317,7 @@ impl Metrics {
         self.directory_connections.reset();
         self.directory_srv_resolved.reset();
         self.backend_up.reset();
+        self.backend_accepts_logins.reset();
         self.token_keys.reset();
         self.token_keys_last_fetch_successful.reset();
         self.backend_draining.reset();

@@ -245,18 +245,28 @@ plugin {{
             relay = self.relay,
         );
         std::fs::write(folder.join("dovecot.conf"), config).unwrap();
+        self.restore_passwords();
+        std::fs::write(folder.join("masters"), format!("usher:{{PLAIN}}{SERVICE_PASSWORD}\n")).unwrap();
+        std::fs::create_dir(folder.join("mail")).unwrap();
+        std::fs::set_permissions(folder.join("mail"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        self.start_again();
+        self
+    }
+
+    /// Every login is refused from now on: no user is known.
+    pub(crate) fn lose_passwords(&self) {
+        std::fs::write(self.folder.join("passwords"), "").unwrap();
+    }
+
+    /// Every user has its password.
+    pub(crate) fn restore_passwords(&self) {
         // Dovecot escapes a name before it looks it up.
         let escape = |name: &str| name.replace('\\', "\\\\").replace('"', "\\\"").replace('\'', "\\'");
         let passwords: String = all_users()
             .iter()
             .map(|person| format!("{}:{{PLAIN}}{}\n", escape(&person.uid), person.password))
             .collect();
-        std::fs::write(folder.join("passwords"), passwords).unwrap();
-        std::fs::write(folder.join("masters"), format!("usher:{{PLAIN}}{SERVICE_PASSWORD}\n")).unwrap();
-        std::fs::create_dir(folder.join("mail")).unwrap();
-        std::fs::set_permissions(folder.join("mail"), std::fs::Permissions::from_mode(0o777)).unwrap();
-        self.start_again();
-        self
+        std::fs::write(self.folder.join("passwords"), passwords).unwrap();
     }
 
     /// Starts its relay server, without which no submission login succeeds.

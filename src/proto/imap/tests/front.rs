@@ -953,6 +953,7 @@ fn refusals_have_their_replies() {
         (Refusal::BackendBusy, unavailable),
         (Refusal::BackendDraining, "NO [UNAVAILABLE] Mail server is under maintenance, try again later"),
         (Refusal::BackendRejected(None), unavailable),
+        (Refusal::BackendRefusesAll, unavailable),
         (
             backend_rejected("", "Login failed: authentication failure"),
             "NO [UNAVAILABLE] Login failed: authentication failure",
