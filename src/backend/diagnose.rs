@@ -136,6 +136,7 @@ impl Endpoint {
                 let understood = matches!(reason.failure, HandshakeFailure::NotTls | HandshakeFailure::Alert);
                 silent && !speaks_tls(error) && (sends || !understood)
             }
+            BackendError::LostInTls { .. } => silent,
             BackendError::Broken { .. } | BackendError::Closed => sends || silent,
             BackendError::Timeout { awaited, .. } => match awaited {
                 Awaited::Tls | Awaited::Greeting => true,

@@ -4,7 +4,6 @@
 //! the same steps.
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -395,7 +394,7 @@ impl Endpoint {
         let stream = connected.map_err(|error| match HandshakeError::find(&error) {
             Some(reason) => BackendError::Tls { reason },
             // As a server does that is being stopped: no fault of TLS.
-            None => BackendError::Broken { source: io::Error::new(error.kind(), tls::describe(&error)) },
+            None => BackendError::LostInTls { reason: tls::describe(&error) },
         })?;
         // Cyrus sends its tickets, then its greeting, which waits until the tickets are acknowledged.
         sys::acknowledge_at_once(stream.tcp());

@@ -78,6 +78,12 @@ pub(crate) enum BackendError {
         /// The reason.
         reason: HandshakeError,
     },
+    /// The connection ended during the handshake, with no word of TLS: as of a server that is stopping.
+    #[error("TLS: {reason}")]
+    LostInTls {
+        /// The reason.
+        reason: String,
+    },
     /// The connection broke during the login.
     #[error("connection lost: {source}")]
     Broken {
@@ -182,6 +188,7 @@ impl BackendError {
             | Self::Connect { .. }
             | Self::NoSource { .. }
             | Self::Source { .. }
+            | Self::LostInTls { .. }
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(_) => BackendResult::Unreachable,
@@ -228,6 +235,7 @@ impl BackendError {
             | Self::NoSource { .. }
             | Self::Source { .. }
             | Self::Down { .. }
+            | Self::LostInTls { .. }
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(BackFault::Bye) => Refusal::BackendUnreachable,
@@ -250,7 +258,7 @@ impl BackendError {
 
     /// Whether the backend has ended the connection.
     pub(super) const fn is_closed(&self) -> bool {
-        matches!(self, Self::Closed | Self::Broken { .. } | Self::Fault(BackFault::Bye))
+        matches!(self, Self::Closed | Self::LostInTls { .. } | Self::Broken { .. } | Self::Fault(BackFault::Bye))
     }
 
     /// Whether the cause is local (no descriptor, port or memory left, or an unusable source address): that

@@ -249,6 +249,7 @@ const fn words(error: &BackendError) -> &'static str {
             BackFault::TooLarge => "see limits.max_backend_greeting",
         },
         BackendError::NotServed
+        | BackendError::LostInTls { .. }
         | BackendError::Down { .. }
         | BackendError::Refusing { .. }
         | BackendError::Full

@@ -151,6 +151,7 @@ const fn stage(error: &BackendError, inspection: &AddressInspection) -> &'static
         BackendError::NotServed | BackendError::Resolve { .. } | BackendError::Loop { .. } => "name",
         BackendError::Connect { .. } | BackendError::NoSource { .. } | BackendError::Source { .. } => "tcp",
         BackendError::Tls { .. }
+        | BackendError::LostInTls { .. }
         | BackendError::Timeout { awaited: Awaited::Tls, .. }
         | BackendError::Fault(BackFault::NoStartTls | BackFault::Injection) => "tls",
         BackendError::Fault(BackFault::NoMechanism) => "mechanisms",
@@ -189,6 +190,7 @@ fn words(error: &BackendError) -> String {
     match error {
         BackendError::Connect { source, .. } => source.to_string(),
         BackendError::Tls { reason } => reason.to_string(),
+        BackendError::LostInTls { reason } => reason.clone(),
         BackendError::Refused(words) => format!("the probe account is refused: {}", escaped(&words.text)),
         BackendError::NotServed
         | BackendError::Resolve { .. }

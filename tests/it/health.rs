@@ -435,3 +435,29 @@ fn reload_keeps_the_state_of_unchanged_backends() {
     assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
     login(&usher).0.ok();
 }
+
+#[test]
+fn new_reason_during_an_outage_is_logged_once() {
+    let port = crate::kit::process::free_port();
+    let usher = Usher::start(at(local(port)).set("/routing/backends/0/imap/server_name", "other.example.com"));
+    log_in_until_down(&usher);
+    // It is back, with another server's certificate.
+    let _server = Scripted::accepting_at(port);
+    for _ in 0..3 {
+        login(&usher).0.is("NO [UNAVAILABLE]");
+    }
+    let changed = |line: &Value| line["message"] == "backend address still down, for another reason";
+    let line = usher.wait_log("backend address still down, for another reason", |_| true);
+    assert!(line["reason"].as_str().unwrap().contains("TLS"), "{line}");
+    assert_eq!(usher.logged().iter().filter(|line| changed(line)).count(), 1);
+}
+
+#[test]
+fn server_that_closes_during_the_handshake_has_no_fault_of_tls() {
+    let server = Scripted::plain(|_| {});
+    let usher = Usher::start(at(local(server.port)));
+    login(&usher).0.is("NO [UNAVAILABLE]");
+    assert_eq!(usher.login("alice")["result"], "backend_unreachable");
+    let count = |result| usher.metric("usher_backend_logins_total", &[("backend", "server3"), ("result", result)]);
+    assert_eq!((count("tls"), count("unreachable")), (0.0, 1.0));
+}
