@@ -5,6 +5,7 @@
 
 mod history;
 mod html;
+mod outages;
 
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
@@ -30,6 +31,7 @@ use crate::telemetry::labels::{ConnectionUse, SocketmapMap, SocketmapResult};
 use crate::telemetry::metrics::Metrics;
 use history::{History, PACE, SAMPLES, Sample};
 use html::{Cell, Chart, Escaped, Mark, Table};
+use outages::{Outage, Outages};
 
 const STYLE: &str = include_str!("status/status.css");
 const SCRIPT: &str = include_str!("status/status.js");
@@ -53,11 +55,12 @@ pub(super) struct Status {
     shared: Arc<Shared>,
     started: Instant,
     history: Mutex<History>,
+    outages: Outages,
 }
 
 impl Status {
     pub(super) fn new(shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new(Self { shared, started: Instant::now(), history: Mutex::default() })
+        Arc::new(Self { shared, started: Instant::now(), history: Mutex::default(), outages: Outages::default() })
     }
 
     /// Samples the counters periodically; never returns.
@@ -66,6 +69,7 @@ impl Status {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            drop(self.outages.now(&self.shared, &self.shared.snapshot.load()));
             let sample = Sample::take(&self.shared.metrics, self.shared.snapshot.load().backends.all());
             self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
         }
@@ -90,8 +94,11 @@ impl Status {
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
              <link rel=\"icon\" href=\"data:,\"><style>{STYLE}</style></head>\n<body><main>\n"
         );
+        let problems = self.problems(&snapshot);
         let (mark, stage) = self.stage();
-        let state = html::State(mark, stage);
+        // The worst of what the page shows; while it does not serve, that.
+        let worst = problems.first().filter(|_| mark == Mark::Good);
+        let state = html::State(worst.map_or(mark, |worst| worst.mark), worst.map_or(stage, |worst| &worst.words));
         let (version, up) = (env!("CARGO_PKG_VERSION"), span(self.started.elapsed().as_secs()));
         let _ = writeln!(
             page,
@@ -99,7 +106,7 @@ impl Status {
              <p class=\"quiet\">Version {version}, up for {up}. As of {} UTC.</p>",
             time_of_day(unix_now())
         );
-        self.concerns(&snapshot, &mut page);
+        list(&problems, &mut page);
         let mut section = |title: &str, content: String| {
             let _ = writeln!(page, "<section><h2>{}</h2>{content}</section>", Escaped(title));
         };
@@ -130,8 +137,16 @@ impl Status {
         }
     }
 
+    /// What is out of order: outages first, then what has no section of its own; the worst first.
+    fn problems(&self, snapshot: &Snapshot) -> Vec<Outage> {
+        let mut problems = self.outages.now(&self.shared, snapshot);
+        problems.extend(self.concerns(snapshot));
+        problems.sort_by_key(|problem| problem.mark != Mark::Bad);
+        problems
+    }
+
     /// Problems without a section of their own.
-    fn concerns(&self, snapshot: &Snapshot, page: &mut String) {
+    fn concerns(&self, snapshot: &Snapshot) -> Vec<Outage> {
         let metrics = &self.shared.metrics;
         let directories = &snapshot.config.directories;
         let brake: i64 = directories.iter().map(|directory| metrics.brake(&directory.name)).sum();
@@ -163,15 +178,22 @@ impl Status {
             (metrics.panics.get() > 0, Mark::Bad, "an internal error has occurred; please report it"),
             (metrics.log_dropped.get() > 0, Mark::Attention, "log lines were lost"),
         ];
-        let mut all = all.iter().filter(|(is, ..)| *is).peekable();
-        if all.peek().is_some() {
-            page.push_str("<section><h2>Problems</h2><ul>");
-            for (_, mark, words) in all {
-                let _ = write!(page, "<li>{}</li>", html::State(*mark, words));
-            }
-            page.push_str("</ul></section>\n");
-        }
+        let own = all.iter().filter(|(is, ..)| *is);
+        own.map(|(_, mark, words)| Outage { mark: *mark, words: (*words).to_owned(), advice: String::new() }).collect()
     }
+}
+
+/// The list at the head of the page.
+fn list(problems: &[Outage], page: &mut String) {
+    if problems.is_empty() {
+        return;
+    }
+    page.push_str("<section><h2>Problems</h2><ul>");
+    for Outage { mark, words, advice } in problems {
+        let _ =
+            write!(page, "<li>{} <span class=\"quiet\">{}</span></li>", html::State(*mark, words), Escaped(&**advice));
+    }
+    page.push_str("</ul></section>\n");
 }
 
 /// Answers with the page.

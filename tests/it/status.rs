@@ -3,6 +3,8 @@
 use serde_json::json;
 
 use crate::kit::browser::Browser;
+use crate::kit::scripted::Scripted;
+use crate::kit::slapd::Slapd;
 use crate::kit::{Config, Imap, Usher, password_of};
 
 /// A session of alice, a refused login, and a backend that is down.
@@ -34,6 +36,7 @@ fn shows_everything(browser: &Browser) {
     let headings = browser.run("return [...document.querySelectorAll('h1, h2')].map(it => it.innerText)");
     let wanted = [
         "usher on usher.example.com",
+        "Problems",
         "At a glance",
         "Backends",
         "Directory servers",
@@ -42,7 +45,8 @@ fn shows_everything(browser: &Browser) {
         "Certificates",
     ];
     assert_eq!(headings, json!(wanted));
-    assert!(browser.run("return document.querySelector('#stage').innerText").as_str().unwrap().ends_with("serving"));
+    let headline = browser.run("return document.querySelector('#stage').innerText");
+    assert!(headline.as_str().unwrap().contains("server5 is down since "), "{headline}");
     assert!(row(browser, "server3").starts_with("server3 ● up 1 "), "{}", row(browser, "server3"));
     assert!(row(browser, "server4").starts_with("server4 ● up 0 "), "{}", row(browser, "server4"));
     assert!(row(browser, "server5").starts_with("server5 ✖ down for "), "{}", row(browser, "server5"));
@@ -164,4 +168,27 @@ fn status_page_fits_small_screens_and_dark_mode() {
         "{backgrounds:?}"
     );
     assert_eq!(browser.console(), [""; 0]);
+}
+
+/// The headline is the worst of what the page shows, with since when and what to do.
+#[test]
+fn headline_is_the_outage_of_the_only_directory_server() {
+    let mut slapd = Slapd::private();
+    let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::accepting()));
+    let headline = || {
+        let page = usher.http("/").1;
+        let (_, rest) = page.split_once("<p id=\"stage\">").unwrap();
+        (rest.split_once("</p>").unwrap().0.to_owned(), page)
+    };
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    assert!(headline().0.ends_with("serving</span>"), "{}", headline().0);
+    slapd.stop();
+    Imap::tls(usher.imaps_port()).login("bob", "wrong").is("NO [UNAVAILABLE]");
+    let (said, page) = headline();
+    assert!(said.contains("class=\"bad\"") && said.contains("LDAP unreachable since "), "{said}");
+    assert!(said.contains(" UTC, serving cached users"), "{said}");
+    assert!(page.contains("<h2>Problems</h2>") && page.contains("usher check --connect"), "{page}");
+    slapd.start_again();
+    usher.wait_log("directory reachable again", |_| true);
+    assert!(headline().0.ends_with("serving</span>"), "{}", headline().0);
 }
