@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::fleet::{self, ByNode};
 use super::running::{Running, age, say, say_json};
 use super::{OK, count};
-use crate::admin::control::{DirectoryStatus, FleetStatus, Status};
+use crate::admin::control::{BackendSummary, DirectoryStatus, FleetStatus, ListenerStatus, Status};
 use crate::base::clock::unix_now;
 use crate::diagnose::table::Shown;
 
@@ -42,7 +42,9 @@ pub(super) async fn status(config: &Path, arguments: &Args) -> Result<ExitCode, 
 }
 
 fn text(status: &Status) -> String {
-    let Status { version, pid, config, ready, sessions, brake_holds, certificate_ends, directories, fleet } = status;
+    let Status {
+        version, pid, config, file, ready, sessions, brake_holds, certificate_ends, directories, fleet, ..
+    } = status;
     let now = i64::try_from(unix_now()).unwrap_or(i64::MAX);
     let certificate = certificate_ends.map(|end| match u64::try_from(end.saturating_sub(now)) {
         Ok(left) => format!("ends in {}", age(left)),
@@ -51,9 +53,16 @@ fn text(status: &Status) -> String {
     let ready = if *ready { "ready" } else { "not ready" };
     let mut lines = vec![
         format!("usher        {version}, process {pid}, {ready}, {}", count(*sessions, "session")),
-        format!("config       {config}"),
+        format!("config       {}{}, digest {config}", Shown(file), reloaded(status)),
         format!("certificate  {}", certificate.unwrap_or_else(|| "none".to_owned())),
     ];
+    for ListenerStatus { protocol, address, tls } in &status.listeners {
+        lines.push(format!("listener     {} {} {}", Shown(protocol), Shown(address), Shown(tls)));
+    }
+    for BackendSummary { name, state, sessions } in &status.backends {
+        let state = state.replace('_', " ");
+        lines.push(format!("backend      {}: {}, {}", Shown(name), Shown(&state), count(*sessions, "session")));
+    }
     if *brake_holds > 0 {
         let changes = count(usize::try_from(*brake_holds).unwrap_or_default(), "change");
         lines.push(format!("brake        holds {changes} until `usher confirm`"));
@@ -76,6 +85,16 @@ fn text(status: &Status) -> String {
     lines.join("\n")
 }
 
+/// When the configuration in force was read, and whether it is still that of the file.
+fn reloaded(status: &Status) -> String {
+    let read = format!(", read {} ago", age(unix_now().saturating_sub(status.reloaded_at)));
+    match (status.reload_refused, status.file_differs) {
+        (true, _) => format!("{read}; the last reload was refused: `usher check` says why"),
+        (false, true) => format!("{read}; the file has changed since: `usher reload`"),
+        (false, false) => read,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +105,16 @@ mod tests {
             version: "0.2.0".to_owned(),
             pid: 7,
             config: "00".to_owned(),
+            file: "/etc/usher/config.yaml".to_owned(),
+            file_differs: true,
+            reloaded_at: unix_now() - 3_600,
+            reload_refused: false,
+            listeners: vec![ListenerStatus {
+                protocol: "imap".to_owned(),
+                address: "[::]:993".to_owned(),
+                tls: "implicit".to_owned(),
+            }],
+            backends: vec![BackendSummary { name: "server3".to_owned(), state: "partly_down".to_owned(), sessions: 1 }],
             ready: true,
             sessions: 1,
             brake_holds: 2,
@@ -101,6 +130,9 @@ mod tests {
         let shown = text(&status);
         for part in [
             "0.2.0, process 7, ready, 1 session",
+            "config       /etc/usher/config.yaml, read 1h00m ago; the file has changed since: `usher reload`, digest 00",
+            "listener     imap [::]:993 implicit",
+            "backend      server3: partly down, 1 session",
             "ends in 1d01h",
             "holds 2 changes",
             "0.5 ms, clock -0.250 s",
@@ -112,6 +144,10 @@ mod tests {
         assert!(text(&status).ends_with("limits are local; `usher check --connect` says why"), "{}", text(&status));
         (status.certificate_ends, status.brake_holds, status.fleet) = (Some(0), 0, None);
         status.directories.clear();
+        status.listeners.clear();
+        status.backends.clear();
+        status.reload_refused = true;
+        assert!(text(&status).contains("the last reload was refused"), "{}", text(&status));
         assert!(text(&status).ends_with("has ended"), "{}", text(&status));
     }
 }

@@ -14,6 +14,7 @@ mod lookup;
 mod routes;
 mod server;
 mod shapes;
+mod status;
 mod trace;
 
 use std::io;
@@ -22,8 +23,8 @@ pub(crate) use client::{ControlError, ask, ask_all, encode, follow};
 pub(crate) use fleet::{Known, NodeReply};
 pub(crate) use server::{obey, serve};
 pub(crate) use shapes::{
-    Cached, Confirmed, DirectoryStatus, Dropped, ErrorReply, FleetStatus, Kicked, Leaving, Looked, MapReply, Outcome,
-    Recent, Status, User,
+    BackendSummary, Cached, Confirmed, DirectoryStatus, Dropped, ErrorReply, FleetStatus, Kicked, Leaving,
+    ListenerStatus, Looked, MapReply, Outcome, Recent, Status, User,
 };
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::{Extension, State};
@@ -17,16 +16,17 @@ use tokio::sync::{mpsc, oneshot};
 use super::arguments::{Part, QueryArgs, Rejection, without_body};
 use super::caller::{Caller, audit};
 use super::lookup;
+use super::status;
 use super::trace::{self, ExtraTime};
 use super::{
-    Cached, Confirmed, DirectoryStatus, Dropped, FleetStatus, Kicked, Leaving, Looked, Order, OrderResult, Outcome,
-    Recent, Request, Status, User, unhex,
+    Cached, Confirmed, Dropped, Kicked, Leaving, Looked, Order, OrderResult, Outcome, Recent, Request, Status, User,
+    unhex,
 };
 use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
-use crate::directory::{Availability, EntryNames};
+use crate::directory::EntryNames;
 use crate::login::explain::running::{self, RunningVerdict};
 use crate::login::realms::RealmCore;
 use crate::outcome::Refusal;
@@ -372,41 +372,9 @@ async fn confirm(
     Ok(Json(Confirmed { changes }))
 }
 
-/// How this process is.
 async fn status(State(control): State<Control>, arguments: QueryArgs) -> Answer<Status> {
     arguments.end()?;
-    let (shared, snapshot) = (&control.shared, control.snapshot());
-    let fleet = shared.fleet.as_ref().map(|fleet| {
-        let quality = fleet.store_quality();
-        FleetStatus {
-            up: fleet.is_up(),
-            clock_ahead_seconds: quality.map(|(ahead, _)| ahead),
-            store_answers_after_ms: quality.map(|(_, took)| took.as_secs_f64() * 1_000.0),
-        }
-    });
-    Ok(Json(Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        config: format!("{:016x}", snapshot.config.fleet_digest()),
-        ready: *shared.stage.borrow() == Stage::Serving && shared.directory_answered.load(Ordering::Relaxed),
-        sessions: shared.registry.count(),
-        brake_holds: snapshot.config.directories.iter().map(|directory| shared.metrics.brake(&directory.name)).sum(),
-        certificate_ends: snapshot.tls.certificates().iter().map(|served| served.not_after).min(),
-        directories: directory_statuses(shared, &snapshot),
-        fleet,
-    }))
-}
-
-/// How each directory is, where there are several.
-fn directory_statuses(shared: &Shared, snapshot: &Snapshot) -> Vec<DirectoryStatus> {
-    let status = |realm: &RealmCore| DirectoryStatus {
-        name: realm.settings.name.clone(),
-        up: realm.directory().availability() != Availability::Unreachable,
-        watch: running::watch(realm, &shared.trackers).to_owned(),
-        brake_holds: shared.metrics.brake(&realm.settings.name),
-    };
-    let several = snapshot.realms.all().iter().filter(|realm| realm.realm.shown(&realm.settings).is_some());
-    several.map(status).collect()
+    Ok(Json(status::status(&control.shared, control.snapshot()).await))
 }
 
 /// Shows the dialogues of sessions, until the caller leaves.

@@ -169,6 +169,24 @@ pub(crate) struct Status {
     pub pid: u32,
     /// The digest of the configuration in force, without what differs between nodes.
     pub config: String,
+    /// The configuration file.
+    #[serde(default)]
+    pub file: String,
+    /// Whether the file has another text than the configuration in force.
+    #[serde(default)]
+    pub file_differs: bool,
+    /// When the configuration in force was read, Unix seconds.
+    #[serde(default)]
+    pub reloaded_at: u64,
+    /// Whether the last reload was refused.
+    #[serde(default)]
+    pub reload_refused: bool,
+    /// Where clients connect.
+    #[serde(default)]
+    pub listeners: Vec<ListenerStatus>,
+    /// The mail servers.
+    #[serde(default)]
+    pub backends: Vec<BackendSummary>,
     /// Whether `/ready` replies 200.
     pub ready: bool,
     /// The number of sessions.
@@ -177,12 +195,34 @@ pub(crate) struct Status {
     pub brake_holds: i64,
     /// When the first of its certificates ends, in Unix seconds.
     pub certificate_ends: Option<i64>,
-    /// How each directory is; absent where there is one alone.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// How each directory is.
+    #[serde(default)]
     pub directories: Vec<DirectoryStatus>,
     /// Of the fleet; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleet: Option<FleetStatus>,
+}
+
+/// Where clients connect.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ListenerStatus {
+    /// The protocol's name.
+    pub protocol: String,
+    /// The address as configured.
+    pub address: String,
+    /// `implicit` or `starttls`.
+    pub tls: String,
+}
+
+/// A mail server in a word.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct BackendSummary {
+    /// Its name.
+    pub name: String,
+    /// `up`, `partly_down` (some protocols), `down` or `draining`.
+    pub state: String,
+    /// The number of its sessions.
+    pub sessions: usize,
 }
 
 /// How a directory is.
