@@ -219,7 +219,7 @@ pub(crate) struct ListenerStatus {
 pub(crate) struct BackendSummary {
     /// Its name.
     pub name: String,
-    /// `up`, `partly_down` (some protocols), `down` or `draining`.
+    /// `up`, `partly_down` (some protocols), `down`, `refusing` (every login) or `draining`.
     pub state: String,
     /// The number of its sessions.
     pub sessions: usize,

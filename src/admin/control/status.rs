@@ -56,8 +56,10 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
 
 fn backend_summary(backend: &Backend) -> BackendSummary {
     let down = backend.state.protocols.iter().filter(|one| !one.up).count();
+    let is_refusing = backend.state.protocols.iter().any(|one| one.refusing.is_some());
     let state = match (backend.draining, down) {
         (Some(_), _) => "draining",
+        (None, 0) if is_refusing => "refusing",
         (None, 0) => "up",
         (None, down) if down < backend.state.protocols.len() => "partly_down",
         (None, _) => "down",

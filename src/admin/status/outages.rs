@@ -87,7 +87,18 @@ fn down_since(backend: &Backend, now: u64) -> Option<u64> {
 fn backend(backend: &Backend, since: u64) -> Option<Outage> {
     let name = &backend.state.name;
     let down: Vec<&str> = backend.state.protocols.iter().filter(|one| !one.up).map(|one| &*one.protocol).collect();
-    if backend.draining.is_some() || down.is_empty() {
+    if backend.draining.is_some() {
+        return None;
+    }
+    let refusing = backend.state.protocols.iter().filter_map(|one| one.refusing.as_ref()).map(|one| one.seconds).max();
+    if let (true, Some(seconds)) = (down.is_empty(), refusing) {
+        return Some(Outage {
+            mark: Mark::Bad,
+            words: format!("{name} refuses every login since {}", at(unix_now().saturating_sub(seconds))),
+            advice: "Its authentication is out of order. `usher backends` has its last reply.".to_owned(),
+        });
+    }
+    if down.is_empty() {
         return None;
     }
     let what =
