@@ -156,7 +156,9 @@ fn path(file: &Path) -> String {
 
 fn render(arguments: &Args, served: &[Served<'_>]) -> String {
     let mut text = String::from(
-        "# Every key is explained in config.example.yaml (/usr/share/doc/usher).\n\n\
+        "# yaml-language-server: $schema=usher.schema.json\n\
+         # The line above is for editors: `usher schema > usher.schema.json` writes the schema beside this file.\n\
+         # Every key is explained in config.example.yaml (/usr/share/doc/usher).\n\n\
          # Where clients connect. With port 143 or 110 they must use STARTTLS before they log in.\nlisteners:\n",
     );
     for protocol in ["imap", "pop3", "submission", "managesieve"] {

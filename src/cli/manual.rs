@@ -84,6 +84,17 @@ const PAGES: &[Page] = &[
         )],
     },
     Page {
+        command: "schema",
+        paragraphs: &[
+            "Writes a JSON Schema of the configuration (draft-07) to standard output, with every key, its kind, its range \
+             and its default, from the reader that check uses. Editors with yaml-language-server complete and check a file \
+             that begins with the line `# yaml-language-server: $schema=usher.schema.json`.",
+            "What the schema refuses, check refuses; check finds more: files that are missing, keys that need each other, \
+             the syntax of filters and names.",
+        ],
+        examples: &[("usher schema > /etc/usher/usher.schema.json", "beside the configuration")],
+    },
+    Page {
         command: "check",
         paragraphs: &[
             "Reads the configuration and the certificates, keys and passwords that it names, as run and reload do. \

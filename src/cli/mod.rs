@@ -26,6 +26,7 @@ mod ready;
 mod reload;
 mod run;
 mod running;
+mod schema;
 mod sessions;
 mod status;
 mod trace;
@@ -86,6 +87,8 @@ enum Command {
     Run(run::Args),
     /// Write a starter configuration to standard output
     Init(init::Args),
+    /// Write a JSON Schema of the configuration, with which editors complete and check it
+    Schema(schema::Args),
     /// Check the configuration and every file it names, and report all mistakes at once
     Check(check::Args),
     /// Show where a user would be routed, and why
@@ -162,6 +165,7 @@ pub fn main(settled: fn()) -> ExitCode {
         match command {
             Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Init(arguments) => init::init(&arguments, &config),
+            Command::Schema(schema::Args {}) => schema::schema(),
             Command::Check(arguments) => check::check(&config, &arguments).await,
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
             Command::ImportUsers(arguments) => import_users::import_users(&config, &arguments).await,
@@ -196,6 +200,7 @@ const fn is_service(command: &Command) -> bool {
         #[cfg(feature = "demo")]
         Command::Demo(_) => true,
         Command::Init(_)
+        | Command::Schema(_)
         | Command::Check(_)
         | Command::Explain(_)
         | Command::ImportUsers(_)

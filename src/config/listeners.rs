@@ -191,5 +191,7 @@ pub(super) fn capabilities(section: &Section<'_>) -> Option<Vec<(&'static Protoc
         }
         (read.len() == items.len()).then_some((protocol, read))
     };
-    nodes.map(read).collect()
+    // A mistake in one leaves the others to be checked.
+    let lists: Vec<_> = nodes.map(read).collect();
+    lists.into_iter().collect()
 }

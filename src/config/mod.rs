@@ -19,10 +19,12 @@ mod locate;
 mod model;
 mod names;
 mod parts;
+mod probe;
 mod process;
 mod raw;
 mod renamed;
 mod routing;
+mod schema;
 mod section;
 mod socketmap;
 mod throttle;
@@ -58,6 +60,7 @@ pub(crate) use model::{
 pub(crate) use model::{Canary, Drain};
 pub(crate) use names::host_key;
 pub(crate) use routing::LONGEST_REPLY;
+pub(crate) use schema::schema;
 pub(crate) use section::collide;
 #[cfg(test)]
 pub(crate) use tests::sound_directory;
@@ -269,6 +272,7 @@ fn parse_sources(file: &Path, sources: Sources) -> Result<Config, Mistakes> {
         directory: absolute.parent().map(Path::to_owned).unwrap_or_default(),
         problems: RefCell::default(),
         warnings: RefCell::new(warnings),
+        probe: None,
     };
     let (config, draft) = Node::root(&report, &root).section(|root| compile::config(root, absolute)).unzip();
     let in_order = |found: RefCell<Vec<Problem>>| {

@@ -15,8 +15,12 @@ use std::time::Duration;
 
 use serde_yaml::{Mapping, Value};
 
+use super::probe::{ANY_KEY, Kind, Probe};
 use super::units::{DURATION, SIZE, Scale};
 use super::{Place, Problem, join, renamed};
+
+/// The value of every key of a probe.
+static UNREAD: Value = Value::Null;
 
 /// What has been found so far, and where the file is.
 #[derive(Debug)]
@@ -29,6 +33,16 @@ pub(super) struct Report {
     pub(super) problems: RefCell<Vec<Problem>>,
     /// What is allowed but suspicious.
     pub(super) warnings: RefCell<Vec<Problem>>,
+    /// What stands in place of a file, if none is read.
+    pub(super) probe: Option<Probe>,
+}
+
+impl Report {
+    /// Of no file.
+    pub(super) fn probing(place: Arc<Place>, probe: Probe) -> Self {
+        let (problems, warnings) = (RefCell::default(), RefCell::default());
+        Self { place, directory: PathBuf::new(), problems, warnings, probe: Some(probe) }
+    }
 }
 
 /// A value in the file.
@@ -64,8 +78,19 @@ impl<'a> Node<'a> {
         &self.path
     }
 
+    /// Notes what is expected here if no file is read; whether that is so.
+    fn is_probe(&self, kind: impl FnOnce() -> Kind) -> bool {
+        if let Some(probe) = &self.report.probe {
+            probe.expects(&self.path, kind());
+        }
+        self.report.probe.is_some()
+    }
+
     /// A text without control characters.
     pub(super) fn text(&self) -> Option<&'a str> {
+        if self.is_probe(|| Kind::Text) {
+            return Some(ANY_KEY);
+        }
         let Value::String(text) = self.value else {
             let quotes = if self.value.is_number() || self.value.is_bool() { ": put it in quotes" } else { "" };
             self.mismatch(&format!("a text{quotes}"));
@@ -84,7 +109,10 @@ impl<'a> Node<'a> {
 
     /// Whether keys with values stand here.
     pub(super) fn is_mapping(&self) -> bool {
-        matches!(self.value, Value::Mapping(_))
+        match &self.report.probe {
+            Some(probe) => probe.has_mappings,
+            None => matches!(self.value, Value::Mapping(_)),
+        }
     }
 
     /// A text that `parse` accepts.
@@ -94,6 +122,9 @@ impl<'a> Node<'a> {
 
     /// One of a closed set of words. A number counts as its spelling: `1.2` is as clear as `"1.2"`.
     pub(super) fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        if self.is_probe(|| Kind::Words(words.iter().map(|(word, _)| (*word).to_owned()).collect())) {
+            return words.last().map(|(_, meaning)| *meaning);
+        }
         let number = if let Value::Number(number) = self.value { Some(number.to_string()) } else { None };
         let text = match &number {
             Some(text) => text,
@@ -111,6 +142,9 @@ impl<'a> Node<'a> {
 
     /// A path, made absolute against the directory of the config file.
     pub(super) fn path(&self) -> Option<PathBuf> {
+        if self.is_probe(|| Kind::Path) {
+            return Some(self.report.directory.join(ANY_KEY));
+        }
         let text = self.text()?;
         if text.is_empty() {
             self.problem("the path is empty: write one or remove the key");
@@ -125,6 +159,9 @@ impl<'a> Node<'a> {
 
     /// `true` or `false`.
     pub(super) fn flag(&self) -> Option<bool> {
+        if self.is_probe(|| Kind::Flag) {
+            return Some(false);
+        }
         if let Value::Bool(flag) = self.value {
             return Some(*flag);
         }
@@ -134,6 +171,9 @@ impl<'a> Node<'a> {
 
     /// The items of a list that has at least one.
     pub(super) fn list(&self) -> Option<Vec<Self>> {
+        if self.is_probe(|| Kind::List { least: 1 }) {
+            return Some(vec![self.probed_item()]);
+        }
         let items = self.any_list()?;
         if items.is_empty() {
             self.problem("the list is empty: it needs at least one item");
@@ -142,8 +182,15 @@ impl<'a> Node<'a> {
         Some(items)
     }
 
+    fn probed_item(&self) -> Self {
+        Self { report: self.report, path: format!("{}[0]", self.path), value: self.value }
+    }
+
     /// The items of a list.
     pub(super) fn any_list(&self) -> Option<Vec<Self>> {
+        if self.is_probe(|| Kind::List { least: 0 }) {
+            return Some(vec![self.probed_item()]);
+        }
         let Value::Sequence(items) = self.value else {
             self.mismatch("a list (each item begins with `- `)");
             return None;
@@ -154,6 +201,9 @@ impl<'a> Node<'a> {
 
     /// The items of a list, or a single text as a list of itself.
     pub(super) fn one_or_more(&self) -> Option<Vec<Self>> {
+        if self.is_probe(|| Kind::OneOrMore) {
+            return Some(vec![self.probed_item()]);
+        }
         if self.value.is_string() {
             return Some(vec![Self { report: self.report, path: self.path.clone(), value: self.value }]);
         }
@@ -162,6 +212,10 @@ impl<'a> Node<'a> {
 
     /// The keys of a mapping that the operator names, with their values.
     pub(super) fn entries(&self) -> Option<Vec<(&'a str, Self)>> {
+        if self.is_probe(|| Kind::Entries) {
+            let path = join(&self.path, ANY_KEY);
+            return Some(vec![(ANY_KEY, Self { report: self.report, path, value: self.value })]);
+        }
         let Some(entries) = self.value.as_mapping().filter(|entries| !entries.is_empty()) else {
             self.mismatch("keys with values (`key: value`)");
             return None;
@@ -180,7 +234,7 @@ impl<'a> Node<'a> {
     /// A mapping. Nothing behind the colon is an empty one: all its keys may be commented out.
     pub(super) fn section<T>(&self, read: impl FnOnce(&Section<'a>) -> T) -> Option<T> {
         let entries = self.value.as_mapping().filter(|_| !matches!(self.value, Value::Tagged(_)));
-        if entries.is_none() && !self.value.is_null() {
+        if !self.is_probe(|| Kind::Section) && entries.is_none() && !self.value.is_null() {
             self.mismatch("keys with values (`key: value`)");
             return None;
         }
@@ -250,13 +304,19 @@ impl<'a> Section<'a> {
         if !known.contains(&key) {
             known.push(key);
         }
-        let value = self.entries?.get(key)?;
+        let value = match &self.report.probe {
+            Some(probe) => probe.has(&self.path, key).then_some(&UNREAD)?,
+            None => self.entries?.get(key)?,
+        };
         Some(Node { report: self.report, path: join(&self.path, key), value })
     }
 
     /// The value of a key that must be there; `hint` says what to write.
     pub(super) fn required(&self, key: &'static str, hint: &str) -> Option<Node<'a>> {
         let node = self.get(key);
+        if let (Some(probe), Some(_)) = (&self.report.probe, &node) {
+            probe.requires(&self.path, key, hint);
+        }
         if node.is_none() {
             self.problem(key, format!("missing: {hint}"));
         }
@@ -283,13 +343,16 @@ impl<'a> Section<'a> {
 
     /// `true` or `false`.
     pub(super) fn flag(&self, key: &'static str, default: bool) -> Option<bool> {
-        self.get(key).map_or(Some(default), |node| node.flag())
+        let Some(node) = self.get(key) else { return Some(default) };
+        if let Some(probe) = &self.report.probe {
+            probe.defaults(&node.path, default.into());
+        }
+        node.flag()
     }
 
     /// A duration, in milliseconds here as in [`units`](super::units).
     pub(super) fn duration(&self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> Option<Duration> {
-        self.ranged(key, default, range, |node| node.quantity(&DURATION), |value| DURATION.show(value))
-            .map(Duration::from_millis)
+        self.ranged(key, default, range, Some(&DURATION)).map(Duration::from_millis)
     }
 
     /// A size in bytes.
@@ -297,8 +360,7 @@ impl<'a> Section<'a> {
     where
         T: TryFrom<u64>,
     {
-        let size = self.ranged(key, default, range, |node| node.quantity(&SIZE), |value| SIZE.show(value));
-        size.and_then(|size| size.try_into().ok())
+        self.ranged(key, default, range, Some(&SIZE)).and_then(|size| size.try_into().ok())
     }
 
     /// A whole number.
@@ -306,20 +368,38 @@ impl<'a> Section<'a> {
     where
         T: TryFrom<u64>,
     {
-        let number = self.ranged(key, default, range, |node| node.integer(), |value| value.to_string());
-        number.and_then(|number| number.try_into().ok())
+        self.ranged(key, default, range, None).and_then(|number| number.try_into().ok())
     }
 
+    /// A quantity of a scale, or a whole number.
     fn ranged(
         &self,
         key: &'static str,
         default: u64,
         range: RangeInclusive<u64>,
-        read: impl FnOnce(&Node<'a>) -> Option<u64>,
-        show: impl Fn(u64) -> String,
+        scale: Option<&'static Scale>,
     ) -> Option<u64> {
+        // Whoever has looked for the key before has another meaning for its absence.
+        let is_optional = self.known.borrow().contains(&key);
         let Some(node) = self.get(key) else { return Some(default) };
-        let value = read(&node)?;
+        let show = |value: u64| scale.map_or_else(|| value.to_string(), |scale| scale.show(value));
+        if let Some(probe) = &self.report.probe {
+            if !is_optional {
+                probe.defaults(&node.path, if scale.is_some() { show(default).into() } else { default.into() });
+            }
+            probe.expects(
+                &node.path,
+                match scale {
+                    Some(scale) => Kind::Quantity(scale, range),
+                    None => Kind::Integer(range),
+                },
+            );
+            return Some(default);
+        }
+        let value = match scale {
+            Some(scale) => node.quantity(scale),
+            None => node.integer(),
+        }?;
         if !range.contains(&value) {
             let (least, most) = (show(*range.start()), show(*range.end()));
             node.problem(format!("out of range: write {least} to {most} (default {})", show(default)));

@@ -222,3 +222,4 @@ mod tokens;
 
 mod example;
 mod fleet;
+mod schema;

@@ -4,7 +4,7 @@
 //! a guess.
 
 /// A kind of quantity: its units, smallest first, each with its worth in the smallest.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Scale {
     noun: &'static str,
     example: &'static str,
@@ -94,7 +94,8 @@ impl Scale {
         }
     }
 
-    fn names(&self) -> String {
+    /// The units, smallest first, for a message.
+    pub(super) fn names(&self) -> String {
         self.units.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
     }
 }

@@ -174,7 +174,7 @@ fn ready_command_reports_what_a_load_balancer_hears() {
 }
 
 /// A folder that `tests/run` makes.
-fn made(name: &str) -> PathBuf {
+pub(crate) fn made(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name(name);
     require(&folder.join("complete"));
     folder

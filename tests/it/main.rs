@@ -77,6 +77,7 @@ mod relay;
 mod reload_drain;
 mod replicas;
 mod resumption;
+mod schema;
 mod servers;
 mod session_changes;
 mod side_port;

@@ -19,8 +19,8 @@ fn values(key: &str) -> Vec<&'static str> {
     bare.filter_map(|piece| piece.strip_prefix(key)?.strip_prefix(':')).map(str::trim).collect()
 }
 
-#[test]
-fn example_has_every_key() {
+/// The sections of a file with an unknown key in each: each message lists the existing ones.
+pub(super) fn every_section() -> Vec<Problem> {
     // An unknown key in each section of SOUND makes the error list the existing ones.
     let acting = "impersonation: {admins: ['o=a'], networks: 192.0.2.1}\n";
     let fleet = "fleet: {name: mail, store: 'redis://[::1]', secret_file: fleet.secret}\n";
@@ -63,6 +63,12 @@ fn example_has_every_key() {
     }
     let problems = parse_text(&text).unwrap_err();
     assert_eq!(problems.len(), 30, "{problems:#?}");
+    problems
+}
+
+#[test]
+fn example_has_every_key() {
+    let problems = every_section();
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
