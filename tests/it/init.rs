@@ -61,3 +61,20 @@ fn mistake_in_an_argument_writes_nothing() {
         assert!(output.stderr.contains(said), "{output:?}");
     }
 }
+
+#[test]
+fn example_passes_check_once_its_four_files_exist() {
+    let config = Config::shared();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.yaml");
+    let file = config.file("example.yaml", std::fs::read(example).unwrap()).display().to_string();
+    let check = || run(BINARY, &["check", "--config", &file], b"");
+    let missing = check();
+    assert_eq!(missing.code, 78, "{missing:#?}");
+    let pair = &shared().usher;
+    std::fs::create_dir_all(config.path("tls")).unwrap();
+    config.file("tls/fullchain.pem", std::fs::read(&pair.chain).unwrap());
+    write_secret(&config.path("tls/privkey.pem"), &std::fs::read_to_string(&pair.key).unwrap());
+    write_secret(&config.path("ldap.password"), "secret");
+    config.file("ca.pem", std::fs::read(shared().certificates.ca()).unwrap());
+    check().succeeded();
+}

@@ -92,3 +92,54 @@ fn dn_is_escaped_once_by_the_format() {
         assert!(said.stdout.contains(SMITH), "{said:#?}");
     }
 }
+
+/// The names before `=` of a log line, as far as they are not in quotes.
+fn names_of(line: &str) -> Vec<String> {
+    let mut bare = String::new();
+    let mut is_quoted = false;
+    let mut letters = line.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' if is_quoted => drop(letters.next()),
+            '"' => is_quoted = !is_quoted,
+            _ if !is_quoted => bare.push(letter),
+            _ => {}
+        }
+    }
+    let pairs = bare.split_whitespace().filter_map(|word| word.split_once('='));
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    pairs.map(|(name, _)| name.to_owned()).filter(|name| is_name(name)).collect()
+}
+
+#[test]
+fn fields_of_documented_lines_are_logged() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut sources, mut folders) = (String::new(), vec![root.join("src")]);
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                sources.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    // A field has a value, or is a variable of its name: with a comma behind it.
+    let is_logged = |name: &str| {
+        [format!(" {name} = "), format!(" {name},"), format!("%{name},"), format!("?{name},"), format!(" {name}={{")]
+            .iter()
+            .any(|field| sources.contains(field))
+    };
+    let (mut documented, mut unknown) = (0, Vec::new());
+    let pages = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    for page in pages.chain([root.join("README.md")]).filter(|page| page.extension().is_some_and(|end| end == "md")) {
+        for line in std::fs::read_to_string(&page).unwrap().lines() {
+            let is_line = [" INFO ", " WARN ", " ERROR ", " DEBUG "].iter().any(|level| line.contains(level));
+            let names = if is_line { names_of(line) } else { Vec::new() };
+            documented += names.len();
+            unknown.extend(names.into_iter().filter(|name| !is_logged(name)).map(|name| (page.clone(), name)));
+        }
+    }
+    assert!(documented > 30, "{documented}");
+    assert_eq!(unknown, []);
+}
