@@ -143,9 +143,12 @@ pub fn main(settled: fn()) -> ExitCode {
             return output::exit_code(ExitCode::from(code));
         }
     };
-    let command = arguments.command.unwrap_or_else(|| Command::Run(run::Args::default()));
-    if matches!(&command, Command::Run(run) if run.detach) {
-        return run::detach();
+    let mut command = arguments.command.unwrap_or_else(|| Command::Run(run::Args::default()));
+    if let Command::Run(run) = &mut command {
+        if run.detach {
+            return run::detach(&arguments.config, run);
+        }
+        run.inherit();
     }
     if let Command::Run(run) = &command
         && let Err(code) = run::give_up_privileges(&arguments.config, run)

@@ -12,12 +12,13 @@ use std::iter;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv,
-    recvmsg, send, sendmsg,
+    recvmsg, send, sendmsg, sockopt::socket_peercred,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
@@ -43,6 +44,15 @@ const MOST: usize = 250;
 const DETACH: &str = "--detach";
 /// Passes a drained backend and its rate to the new process.
 const DRAINED: &str = "--drained";
+/// What of the arguments concerns the upgrade alone, for the process that serves: `ps` shows the configured command.
+const TAKE_OVER: &str = "USHER_TAKE_OVER";
+/// Names the process that hears why its successor fails. One of an older program, which takes any byte for success, does
+/// not name itself.
+const REPORTS_TO: &str = "USHER_REPORTS_TO";
+/// Begins the reason of a failure.
+const FAILED: &[u8] = b"!";
+/// The longest reason.
+const LONGEST_REASON: u64 = 8 * 1024;
 /// What goes with the sockets, and back when the new process serves.
 const SIGN: &[u8] = b"u";
 /// From the start of the new process until it serves.
@@ -108,9 +118,31 @@ impl Inherited {
 ///
 /// # Errors
 /// It cannot be started.
-pub(crate) fn detach() -> io::Result<()> {
-    let arguments = std::env::args_os().skip(1).filter(|argument| argument != DETACH);
-    Command::new(std::env::current_exe()?).args(arguments).spawn().map(drop)
+pub(crate) fn detach(file: &Path, drained: &[(String, u32)]) -> io::Result<()> {
+    let drained: Vec<_> = drained.iter().map(|(backend, rate)| format!("{backend}={rate}")).collect();
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["run", "--config"]).arg(file).env(TAKE_OVER, drained.join(&SEPARATOR.to_string()));
+    command.spawn().map(drop)
+}
+
+/// The drained backends, as arguments, if another process has started this one to take over.
+pub(crate) fn take_over() -> Option<Vec<String>> {
+    let drained = std::env::var(TAKE_OVER).ok()?;
+    Some(drained.split(SEPARATOR).filter(|one| !one.is_empty()).map(str::to_owned).collect())
+}
+
+/// Tells the old process why this one does not serve. `is_known`: it has the id of this one.
+pub(crate) fn report_failure(is_known: bool, reason: &str) {
+    let way = io::stdin();
+    let asked = std::env::var(REPORTS_TO).ok().and_then(|process| process.parse().ok());
+    // The variable may be left of an upgrade before.
+    let peer = socket_peercred(way.as_fd()).ok().map(|peer| peer.pid.as_raw_nonzero().get());
+    if asked.is_none() || asked != peer {
+        return;
+    }
+    let id = if is_known { Vec::new() } else { std::process::id().to_be_bytes().to_vec() };
+    // Whoever has stopped waiting needs no reason.
+    let _ = send(way.as_fd(), &[&id, FAILED, reason.as_bytes()].concat(), SendFlags::NOSIGNAL);
 }
 
 fn receive_from(way: BorrowedFd<'_>) -> io::Result<Vec<(String, OwnedFd)>> {
@@ -221,6 +253,7 @@ impl Server {
         for (backend, Drain { rate, .. }) in self.shared.maintenance.drains() {
             command.arg(DRAINED).arg(format!("{backend}={rate}"));
         }
+        command.env(REPORTS_TO, std::process::id().to_string()).env_remove(TAKE_OVER);
         let starter = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn();
         // The command holds the other end, which closes when the new process ends.
         drop(command);
@@ -297,10 +330,21 @@ async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<Up
     let mut way = tokio::net::UnixStream::from_std(way)?;
     let signs = async {
         successor.process = Some(way.read_u32().await?);
-        way.read_exact(&mut [0; SIGN.len()]).await
+        let mut sign = [0; SIGN.len()];
+        way.read_exact(&mut sign).await?;
+        if sign == *SIGN {
+            return Ok::<_, io::Error>(None);
+        }
+        let mut reason = Vec::new();
+        (&mut way).take(LONGEST_REASON).read_to_end(&mut reason).await?;
+        Ok(Some(String::from_utf8_lossy(&reason).into_owned()))
     };
     match timeout(START, signs).await {
-        Ok(Ok(_)) => Ok(UpgradeChannel(way.into_std()?)),
+        Ok(Ok(None)) => Ok(UpgradeChannel(way.into_std()?)),
+        Ok(Ok(Some(reason))) => {
+            successor.process = None;
+            Err(io::Error::other(format!("the new process has exited: {}", reason.trim_end())))
+        }
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             // It has let go of the way: by now its id may be another's.
             successor.process = None;
@@ -354,6 +398,20 @@ mod tests {
         let (old, mut successor) = successor("sh", "exit 1");
         let error = await_sign(old, &mut successor).await.unwrap_err();
         assert!(error.to_string().contains("has exited"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn process_that_says_why_it_fails_is_quoted() {
+        let tell = "import os; os.write(0, os.getpid().to_bytes(4, 'big') + b'!c.yaml:3: tls: no file\\n')";
+        let (old, mut fails) = successor("python3", tell);
+        let error = await_sign(old, &mut fails).await.unwrap_err();
+        assert_eq!(error.to_string(), "the new process has exited: c.yaml:3: tls: no file");
+        assert_eq!(fails.process, None, "its id may be another's");
+        // However long it is.
+        let tell = "import os, sys; os.write(0, os.getpid().to_bytes(4, 'big') + b'!'); [os.write(0, b'x' * 1000) for _ in range(20)]";
+        let (old, mut fails) = successor("python3", tell);
+        let error = await_sign(old, &mut fails).await.unwrap_err();
+        assert!(error.to_string().len() < 9_000, "{error}");
     }
 
     #[tokio::test(start_paused = true)]

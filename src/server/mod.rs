@@ -35,8 +35,8 @@ use file_reader::FileReader;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) use fleet_brake::brake_answer;
 use futures_util::FutureExt as _;
-pub(crate) use handover::detach;
 use handover::{Inherited, UpgradeChannel};
+pub(crate) use handover::{detach, report_failure, take_over};
 use listening::Listening;
 pub(crate) use prepare::{load, prepare};
 use socketmap::PostfixListening;

@@ -60,7 +60,7 @@ impl Server {
         self.accept(opened.listeners);
         self.answer_nginx(opened.auth_http);
         self.answer_postfix(opened.socketmap);
-        info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
+        info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "started");
         if !upgrade {
             // Outside systemd there is no receiver, which is no error.
             let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -185,7 +185,8 @@ async fn await_directory(shared: Arc<Shared>) {
         sleep(FIRST_ANSWER_PAUSE).await;
     }
     shared.directory_answered.store(true, Ordering::Relaxed);
-    info!("directory reachable");
+    // What /ready says from now on.
+    info!("ready");
 }
 
 /// Writes the sessions of users again whenever the fleet's store is another, or was emptied, and those of which it may not

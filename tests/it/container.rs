@@ -142,7 +142,7 @@ fn upgrade_of_the_first_process_is_refused_with_advice() {
     let backend = named("one");
     let first = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let usher = Usher::start_under(Config::with_directory(slapd()).scripted(&backend), &first);
-    assert_eq!(usher.wait_log("ready", |_| true)["process"], 1);
+    assert_eq!(usher.wait_log("started", |_| true)["process"], 1);
     let refused = usher.command(&["upgrade"]);
     assert_eq!(refused.code, 1, "{refused:#?}");
     for words in ["usher is PID 1", "kubectl rollout restart deployment/usher", "the old process continues"] {
@@ -160,7 +160,7 @@ fn ready_command_reports_what_a_load_balancer_hears() {
     let absent = command(&config, &["ready"], b"");
     assert!(absent.code == 69 && absent.stderr.contains("is usher running?"), "{absent:#?}");
     let usher = Usher::start(config);
-    usher.wait_log("directory reachable", |_| true);
+    usher.wait_log("ready", |_| true);
     let said = usher.command(&["ready"]);
     assert_eq!((said.code, &*said.stdout), (0, "ready\n"), "{said:#?}");
     usher.command(&["drain", "--ready-only"]).succeeded();

@@ -440,6 +440,11 @@ fn process_without_its_successor_stops_at_once() {
     let mut session = login(&usher);
     usher.command(&["upgrade"]).succeeded();
     let successor = Successor::of(&usher, 2);
+    // As configured: what the upgrade passed on is not shown.
+    let shown = std::fs::read_to_string(format!("/proc/{}/cmdline", successor.0.as_raw_nonzero())).unwrap();
+    let (program, arguments) = shown.split_once('\0').unwrap();
+    assert!(program.ends_with("/usher"), "{shown:?}");
+    assert_eq!(arguments, format!("run\0--config\0{}\0", usher.config.path("usher.yaml").display()));
     let status = format!("/proc/{}/status", successor.0.as_raw_nonzero());
     drop(successor);
     // A process that is not the parent gets no event for its exit, which is the exit of its last thread.
@@ -469,6 +474,11 @@ fn failed_upgrade_changes_nothing() {
     let said = usher.command(&["upgrade"]);
     assert_eq!(said.code, 1, "{said:#?}");
     assert!(said.stderr.contains("the old process continues"), "{said:#?}");
+    assert!(said.stderr.contains("tls.certificates[0].chain") && said.stderr.contains("missing.pem"), "{said:#?}");
+    // Also if it fails before it has taken anything over.
+    usher.config.file("usher.yaml", [&good[..], b"unknown_key: 1\n"].concat());
+    let said = usher.command(&["upgrade", "--json"]);
+    assert!(said.code == 1 && said.stdout.contains("unknown_key: unknown key"), "{said:#?}");
     usher.config.file("usher.yaml", good);
     session.command("NOOP").ok();
     login(&usher);
@@ -551,7 +561,7 @@ fn logins_behind_haproxy_succeed_while_one_instance_drains() {
         |config: Config| config.set("/listeners/0/proxy_header", "required").set("/listeners/0/trusted", "127.0.0.1");
     let ushers = [with_header(one).set("/drain", drain), with_header(two), with_header(three)].map(Usher::start);
     for usher in &ushers {
-        usher.wait_log("directory reachable", |_| true);
+        usher.wait_log("ready", |_| true);
     }
     let port = crate::kit::process::free_port();
     let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy.cfg");

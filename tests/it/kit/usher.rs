@@ -45,7 +45,7 @@ impl Usher {
     /// As [`Usher::start`], with these environment variables.
     pub(crate) fn start_with(config: Config, environment: Vec<(&str, String)>) -> Self {
         let mut usher = Self::spawn(config, environment, &[]);
-        usher.wait_log("ready", |_| true);
+        usher.wait_log("started", |_| true);
         usher.read_addresses();
         usher
     }
@@ -53,7 +53,7 @@ impl Usher {
     /// As [`Usher::start`], by a command that prepares the process and then executes usher.
     pub(crate) fn start_under(config: Config, command: &[&str]) -> Self {
         let mut usher = Self::spawn(config, vec![], command);
-        usher.wait_log("ready", |_| true);
+        usher.wait_log("started", |_| true);
         usher.read_addresses();
         usher
     }
@@ -302,12 +302,12 @@ pub(crate) fn fetch(address: &str, path: &str) -> (u16, String) {
     (status.unwrap_or_else(|| panic!("no status in {answer:?}")), body.to_owned())
 }
 
-/// The process that said the nth `ready`; it is ended when this is dropped.
+/// The process that said the nth `started`; it is ended when this is dropped.
 pub(crate) struct Successor(pub(crate) rustix::process::Pid);
 
 impl Successor {
     pub(crate) fn of(usher: &Usher, nth: usize) -> Self {
-        let line = usher.wait_nth_log(nth, "ready", |_| true);
+        let line = usher.wait_nth_log(nth, "started", |_| true);
         let pid = line["process"].as_i64().and_then(|pid| i32::try_from(pid).ok());
         Self(rustix::process::Pid::from_raw(pid.unwrap()).unwrap())
     }
