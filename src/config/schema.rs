@@ -73,9 +73,11 @@ impl Schema<'_> {
                 // Only a text may stand for a list of itself.
                 let is_text = |kind: &&Kind| matches!(kind, Kind::Text | Kind::Path | Kind::Words(_));
                 let kinds = self.shapes.get(&item).into_iter().flat_map(|shape| shape.kinds.iter().filter(is_text));
-                let alone = kinds.map(|kind| match kind {
-                    Kind::Words(words) => json!({"type": "string", "anyOf": [words_of(words)]}),
-                    _ => json!({"type": "string"}),
+                let alone = kinds.map(|kind| {
+                    if let Kind::Words(words) = kind {
+                        return json!({"type": "string", "anyOf": [words_of(words)]});
+                    }
+                    json!({"type": "string"})
                 });
                 any_of(alone.chain([list]).collect())
             }

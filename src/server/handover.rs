@@ -336,7 +336,8 @@ async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<Up
             return Ok::<_, io::Error>(None);
         }
         let mut reason = Vec::new();
-        (&mut way).take(LONGEST_REASON).read_to_end(&mut reason).await?;
+        // However it ends: what it has not read of the sockets makes it a reset.
+        let _ = (&mut way).take(LONGEST_REASON).read_to_end(&mut reason).await;
         Ok(Some(String::from_utf8_lossy(&reason).into_owned()))
     };
     match timeout(START, signs).await {
@@ -345,7 +346,7 @@ async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<Up
             successor.process = None;
             Err(io::Error::other(format!("the new process has exited: {}", reason.trim_end())))
         }
-        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+        Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
             // It has let go of the way: by now its id may be another's.
             successor.process = None;
             Err(io::Error::other("the new process has exited; see its log"))

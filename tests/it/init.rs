@@ -73,7 +73,7 @@ fn example_passes_check_once_its_four_files_exist() {
     let pair = &shared().usher;
     std::fs::create_dir_all(config.path("tls")).unwrap();
     config.file("tls/fullchain.pem", std::fs::read(&pair.chain).unwrap());
-    write_secret(&config.path("tls/privkey.pem"), &std::fs::read_to_string(&pair.key).unwrap());
+    write_secret(&config.path("tls/privkey.pem"), std::fs::read_to_string(&pair.key).unwrap());
     write_secret(&config.path("ldap.password"), "secret");
     config.file("ca.pem", std::fs::read(shared().certificates.ca()).unwrap());
     check().succeeded();
