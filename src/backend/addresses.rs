@@ -318,7 +318,7 @@ impl Pool {
 
     fn log_refusing(&self, seen_by: &'static str, reason: &str) {
         let reason = Bounded(reason.as_bytes());
-        warn!(backend = &*self.backend, protocol = self.protocol, seen_by, %reason, "backend accepts no login; its users are told of an outage");
+        warn!(backend = &*self.backend, protocol = self.protocol, seen_by, %reason, "backend accepts no login; its users get the reply of an outage");
     }
 
     /// Records that the probe account was rejected.

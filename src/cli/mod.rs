@@ -196,7 +196,7 @@ pub fn main(settled: fn()) -> ExitCode {
     if serves { code } else { output::exit_code(code) }
 }
 
-/// Whether the command serves until it is told to end.
+/// Whether the command serves until a signal ends it.
 const fn is_service(command: &Command) -> bool {
     match command {
         Command::Run(_) => true,

@@ -211,7 +211,7 @@ pub(super) fn resolver(directory: &Section<'_>) -> Option<Vec<SocketAddr>> {
     bounded(&node, RESOLVERS, |item| item.parsed(parse))
 }
 
-/// A list of so many items at most, or one.
+/// A list with a limit of items, or one item.
 fn bounded<T>(node: &Node<'_>, most: usize, read: impl Fn(&Node<'_>) -> Option<T>) -> Option<Vec<T>> {
     let items = node.one_or_more()?;
     if items.len() > most {

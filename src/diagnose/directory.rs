@@ -55,7 +55,7 @@ pub(super) fn named(directory: &Directory, known: &ResolvedName, listed: &[Liste
     }];
     findings.extend(known.ignored.iter().map(|ignored| {
         let advice =
-            "a host that is to get passwords although it is none of the domain must be in directory.srv_targets";
+            "a host that is to get passwords although it is not in the domain must be in directory.srv_targets";
         Finding::new("srv", State::Warning, format!("not used: {}", Shown(ignored))).advised(advice)
     }));
     finished(directory, &known.name, findings)

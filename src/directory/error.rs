@@ -111,7 +111,7 @@ pub enum UnavailableCause {
     /// An operation exceeded `attempt_timeout`, or the login `timeout`.
     #[error("timed out")]
     Timeout,
-    /// DNS has named no server yet, or says that there is none.
+    /// DNS has named no server yet, or says that no server is there.
     #[error("{name}: {fault}")]
     NoServer {
         /// The name of the records, as configured.

@@ -1,4 +1,4 @@
-//! A backend whose authentication is broken: it greets and refuses every user, or answers none. Its users are told of
+//! A backend whose authentication is broken: it greets and refuses every user, or answers none. Its users get the reply of
 //! an outage and not of a wrong password, and no single user can bring a backend into that state.
 
 use std::sync::Arc;
@@ -54,7 +54,7 @@ fn dovecot_that_refuses_every_user_is_an_outage_everywhere() {
     login(&usher, "sync3").is(OUTAGE);
     assert_eq!(usher.login("sync3")["result"], "backend_refuses_all");
     accepts(&usher, 0.0);
-    let line = usher.wait_log("backend accepts no login; its users are told of an outage", |_| true);
+    let line = usher.wait_log("backend accepts no login; its users get the reply of an outage", |_| true);
     assert_eq!((line["backend"].as_str(), line["seen_by"].as_str()), (Some("server3"), Some("users")), "{line}");
     login(&usher, "alice").is(OUTAGE);
     // Its address is up: what is broken is behind it.

@@ -112,7 +112,7 @@ fn changes_are_followed_by_their_numbers() {
     for name in ["bob", "carol", "dave"] {
         assert!(refused(&usher, name, PASSWORD).starts_with("NO [AUTHENTICATIONFAILED]"), "{name}");
     }
-    // Who has not changed stays.
+    // A user that has not changed stays.
     let erin = usher.login("erin")["session"].clone();
     assert!(!usher.logged().iter().any(|line| line["message"] == "end" && line["session"] == erin));
     drop(sessions);

@@ -411,7 +411,7 @@ fn login_probe_detects_what_a_greeting_probe_misses() {
     wait_probes(&usher, "ok", 2.0);
     wait_probes(&usher, "refused", 1.0);
     // Its address is in use: what is broken is behind it.
-    usher.wait_log("backend accepts no login; its users are told of an outage", |line| line["seen_by"] == "probe");
+    usher.wait_log("backend accepts no login; its users get the reply of an outage", |line| line["seen_by"] == "probe");
     assert_eq!(usher.metric("usher_backend_up", &[]), 1.0, "the address is in use");
     usher.wait_log("backend accepts logins again", |_| true);
     usher.wait_log("backend address marked down", |line| line["reason"] == "login rejected");

@@ -175,7 +175,7 @@ fn secrets_readable_by_others_are_refused_with_advice() {
     }
 }
 
-/// The client was told before the connection was closed (RFC 3501 section 3.4).
+/// The client got a line before the connection was closed (RFC 3501 section 3.4).
 fn says_goodbye(session: &mut Imap) {
     assert_eq!(session.line(), "* BYE Server shutting down, please reconnect");
     session.expect_clean_end();

@@ -135,7 +135,7 @@ fn server_that_has_moved_is_found_at_the_next_login() {
     }
 }
 
-/// The list of before holds while DNS is away, also over a reload; a start without DNS is an outage until it is back.
+/// The list of before holds during an outage of DNS, also over a reload; a start without DNS is an outage until it is back.
 #[test]
 fn outage_of_dns_is_no_outage_of_the_directory() {
     let dc1 = controller("srv-away", &["dc1.corp.example.com"]);

@@ -1,5 +1,5 @@
 //! The addresses of a directory server. The last ones stay in use while its name cannot be resolved, so that an outage of
-//! DNS is none of the directory; the certificate shows whether a server is the right one.
+//! DNS is not one of the directory; the certificate shows whether a server is the right one.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

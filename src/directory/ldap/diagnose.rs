@@ -43,7 +43,7 @@ impl Diagnosis for Ldap {
 
     fn probe_all(&self) -> BoxFuture<'_, Vec<ServerProbed>> {
         Box::pin(async {
-            self.roster().look_up(false).await;
+            self.server_set().look_up(false).await;
             let probes = self.servers().into_iter();
             join_all(probes.map(|server| async move { (server.url.clone(), server.run_probe().await) })).await
         })
@@ -51,14 +51,14 @@ impl Diagnosis for Ldap {
 
     fn examine<'a>(&'a self, sample: Option<&'a Login>) -> BoxFuture<'a, Vec<ServerDiagnosis>> {
         Box::pin(async move {
-            self.roster().look_up(true).await;
+            self.server_set().look_up(true).await;
             let servers = self.servers();
             join_all(servers.iter().map(|server| self.diagnose_server(server, sample))).await
         })
     }
 
     fn servers(&self) -> Vec<ListedServer> {
-        self.roster().listed()
+        self.server_set().listed()
     }
 
     fn lag(&self, url: &str) -> Option<f64> {
@@ -73,7 +73,7 @@ impl Ldap {
         let deadline = || Instant::now() + server.endpoint.patience;
         let mut examined = ServerDiagnosis {
             url: Arc::clone(&server.url),
-            settings: self.roster().settings_of(server),
+            settings: self.server_set().settings_of(server),
             users_base: lookup::users_base(&self.settings().find),
             connection: Err(UnavailableCause::Timeout),
             service: None,

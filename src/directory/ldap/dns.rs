@@ -1,6 +1,6 @@
 //! What DNS says of directory servers: SRV records (RFC 2782), and addresses where `directory.resolver` is set.
 //!
-//! Every look-up reads the system's settings anew and keeps no answer: how long one holds is decided in `roster.rs`. No
+//! Every look-up reads the system's settings anew and keeps no answer: how long one holds is decided in `server_set.rs`. No
 //! answer is authenticated here.
 
 use std::net::SocketAddr;

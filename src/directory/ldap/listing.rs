@@ -56,7 +56,7 @@ impl Ldap {
         if settings.find.service().is_none() && !searches {
             return Err(cause);
         }
-        self.roster().look_up(false).await;
+        self.server_set().look_up(false).await;
         for server in self.servers() {
             let connection = match server.service.open_as_service().await {
                 Ok(connection) => connection,
@@ -83,7 +83,7 @@ impl Ldap {
         }
         // No server was there to fail.
         let is_unnamed = cause == UnavailableCause::NoServiceAccount;
-        Err(if is_unnamed { self.roster().cause() } else { cause })
+        Err(if is_unnamed { self.server_set().cause() } else { cause })
     }
 }
 

@@ -35,13 +35,13 @@ mod probe;
 mod query;
 mod ranges;
 mod request;
-mod roster;
 mod schema;
 #[cfg(test)]
 mod scripted;
 mod search;
 mod selection;
 mod server;
+mod server_set;
 mod service_account;
 mod srv;
 #[cfg(test)]
@@ -59,10 +59,10 @@ use self::dns::DnsResolver;
 use self::error::RequestError;
 use self::fresh::{FreshnessCheck, not_caught_up};
 use self::query::{SearchRequest, SearchResult};
-use self::roster::Roster;
 use self::schema::Attributes;
 use self::selection::{DecisionTime, ServerPool};
 use self::server::{Server, ServerFactory};
+use self::server_set::ServerSet;
 use self::tuning::Tuning;
 use self::verdict::{BindVerdicts, DnOrigin};
 use super::identity::AcceptedBind;
@@ -118,8 +118,8 @@ impl Ldap {
         let (changes, changed) = watch::channel(());
         let how = (tuning, changes.clone());
         let factory = ServerFactory::new(settings, Arc::clone(&attributes), tls, Arc::clone(&metrics), how);
-        let roster = Roster::new(factory, DnsResolver::new(settings.resolver.clone()), changes);
-        let pool = ServerPool::new(Arc::new(roster), settings.balance, changed);
+        let server_set = ServerSet::new(factory, DnsResolver::new(settings.resolver.clone()), changes);
+        let pool = ServerPool::new(Arc::new(server_set), settings.balance, changed);
         let verdicts = BindVerdicts::new(settings, metrics);
         Self { pool, attributes, settings: settings.clone(), verdicts }
     }
@@ -134,11 +134,11 @@ impl Ldap {
 
     /// The servers in force, in order of preference.
     pub(super) fn servers(&self) -> Vec<Arc<Server>> {
-        self.pool.roster().list().iter().cloned().collect()
+        self.pool.server_set().list().iter().cloned().collect()
     }
 
-    pub(super) fn roster(&self) -> &Arc<Roster> {
-        self.pool.roster()
+    pub(super) fn server_set(&self) -> &Arc<ServerSet> {
+        self.pool.server_set()
     }
 
     /// Waits until a server that is or was down is up again.
@@ -425,11 +425,11 @@ impl Directory for Ldap {
     }
 
     fn resolved(&self) -> Vec<ResolvedName> {
-        self.roster().resolved()
+        self.server_set().resolved()
     }
 
     fn begin_with(&self, known: &[ResolvedName]) {
-        self.roster().begin_with(known);
+        self.server_set().begin_with(known);
     }
 
     fn users(&self) -> Option<&dyn UserListing> {
@@ -453,11 +453,11 @@ impl Probes for Ldap {
     /// Until a server answers, accepts the service account and returns the canary.
     fn probe(&self) -> BoxFuture<'_, Result<(), UnavailableCause>> {
         Box::pin(async move {
-            self.roster().look_up(false).await;
+            self.server_set().look_up(false).await;
             let servers = self.servers();
             let probes: Vec<_> = servers.iter().map(|server| Box::pin(server.run_probe())).collect();
             if probes.is_empty() {
-                return Err(self.roster().cause());
+                return Err(self.server_set().cause());
             }
             futures_util::future::select_ok(probes).await.map(|_| ())
         })
@@ -466,6 +466,6 @@ impl Probes for Ldap {
     fn update_gauges(&self) {
         let servers = self.servers();
         servers.iter().for_each(|server| server.update_gauges(servers.len() == 1));
-        self.roster().update_gauges();
+        self.server_set().update_gauges();
     }
 }

@@ -18,8 +18,8 @@ use crate::base::tasks::{self, Task};
 use crate::config::Balance;
 use crate::directory::ldap::error::RequestError;
 use crate::directory::ldap::health::ServerRank;
-use crate::directory::ldap::roster::Roster;
 use crate::directory::ldap::server::Server;
+use crate::directory::ldap::server_set::ServerSet;
 use crate::directory::{Availability, DirectoryError, Trace, UnavailableCause};
 
 /// How long a login may wait for a server to recover; with it, an outage is reported within two seconds.
@@ -55,7 +55,7 @@ impl DecisionTime {
 /// The servers, with their selection state.
 #[derive(Debug)]
 pub(crate) struct ServerPool {
-    roster: Arc<Roster>,
+    server_set: Arc<ServerSet>,
     balance: Balance,
     turn: AtomicUsize,
     changed: watch::Receiver<()>,
@@ -65,8 +65,8 @@ pub(crate) struct ServerPool {
 
 impl ServerPool {
     /// Takes the servers, and the channel that reports changes of them and of their health.
-    pub(crate) fn new(roster: Arc<Roster>, balance: Balance, changed: watch::Receiver<()>) -> Self {
-        Self { roster, balance, turn: AtomicUsize::new(0), changed, unreachable: AtomicBool::new(false) }
+    pub(crate) fn new(server_set: Arc<ServerSet>, balance: Balance, changed: watch::Receiver<()>) -> Self {
+        Self { server_set, balance, turn: AtomicUsize::new(0), changed, unreachable: AtomicBool::new(false) }
     }
 
     /// Waits until a server that is or was down is up again.
@@ -77,15 +77,15 @@ impl ServerPool {
             if down.iter().any(|server| server.health().is_up()) {
                 return;
             }
-            down = self.roster.list().iter().filter(|server| !server.health().is_up()).cloned().collect();
-            // Its senders live in the roster, which lives in this pool.
+            down = self.server_set.list().iter().filter(|server| !server.health().is_up()).cloned().collect();
+            // Its senders live in the set of servers, which lives in this pool.
             let _ = changed.changed().await;
         }
     }
 
     /// The servers, and where they are from.
-    pub(crate) const fn roster(&self) -> &Arc<Roster> {
-        &self.roster
+    pub(crate) const fn server_set(&self) -> &Arc<ServerSet> {
+        &self.server_set
     }
 
     /// The servers to ask, in order. `sticky` goes first whatever its health: it has just answered.
@@ -96,7 +96,7 @@ impl ServerPool {
             Balance::RoundRobin if sticky.is_some() => 0,
             Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed),
         };
-        let list = self.roster.list();
+        let list = self.server_set.list();
         let others = list.order(self.balance, turn).into_iter();
         let others = others.filter(|server| sticky.is_none_or(|sticky| !Arc::ptr_eq(sticky, server)));
         let mut order: Vec<_> = others.map(|server| (server.health().rank().0, Arc::clone(server))).collect();
@@ -118,8 +118,8 @@ impl ServerPool {
     /// when it recovers.
     pub(crate) fn run_probes(&self) {
         let away = !self.is_available();
-        self.roster.look_up_due(away, false);
-        for server in self.roster.list().iter() {
+        self.server_set.look_up_due(away, false);
+        for server in self.server_set.list().iter() {
             probe_if_due(server, away, false);
         }
         if self.unreachable.swap(away, Ordering::Relaxed) == away {
@@ -134,19 +134,19 @@ impl ServerPool {
 
     /// The directory's name, where there are several.
     fn shown(&self) -> Option<&'static str> {
-        self.roster.shown()
+        self.server_set.shown()
     }
 
     /// Whether a server is in use.
     pub(crate) fn is_available(&self) -> bool {
-        self.roster.list().iter().any(|server| server.health().is_in_use())
+        self.server_set.list().iter().any(|server| server.health().is_in_use())
     }
 
     /// The availability of the directory.
     pub(crate) fn availability(&self) -> Availability {
         if self.is_available() {
             Availability::Available
-        } else if self.roster.list().iter().any(|server| server.health().rank().0 == ServerRank::Recovering) {
+        } else if self.server_set.list().iter().any(|server| server.health().rank().0 == ServerRank::Recovering) {
             Availability::Recovering
         } else {
             Availability::Unreachable
@@ -160,14 +160,14 @@ impl ServerPool {
         let settled = async {
             loop {
                 changed.mark_unchanged();
-                let list = self.roster.list();
+                let list = self.server_set.list();
                 let in_use = list.iter().filter(|server| server.health().is_in_use());
                 let mut suspected = in_use.clone().filter(|server| server.health().is_suspect());
                 if in_use.count() > suspected.clone().count() || suspected.next().is_none() {
                     return;
                 }
                 list.iter().for_each(|server| probe_if_due(server, false, true));
-                // Its senders live in the roster, which lives in this pool.
+                // Its senders live in the set of servers, which lives in this pool.
                 let _ = changed.changed().await;
             }
         };
@@ -179,18 +179,18 @@ impl ServerPool {
     /// The servers in force that are none of these.
     fn others(&self, asked: &[Arc<Server>]) -> Vec<Arc<Server>> {
         let was_asked = |server: &Arc<Server>| asked.iter().any(|asked| Arc::ptr_eq(asked, server));
-        self.roster.list().iter().filter(|server| !was_asked(server)).cloned().collect()
+        self.server_set.list().iter().filter(|server| !was_asked(server)).cloned().collect()
     }
 
-    /// Waits until a server that is none of these may be asked, and starts probes and look-ups meanwhile.
+    /// Waits until a server other than these may be asked, and starts probes and look-ups meanwhile.
     async fn wait_for(&self, asked: &[Arc<Server>], until: Instant) -> Option<Arc<Server>> {
         let (mut changed, began) = (self.changed.clone(), Instant::now());
         let waiting = async {
             loop {
                 changed.mark_unchanged();
-                self.roster.look_up_due(false, true);
+                self.server_set.look_up_due(false, true);
                 // Read before the list: the answer of a look-up that ends in between is in the list.
-                let is_looking = self.roster.is_looking();
+                let is_looking = self.server_set.is_looking();
                 let candidates = self.others(asked);
                 if let Some(server) = candidates.iter().find(|server| server.enter()) {
                     return Some(server.clone());
@@ -263,7 +263,7 @@ impl ServerCandidates<'_> {
                         trace.server = Some(server.url.clone());
                         server.health().last_cause()
                     }
-                    None => self.pool.roster.cause(),
+                    None => self.pool.server_set.cause(),
                 };
                 trace.record(cause.result());
                 self.last = Some(cause);

@@ -1,4 +1,4 @@
-//! Servers that DNS names: what stays, what leaves, and what an answer that is none changes.
+//! Servers that DNS names: what stays, what leaves, and what an unusable answer changes.
 
 use tokio::time::advance;
 
@@ -41,15 +41,15 @@ fn urls(under: &Under) -> Vec<String> {
 #[tokio::test]
 async fn servers_that_stay_are_kept_and_others_leave_with_their_series() {
     let under = Under::test(&named(Balance::First), Tuning::default());
-    let roster = under.ldap.roster();
+    let server_set = under.ldap.server_set();
     assert_eq!(urls(&under), [""; 0]);
-    roster.learn(0, answer(60, &[(0, 0, "a.example.com"), (1, 0, "b.example.com")]));
+    server_set.learn(0, answer(60, &[(0, 0, "a.example.com"), (1, 0, "b.example.com")]));
     assert_eq!(urls(&under), ["a.example.com", "b.example.com"]);
     let (a, b) = (under.ldap.server(0), under.ldap.server(1));
     // `a` is held as by a login in progress.
     under.metrics.directory_operation(["default", &a.url], DirectoryOperation::Bind, 0);
     // Another priority and another server: b is the same.
-    roster.learn(0, answer(60, &[(0, 0, "c.example.com"), (0, 9, "b.example.com")]));
+    server_set.learn(0, answer(60, &[(0, 0, "c.example.com"), (0, 9, "b.example.com")]));
     let again = under.ldap.servers().into_iter().find(|server| server.url == b.url).unwrap();
     assert!(Arc::ptr_eq(&b, &again) && !b.endpoint.retired.is_cancelled());
     assert!(a.endpoint.retired.is_cancelled());
@@ -57,7 +57,7 @@ async fn servers_that_stay_are_kept_and_others_leave_with_their_series() {
     drop(a);
     assert!(!under.metrics.render().contains("a.example.com"));
     // It comes back as another one, with series from 0.
-    roster.learn(0, answer(60, &[(0, 0, "a.example.com")]));
+    server_set.learn(0, answer(60, &[(0, 0, "a.example.com")]));
     assert_eq!(urls(&under), ["a.example.com"]);
     assert!(!under.ldap.server(0).endpoint.retired.is_cancelled());
     let url = Arc::clone(&under.ldap.server(0).url);
@@ -67,13 +67,13 @@ async fn servers_that_stay_are_kept_and_others_leave_with_their_series() {
 #[tokio::test]
 async fn last_list_holds_whatever_dns_answers_but_the_absence_of_the_service() {
     let under = Under::test(&named(Balance::First), Tuning::default());
-    let roster = under.ldap.roster();
+    let server_set = under.ldap.server_set();
     for fault in [LookupFault::NoName, LookupFault::Timeout] {
-        roster.learn(0, Err(fault));
-        assert!(matches!(roster.cause(), UnavailableCause::NoServer { .. }));
+        server_set.learn(0, Err(fault));
+        assert!(matches!(server_set.cause(), UnavailableCause::NoServer { .. }));
     }
-    roster.learn(0, answer(60, &[(0, 0, "a.example.com")]));
-    assert_eq!(roster.resolved()[0].fault, None);
+    server_set.learn(0, answer(60, &[(0, 0, "a.example.com")]));
+    assert_eq!(server_set.resolved()[0].fault, None);
     for fault in [
         Err(LookupFault::NoName),
         Err(LookupFault::NoRecords),
@@ -82,38 +82,38 @@ async fn last_list_holds_whatever_dns_answers_but_the_absence_of_the_service() {
         Err(LookupFault::Server("Server Failure".to_owned())),
         answer(60, &[(0, 0, "evil.example.org")]),
     ] {
-        roster.learn(0, fault);
+        server_set.learn(0, fault);
         assert_eq!(urls(&under), ["a.example.com"]);
-        assert!(roster.resolved()[0].fault.is_some());
+        assert!(server_set.resolved()[0].fault.is_some());
     }
     // A record of the domain beside others is enough.
-    roster.learn(0, answer(60, &[(0, 0, "evil.example.org"), (5, 0, "b.example.com")]));
+    server_set.learn(0, answer(60, &[(0, 0, "evil.example.org"), (5, 0, "b.example.com")]));
     assert_eq!(urls(&under), ["b.example.com"]);
-    assert_eq!(roster.resolved()[0].ignored.len(), 1);
-    roster.learn(0, answer(60, &[(0, 0, "")]));
+    assert_eq!(server_set.resolved()[0].ignored.len(), 1);
+    server_set.learn(0, answer(60, &[(0, 0, "")]));
     assert_eq!(urls(&under), [""; 0]);
     assert_eq!(under.ldap.availability(), Availability::Unreachable);
-    assert!(roster.cause().to_string().contains("not available"));
+    assert!(server_set.cause().to_string().contains("not available"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn answers_hold_for_their_time_within_bounds() {
     let under = Under::test(&named(Balance::First), Tuning::default());
-    let roster = under.ldap.roster();
+    let server_set = under.ldap.server_set();
     for (ttl, holds) in [(0, 30), (1, 30), (300, 300), (86_400, 3_600), (u64::from(u32::MAX), 3_600)] {
-        roster.learn(0, answer(ttl, &[(0, 0, "a.example.com")]));
+        server_set.learn(0, answer(ttl, &[(0, 0, "a.example.com")]));
         advance(Duration::from_secs(holds - 1)).await;
-        assert!(!roster.is_due(), "{ttl}");
+        assert!(!server_set.is_due(), "{ttl}");
         advance(Duration::from_secs(1)).await;
-        assert!(roster.is_due(), "{ttl}");
+        assert!(server_set.is_due(), "{ttl}");
     }
     // Failures are repeated soon, and less often the longer they last.
     for (nth, holds) in [2, 4, 8, 16, 30, 30].into_iter().enumerate() {
-        roster.learn(0, Err(LookupFault::Timeout));
+        server_set.learn(0, Err(LookupFault::Timeout));
         advance(Duration::from_millis(holds * 1_000 - 1)).await;
-        assert!(!roster.is_due(), "{nth}");
+        assert!(!server_set.is_due(), "{nth}");
         advance(Duration::from_millis(1)).await;
-        assert!(roster.is_due(), "{nth}");
+        assert!(server_set.is_due(), "{nth}");
     }
 }
 
@@ -121,8 +121,8 @@ async fn answers_hold_for_their_time_within_bounds() {
 async fn priorities_are_kept_and_weights_are_chances() {
     let under = Under::test(&named(Balance::RoundRobin), Tuning::default());
     let records = [(1, 5, "low.example.com"), (0, 90, "often.example.com"), (0, 10, "seldom.example.com")];
-    under.ldap.roster().learn(0, answer(60, &records));
-    let list = under.ldap.roster().list();
+    under.ldap.server_set().learn(0, answer(60, &records));
+    let list = under.ldap.server_set().list();
     let mut first = std::collections::BTreeMap::<Arc<str>, u32>::new();
     for turn in 0..2_000 {
         let order = list.order(Balance::RoundRobin, turn);
@@ -132,8 +132,8 @@ async fn priorities_are_kept_and_weights_are_chances() {
     let often = first["ldap://often.example.com:389"];
     assert!((1_600..1_960).contains(&often), "{first:?}");
     // Of equal weights each has its turn.
-    under.ldap.roster().learn(0, answer(60, &[(0, 7, "a.example.com"), (0, 7, "b.example.com")]));
-    let list = under.ldap.roster().list();
+    under.ldap.server_set().learn(0, answer(60, &[(0, 7, "a.example.com"), (0, 7, "b.example.com")]));
+    let list = under.ldap.server_set().list();
     let first = |turn| Arc::clone(&list.order(Balance::RoundRobin, turn)[0].url);
     assert!(first(0) != first(1) && first(0) == first(2));
 }
@@ -141,16 +141,16 @@ async fn priorities_are_kept_and_weights_are_chances() {
 #[tokio::test]
 async fn list_is_handed_over_at_a_reload_by_the_rules_in_force() {
     let before = Under::test(&named(Balance::First), Tuning::default());
-    before.ldap.roster().learn(0, answer(60, &[(0, 0, "a.example.com"), (3, 0, "b.example.net")]));
+    before.ldap.server_set().learn(0, answer(60, &[(0, 0, "a.example.com"), (3, 0, "b.example.net")]));
     let allowing = |targets: &[SrvTarget]| {
         Under::test(&config::Directory { srv_targets: targets.to_vec(), ..named(Balance::First) }, Tuning::default())
     };
     let both = allowing(&[SrvTarget::Below("example.net".to_owned())]);
-    both.ldap.roster().learn(0, answer(60, &[(0, 0, "a.example.com"), (3, 0, "b.example.net")]));
+    both.ldap.server_set().learn(0, answer(60, &[(0, 0, "a.example.com"), (3, 0, "b.example.net")]));
     let (strict, same) = (allowing(&[]), allowing(&[SrvTarget::Host("b.example.net".to_owned())]));
     for after in [&strict, &same] {
         after.ldap.begin_with(&both.ldap.resolved());
-        assert!(after.ldap.roster().is_due(), "it is looked up all the same");
+        assert!(after.ldap.server_set().is_due(), "it is looked up all the same");
     }
     assert_eq!(urls(&strict), ["a.example.com"]);
     assert_eq!(urls(&same), ["a.example.com", "b.example.net"]);

@@ -1,7 +1,7 @@
 //! The servers in force: those of the configuration, and those that SRV records name.
 //!
 //! Records are looked up when they end (30 s to 1 h), sooner when servers fail. Whatever DNS answers but a usable list or the
-//! decided absence of the service, the last list stays in force: an outage of DNS is none of the directory. A server that
+//! decided absence of the service, the last list stays in force: an outage of DNS is not one of the directory. A server that
 //! stays in the list keeps its connections and its health; one that leaves it gets no new request, and is closed with
 //! the last one that it has.
 
@@ -198,7 +198,7 @@ impl NameState {
 
 /// The servers of a directory, and where they are from.
 #[derive(Debug)]
-pub(crate) struct Roster {
+pub(crate) struct ServerSet {
     factory: ServerFactory,
     resolver: DnsResolver,
     list: ArcSwap<ServerList>,
@@ -207,7 +207,7 @@ pub(crate) struct Roster {
     changes: watch::Sender<()>,
 }
 
-impl Roster {
+impl ServerSet {
     /// With the servers that the configuration has itself; names are looked up when they are due. Changes of the list are
     /// sent to `changes`.
     pub(crate) fn new(factory: ServerFactory, resolver: DnsResolver, changes: watch::Sender<()>) -> Self {
@@ -215,9 +215,9 @@ impl Roster {
         let servers = factory.settings().servers.iter().enumerate();
         let names = servers.filter_map(|(place, item)| Some((place, NameState::new(shown, item, item.srv.as_ref()?))));
         let names = Mutex::new(names.collect());
-        let roster = Self { factory, resolver, list: ArcSwap::default(), names, changes };
-        roster.rebuild(&locked(&roster.names));
-        roster
+        let server_set = Self { factory, resolver, list: ArcSwap::default(), names, changes };
+        server_set.rebuild(&locked(&server_set.names));
+        server_set
     }
 
     /// The servers in force.
@@ -296,14 +296,14 @@ impl Roster {
 
     fn start(self: &Arc<Self>, place: usize, name: &mut NameState) {
         name.is_looking = true;
-        let looking = LookupGuard { roster: Arc::clone(self), place };
+        let looking = LookupGuard { server_set: Arc::clone(self), place };
         let host = name.item.host.clone();
         tokio::spawn(async move {
             let looked_up = async {
-                let answer = looking.roster.resolver.srv(&host).await;
-                looking.roster.learn(looking.place, answer);
+                let answer = looking.server_set.resolver.srv(&host).await;
+                looking.server_set.learn(looking.place, answer);
             };
-            let restarts = &looking.roster.factory.metrics().task_restarts;
+            let restarts = &looking.server_set.factory.metrics().task_restarts;
             let _ = tasks::once(Task::Resolver, restarts, looked_up).await;
         });
     }
@@ -442,13 +442,13 @@ impl Roster {
 
 /// A look-up in progress; ends when dropped.
 struct LookupGuard {
-    roster: Arc<Roster>,
+    server_set: Arc<ServerSet>,
     place: usize,
 }
 
 impl Drop for LookupGuard {
     fn drop(&mut self) {
-        let mut names = locked(&self.roster.names);
+        let mut names = locked(&self.server_set.names);
         if let Some((_, name)) = names.iter_mut().find(|(at, _)| *at == self.place) {
             name.is_looking = false;
             name.looked_at = Some(Instant::now());
@@ -456,6 +456,6 @@ impl Drop for LookupGuard {
             name.due = name.due.max(Instant::now() + SECOND);
         }
         drop(names);
-        self.roster.changes.send_replace(());
+        self.server_set.changes.send_replace(());
     }
 }
