@@ -74,7 +74,14 @@ pub(crate) fn unreadable(config: &Config, user: &ServiceUser) -> io::Result<Vec<
             files.push((String::new(), path));
         }
     }
-    let closed = account.run_as(|| files.iter().map(|(_, path)| Closed::of(path)).collect::<Vec<_>>())?;
+    // Of a folder with files of backends, which is listed as well.
+    let mut folders: Vec<&Path> = config.place.part_files().filter_map(Path::parent).collect();
+    folders.dedup();
+    let (closed, unlisted) = account.run_as(|| {
+        let closed: Vec<_> = files.iter().map(|(_, path)| Closed::of(path)).collect();
+        let unlisted: Vec<_> = folders.into_iter().filter(|folder| is_refused(fs::read_dir(folder))).collect();
+        (closed, unlisted)
+    })?;
     let group = account.group_name();
     let problem = |((key, path), closed): (&(String, &Path), Option<Closed>)| {
         let path = path.display();
@@ -86,7 +93,17 @@ pub(crate) fn unreadable(config: &Config, user: &ServiceUser) -> io::Result<Vec<
         };
         Some(config.problem(key, format!("the user {name} cannot read {path}: {advice}")))
     };
-    Ok(files.iter().zip(closed).filter_map(problem).collect())
+    let unlisted = unlisted.into_iter().map(|folder| {
+        let folder = folder.display();
+        let message =
+            format!("the user {name} cannot list {folder}: run `chgrp {group} {folder} && chmod g+rx {folder}`");
+        config.problem("routing.backends_from", message)
+    });
+    Ok(files.iter().zip(closed).filter_map(problem).chain(unlisted).collect())
+}
+
+fn is_refused<T>(result: io::Result<T>) -> bool {
+    result.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// What keeps this thread from reading a file.
@@ -99,14 +116,12 @@ enum Closed {
 impl Closed {
     /// `None` if nothing does, or the file has another fault.
     fn of(path: &Path) -> Option<Self> {
-        let refused =
-            |result: io::Result<()>| result.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-        if !refused(sys::open_regular(path).map(|_| ())) {
+        if !is_refused(sys::open_regular(path)) {
             return None;
         }
         // A folder is closed if what is in it cannot even be looked at.
         let inner: Vec<&Path> = path.ancestors().collect();
-        let folder = inner.iter().rev().find(|path| refused(fs::symlink_metadata(path).map(|_| ())));
+        let folder = inner.iter().rev().find(|path| is_refused(fs::symlink_metadata(path)));
         Some(folder.and_then(|path| path.parent()).map_or(Self::File, |folder| Self::Folder(folder.to_owned())))
     }
 }

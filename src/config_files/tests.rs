@@ -233,6 +233,20 @@ routing: {backends: [{name: one, imap: {address: '192.0.2.3:993', tls: implicit}
     let problems = found(&config);
     assert!(problems.iter().all(|problem| problem.contains(&format!("its folder {folder} is closed"))), "{problems:?}");
     assert!(!problems.is_empty());
+    // Files of backends that can be read, in a folder that cannot be listed.
+    mode(file.parent().unwrap(), 0o755);
+    let parts = file.with_file_name("backends.d");
+    fs::create_dir(&parts).unwrap();
+    fs::write(parts.join("one.yaml"), "{name: one, imap: {address: '192.0.2.3:993', tls: implicit}}\n").unwrap();
+    fs::write(&file, format!("{}routing: {{backends_from: backends.d}}\n", text.split("routing").next().unwrap()))
+        .unwrap();
+    let with_parts = crate::config::load(&file).unwrap();
+    assert_eq!(found(&with_parts), Vec::<String>::new());
+    mode(&parts, 0o711);
+    let [problem] = found(&with_parts).try_into().unwrap();
+    let parts = parts.display();
+    assert!(problem.contains(&format!("routing.backends_from: the user nobody cannot list {parts}: run")), "{problem}");
+    assert!(problem.ends_with(&format!(" {parts} && chmod g+rx {parts}`")), "{problem}");
     // The other threads stay root.
     assert!(privileges::is_root());
     config.process.user = None;
