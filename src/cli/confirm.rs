@@ -8,6 +8,7 @@ use super::count;
 use super::fleet::{self, ByNode};
 use super::running::{Running, say, say_json, with_query};
 use crate::admin::control::Confirmed;
+use crate::base::clock::unix_now;
 use crate::config;
 
 /// The longest time that can be confirmed in advance.
@@ -39,7 +40,8 @@ pub(super) async fn confirm(config: &Path, arguments: &Args) -> Result<ExitCode,
     // After an upgrade the sessions there are moved by the process that has them.
     let running = Running::of(config)?;
     if arguments.by_node.fleet {
-        return fleet::ask(&running, ("POST", &path), arguments.json, |confirmed| text(&confirmed)).await;
+        return fleet::ask(&running, ("POST", &path), arguments.json, |confirmed| text(&confirmed, arguments.time))
+            .await;
     }
     let answers = running.ask_all::<Confirmed>("POST", &path).await?;
     let code = answers.code();
@@ -47,18 +49,30 @@ pub(super) async fn confirm(config: &Path, arguments: &Args) -> Result<ExitCode,
     if arguments.json {
         say_json(&Confirmed { changes });
     } else {
-        say(text(&Confirmed { changes }));
+        say(text(&Confirmed { changes }, arguments.time));
     }
     Ok(code)
 }
 
-fn text(confirmed: &Confirmed) -> String {
-    format!("{} applied", count(confirmed.changes, "change"))
+fn text(confirmed: &Confirmed, time: Duration) -> String {
+    let applied = format!("{} applied", count(confirmed.changes, "change"));
+    if time.is_zero() {
+        return applied;
+    }
+    let until = (unix_now() + time.as_secs()) % 86_400;
+    format!("{applied}; those that come until {:02}:{:02} UTC are applied at once", until / 3_600, until % 3_600 / 60)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn end_of_the_time_is_said() {
+        assert_eq!(text(&Confirmed { changes: 1 }, Duration::ZERO), "1 change applied");
+        let said = text(&Confirmed { changes: 0 }, Duration::from_secs(1_800));
+        assert!(said.starts_with("0 changes applied; those that come until ") && said.contains(" UTC are"), "{said}");
+    }
 
     #[test]
     fn time_is_written_as_in_the_configuration() {

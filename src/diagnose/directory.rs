@@ -171,8 +171,7 @@ fn words(trouble: &UnavailableCause) -> String {
         UnavailableCause::ServiceBind { result, .. } => format!("refused with {result}"),
         UnavailableCause::Result { operation, result, .. } => format!("{} failed with {result}", operation.label()),
         UnavailableCause::Malformed { .. } => "malformed reply".to_owned(),
-        UnavailableCause::Canary { lacks: Some(attribute), .. } => format!("shows no {attribute}"),
-        UnavailableCause::Canary { lacks: None, .. } => "not shown".to_owned(),
+        UnavailableCause::Canary { fault, .. } => fault.to_string(),
         UnavailableCause::Behind { .. } => "has not caught up with the last change".to_owned(),
         UnavailableCause::Hidden { .. } => "hides the mail host or the networks of an entry".to_owned(),
         UnavailableCause::Timeout
@@ -427,13 +426,13 @@ fn listed_certificates(with: Result<&(Option<Entry>, ServerResult), &Unavailable
 fn canary(shown: &Result<(), UnavailableCause>) -> Finding {
     match shown {
         Ok(()) => Finding::ok("canary", "shown as configured"),
-        Err(trouble @ UnavailableCause::Canary { lacks: Some(_), .. }) => Finding::problem(
+        Err(trouble @ UnavailableCause::Canary { lacks: true, .. }) => Finding::problem(
             "canary",
             words(trouble),
             "a server that does not show it is not used, because it may hide it from all users: give the canary a value \
              of this attribute, and let bind_dn read it",
         ),
-        Err(trouble @ UnavailableCause::Canary { lacks: None, .. }) => Finding::problem(
+        Err(trouble @ UnavailableCause::Canary { lacks: false, .. }) => Finding::problem(
             "canary",
             words(trouble),
             "a server that does not return directory.canary is not used: search for it there as bind_dn; correct the \

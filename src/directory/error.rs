@@ -147,12 +147,14 @@ pub enum UnavailableCause {
         server: Arc<str>,
     },
     /// The server does not return the canary: wrong data, or insufficient access rights.
-    #[error("{server}: does not return the canary as configured{}", without(.lacks.as_deref()))]
+    #[error("{server}: does not return the canary as configured: {fault}")]
     Canary {
         /// The server's URL.
         server: Arc<str>,
-        /// The attribute of which the canary shows no value; `None`: no such entry, or another mail host.
-        lacks: Option<Arc<str>>,
+        /// What is shown in place of what is configured.
+        fault: Arc<str>,
+        /// Whether an attribute has no value, and the entry is as configured otherwise.
+        lacks: bool,
     },
     /// No server caught up in time with a known change of the entry.
     #[error("{server}: lags behind the last change of the entry, and so do all other servers")]
@@ -198,11 +200,6 @@ impl UnavailableCause {
             | Self::NoServiceAccount => None,
         }
     }
-}
-
-/// The attribute that the canary lacks, for a message.
-fn without(lacks: Option<&str>) -> String {
-    lacks.map_or_else(String::new, |attribute| format!(": it shows no {attribute}"))
 }
 
 /// `: DN and DN`, for a message.

@@ -308,7 +308,7 @@ fn directory_that_hides_entries_is_reported() {
     let config = good().set("/directory/canary", json!({"login": "alice", "mail_host": "server4"}));
     let (code, found) = directory_of(&config, "canary");
     assert_eq!(code, 69);
-    is(&found, "problem", &["not shown"]);
+    is(&found, "problem", &["its mail host is server3, not server4"]);
     let config = good().set("/directory/canary", json!({"login": "alice", "mail_host": "server3"}));
     is(&directory_of(&config, "canary").1, "ok", &[]);
 }

@@ -17,6 +17,7 @@ use crate::directory::ldap::health::OperationOrigin;
 use crate::directory::ldap::query::{SearchRequest, SearchResult};
 use crate::directory::ldap::tuning::locked;
 use crate::directory::{Entry, Trace, UnavailableCause};
+use crate::telemetry::log::Escaped;
 
 /// The request of a probe.
 #[derive(Debug)]
@@ -71,18 +72,30 @@ impl ServerProbe {
     /// Checks that the canary is shown as expected.
     ///
     /// # Errors
-    /// The attribute of which it shows no value; `None`: no entry, or another mail host.
-    fn shows_canary(&self, found: &SearchResult) -> Result<(), Option<Arc<str>>> {
+    /// What it shows instead, and whether it only lacks a value.
+    fn shows_canary(&self, found: &SearchResult) -> Result<(), (Arc<str>, bool)> {
         let Some(expected) = &self.expected else { return Ok(()) };
-        let entry = found.first.as_ref().filter(|_| found.code == 0 && found.entries == 1).ok_or(None)?;
+        let Some(entry) = found.first.as_ref().filter(|_| found.code == 0 && found.entries == 1) else {
+            let (entries, result) = (found.entries, found.result());
+            let fault = match entries {
+                0 if found.code == 0 => "not shown (no such entry)".into(),
+                0 | 1 => format!("not shown ({result})").into(),
+                _ => "there are several such entries".into(),
+            };
+            return Err((fault, false));
+        };
         if !entry.mail_hosts.iter().any(|host| host.eq_ignore_ascii_case(&expected.mail_host)) {
-            return Err(None);
+            let wanted = &expected.mail_host;
+            let fault = match entry.mail_hosts.first() {
+                Some(host) => format!("its mail host is {}, not {wanted}", Escaped(host.as_bytes())).into(),
+                None => format!("it has no mail host in place of {wanted}").into(),
+            };
+            return Err((fault, false));
         }
         // Not asked of each entry: one without a value grants nothing.
-        if let Some(attribute) = expected.grants.as_ref().filter(|_| entry.grants.is_empty()) {
-            return Err(Some(Arc::clone(attribute)));
-        }
-        expected.lacking(entry).map_or(Ok(()), |attribute| Err(Some(attribute)))
+        let lacking = expected.grants.as_ref().filter(|_| entry.grants.is_empty()).cloned();
+        let lacking = lacking.or_else(|| expected.lacking(entry));
+        lacking.map_or(Ok(()), |attribute| Err((format!("shows no {attribute}").into(), true)))
     }
 
     /// Whether the canary must be read before an empty result is accepted: unless that was done just now.
@@ -112,10 +125,8 @@ impl ServerProbe {
         endpoint
             .note_result(operation, OperationOrigin::Probe, &found.result(), Instant::now())
             .map_err(RequestError::cause)?;
-        let (shown, lacks) = match self.shows_canary(found) {
-            Ok(()) => (true, None),
-            Err(lacks) => (false, lacks),
-        };
+        let fault = self.shows_canary(found).err();
+        let shown = fault.is_none();
         let mut canary = locked(&self.canary);
         let changed = canary.missing == shown;
         canary.missing = !shown;
@@ -123,18 +134,18 @@ impl ServerProbe {
             canary.shown_at = Some(Instant::now());
         }
         drop(canary);
-        if shown {
+        let Some((fault, lacks)) = fault else {
             if changed {
                 info!(directory = endpoint.shown, server = %endpoint.url, "directory server returns the canary again");
             }
             return Ok(());
-        }
+        };
         if changed {
             let (code, entries, result) = (found.code, found.entries, found.result());
-            let lacks = lacks.as_deref();
-            error!(directory = endpoint.shown, server = %endpoint.url, code, %result, entries, lacks, "directory server does not return the canary; not used");
+            let reason = &*fault;
+            error!(directory = endpoint.shown, server = %endpoint.url, code, %result, entries, reason, "directory server does not return the canary; not used");
         }
-        let cause = UnavailableCause::Canary { server: endpoint.url.clone(), lacks };
+        let cause = UnavailableCause::Canary { server: endpoint.url.clone(), fault, lacks };
         endpoint.server_failed(OperationOrigin::Probe, &cause);
         Err(cause)
     }

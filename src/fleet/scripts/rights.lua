@@ -9,7 +9,8 @@ for at = 1, #ARGV do
   local reply = redis.pcall(unpack(words))
   local text = type(reply) == 'table' and reply.err or ''
   found[at] = 0
-  if string.find(text, "can't access", 1, true) or string.find(text, 'No permissions to access a key', 1, true) then
+  -- Redis 7.0, and the words of later ones and of Valkey.
+  if string.find(text, "can't access", 1, true) or string.find(string.lower(text), 'permissions to access', 1, true) then
     found[at] = 2
   elseif string.find(text, "can't run this command", 1, true) or string.find(text, 'NOPERM', 1, true) then
     found[at] = 1
