@@ -33,6 +33,7 @@ use crate::directory::ldap::search::{self, Query, QueryOptions};
 use crate::directory::ldap::server::Server;
 use crate::directory::{BoxFuture, Change, ChangeHandler, ChangeSource, ServerResult};
 use crate::proto::ldap::attributes::AttributeRole;
+use crate::proto::ldap::dn::is_within;
 use crate::telemetry::log::Repeats;
 
 /// Content synchronization, as listed in the root DSE's supportedControl (RFC 4533 section 2.2).
@@ -295,13 +296,7 @@ impl RootDse {
 
     /// The naming context that holds a DN: the longest.
     fn context_of(&self, dn: &str) -> Option<&str> {
-        let holds = |context: &&String| {
-            let at = dn.len().checked_sub(context.len());
-            let (above, own) = at.and_then(|at| dn.split_at_checked(at)).unwrap_or_default();
-            !context.is_empty()
-                && own.eq_ignore_ascii_case(context)
-                && (above.is_empty() || above.trim_end().ends_with(','))
-        };
+        let holds = |context: &&String| !context.is_empty() && is_within(dn, context);
         self.contexts.iter().filter(holds).max_by_key(|context| context.len()).map(String::as_str)
     }
 }

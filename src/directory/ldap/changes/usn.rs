@@ -30,6 +30,8 @@ use crate::proto::ldap::result::SUCCESS;
 const SHOW_DELETED: &str = "1.2.840.113556.1.4.417";
 /// The container of deleted objects, by its well-known GUID (MS-ADTS section 6.1.1.4).
 const DELETED_OBJECTS: &str = "18E2EA80684F11D2B9AA00C04F79F805";
+/// How far a search reaches back: a change that took its number before others may be committed after them.
+const OVERLAP: u64 = 50;
 /// All users are read every this many rounds, whatever the container seems to show.
 const ROUNDS_WITH_DELETED: u32 = 120;
 /// Changed objects of a round; with more all users are read.
@@ -115,6 +117,7 @@ impl UsnPoll<'_> {
         // Reverted, as to a snapshot: nothing would be found beyond the old number.
         let since = self.next.filter(|next| usn.saturating_add(1) >= *next);
         let since = since.filter(|_| self.rounds < if self.sees_deleted { ROUNDS_WITH_DELETED } else { ROUNDS });
+        let since = since.map(|next| next.saturating_sub(OVERLAP));
         // Before the users: whatever changes in between is among them.
         let changed = match (since, &self.context) {
             (Some(since), Some(context)) => self.changed(context, since).await?.map(|changed| (since, changed)),

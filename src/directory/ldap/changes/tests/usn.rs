@@ -178,6 +178,7 @@ fn naming_context_is_the_longest_that_holds_the_base() {
     let root = RootDse { contexts: contexts.map(str::to_owned).to_vec(), ..RootDse::default() };
     for (base, context) in [
         ("ou=people,DC=Corp,DC=example,DC=com", Some(contexts[2])),
+        ("ou=people, dc=Corp, dc=example, dc=com", Some(contexts[2])),
         ("dc=example,dc=com", Some(contexts[0])),
         ("ou=x,dc=notcorp,dc=example,dc=com", Some(contexts[0])),
         ("ou=x,xdc=example,dc=com", None),
