@@ -57,6 +57,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     if let (Some(directories), Some(tokens), Some(listeners)) = (&mut directories, &tokens, &listeners) {
         for directory in directories {
             directory.claim_attributes = claim_attributes(directory, tokens, listeners);
+            directory.other_filters = other_filters(directory, tokens);
         }
     }
     if let (Some(directories), Some(routing)) = (&directories, &routing)
@@ -216,6 +217,21 @@ fn claim_attributes(directory: &Directory, tokens: &[TokenIssuer], listeners: &[
         }
     }
     names
+}
+
+/// Filters for all entries that tokens and mail addresses lead to, each once, without that of the users. An entry that was
+/// found by one of them and is not followed would look deleted after each refresh.
+fn other_filters(directory: &Directory, tokens: &[TokenIssuer]) -> Vec<String> {
+    let own = directory.find.filter().map(template::filter_for_all);
+    let tokens = tokens.iter().filter(|issuer| issuer.directory.as_ref().is_none_or(|name| *name == directory.name));
+    let filters = tokens.filter_map(|issuer| issuer.filter.as_ref()).chain(&directory.mail_filter);
+    let mut others: Vec<String> = Vec::new();
+    for filter in filters.map(template::filter_for_all) {
+        if Some(&filter) != own.as_ref() && !others.contains(&filter) {
+            others.push(filter);
+        }
+    }
+    others
 }
 
 /// A login by certificate has no password: the service accounts of directory and backends have to do without.

@@ -138,6 +138,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             mail_filter: None,
             reads_certificates: false,
             claim_attributes: Vec::new(),
+            other_filters: Vec::new(),
         })
     };
     Draft { directory: all(), facts }

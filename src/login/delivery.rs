@@ -146,12 +146,15 @@ impl<'a> Delivery<'a> {
     /// The address of a key in small letters, or why it is not one of ours.
     fn address(self, key: &[u8]) -> Result<Login, &'static str> {
         const NO_ADDRESS: &str = "this is no mail address";
-        let text = std::str::from_utf8(key).map_err(|_| NO_ADDRESS)?.to_lowercase();
+        let text = std::str::from_utf8(key).map_err(|_| NO_ADDRESS)?;
         let (local, domain) = text.rsplit_once('@').ok_or(NO_ADDRESS)?;
+        // A domain has only ASCII letters: another letter that Unicode folds to one (KELVIN SIGN) is another domain.
+        let (local, domain) = (local.to_lowercase(), domain.to_ascii_lowercase());
+        let text = format!("{local}@{domain}");
         if local.is_empty() || domain.is_empty() {
             return Err(NO_ADDRESS);
         }
-        if !self.settings.domains.iter().any(|known| known.has(domain)) {
+        if !self.settings.domains.iter().any(|known| known.has(&domain)) {
             return Err("its domain is not in socketmap.domains");
         }
         // A name without the white space around it is another address.

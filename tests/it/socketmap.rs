@@ -179,6 +179,26 @@ fn address_leads_to_the_server_of_its_entry() {
     assert!(page.contains("Answers since the start") && page.contains("Connections of Postfix"), "{page}");
 }
 
+/// A shared mailbox, which no login name finds: its entry is followed all the same, and a refresh does not take it for
+/// deleted.
+#[test]
+fn entry_that_only_the_mail_filter_finds_is_followed() {
+    let slapd = directory(&[]);
+    let dn = "cn=team,ou=people,dc=example,dc=com";
+    slapd.modify(&format!(
+        "dn: {dn}\nchangetype: add\nobjectClass: organizationalRole\nobjectClass: extensibleObject\ncn: team\n\
+         mail: team@example.com\nmailHost: server3\n"
+    ));
+    let usher = start(delivering(&slapd).set("/directory/filter", "(uid={login})").set("/cache/ttl", "1h"));
+    let mut postfix = Postfix::of(&usher);
+    assert_eq!(postfix.transport("team@example.com"), TO_3);
+    slapd.modify(&format!("dn: {dn}\nchangetype: modify\nreplace: mailHost\nmailHost: server4\n"));
+    usher.wait_log("route changed", |line| line["dn"] == dn);
+    assert_eq!(postfix.transport("team@example.com"), TO_4);
+    let deleted = usher.metric("usher_directory_changes_total", &[("kind", "delete")]);
+    assert_eq!(deleted, 0.0);
+}
+
 #[test]
 fn answer_is_cached_apart_from_logins_and_follows_changes() {
     // One user's address is another one's login name.

@@ -77,6 +77,8 @@ pub struct Directory {
     /// The attributes by which a token, the address of a certificate or a mail address leads to an entry: which entry that is depends on
     /// nothing else, as no password is verified.
     pub claim_attributes: Vec<String>,
+    /// Filters for all entries that tokens and mail addresses lead to, beside those of users: their changes count, too.
+    pub other_filters: Vec<String>,
 }
 
 impl Directory {
@@ -138,6 +140,7 @@ impl Directory {
             results: BTreeMap::new(),
             reads_certificates: false,
             claim_attributes: Vec::new(),
+            other_filters: Vec::new(),
         }
     }
 }

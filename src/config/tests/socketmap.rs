@@ -34,6 +34,7 @@ fn every_key_is_read() {
     assert_eq!(socketmap.when_disabled, DeliveryWhenDisabled::Reject);
     assert_eq!(config.directories[0].mail_filter, Some(socketmap.mail_filter));
     assert_eq!(config.directories[0].claim_attributes, ["proxyAddresses"], "a change of it is followed");
+    assert_eq!(config.directories[0].other_filters, ["(proxyAddresses=smtp:*)"], "and so are the entries it finds");
     assert_eq!(config.routing.backends[0].delivery.as_deref(), Some("lmtp:inet:server3.example.com:24"));
 
     let config = parse_text(&with("socketmap: {address: \"[::1]:9950\", domains: example.com}\n")).unwrap();

@@ -82,6 +82,7 @@ fn every_key_is_read() {
         mail_filter: None,
         reads_certificates: false,
         claim_attributes: Vec::new(),
+        other_filters: Vec::new(),
         mail_host_attribute: "mailServer".into(),
         grant_attribute: None,
         login_attribute: Some("uid".into()),

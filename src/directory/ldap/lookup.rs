@@ -111,14 +111,12 @@ pub(super) fn search_filter(settings: &config::Directory, filter: &Template, log
     template::filter(filter, &local)
 }
 
-/// A filter for everyone whose changes count: whoever is found by a Windows name, too.
+/// A filter for all entries whose changes count: also those that a Windows name, a token or a mail address leads to.
 pub(super) fn followed_filter(settings: &config::Directory) -> String {
     let users = users_filter(&settings.find);
-    if settings.windows_domains.is_empty() {
-        return users;
-    }
-    let windows: String = settings.windows_domains.iter().map(|one| template::filter_for_all(&one.filter)).collect();
-    format!("(|{users}{windows})")
+    let windows = settings.windows_domains.iter().map(|one| template::filter_for_all(&one.filter));
+    let others: String = windows.chain(settings.other_filters.iter().cloned()).collect();
+    if others.is_empty() || users == ANY_ENTRY { users } else { format!("(|{users}{others})") }
 }
 
 /// A filter for all users.
@@ -232,6 +230,8 @@ mod tests {
         assert_eq!(followed, "(|(|(uid=*)(mail=*))(sAMAccountName=*))");
         directory.windows_domains.clear();
         assert_eq!(followed_filter(&directory), "(|(uid=*)(mail=*))");
+        directory.other_filters = vec!["(entryUUID=*)".to_owned(), "(proxyAddresses=smtp:*)".to_owned()];
+        assert_eq!(followed_filter(&directory), "(|(|(uid=*)(mail=*))(entryUUID=*)(proxyAddresses=smtp:*))");
     }
 
     #[test]

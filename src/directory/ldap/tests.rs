@@ -102,6 +102,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         mail_filter: None,
         reads_certificates: false,
         claim_attributes: Vec::new(),
+        other_filters: Vec::new(),
         results: [(19, AccountState::Locked)].into(),
     }
 }
