@@ -21,6 +21,60 @@ pub(crate) struct Backend {
     pub draining: Option<Drain>,
 }
 
+/// A backend in one word: its worst protocol counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// An administrator has taken it out of service.
+    Draining,
+    /// No protocol takes logins.
+    Down,
+    /// Some do not.
+    PartlyDown,
+    /// It refuses every login.
+    Refusing,
+    /// All do.
+    Up,
+}
+
+impl Condition {
+    /// As in JSON.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Down => "down",
+            Self::PartlyDown => "partly_down",
+            Self::Refusing => "refusing",
+            Self::Up => "up",
+        }
+    }
+}
+
+impl Backend {
+    /// The protocols that take no logins.
+    pub(crate) fn down(&self) -> Vec<&str> {
+        self.state.protocols.iter().filter(|one| !one.up).map(|one| &*one.protocol).collect()
+    }
+
+    /// The protocols whose every login it refuses, and for how many seconds at most.
+    pub(crate) fn refusing(&self) -> Option<(Vec<&str>, u64)> {
+        let all =
+            || self.state.protocols.iter().filter_map(|one| Some((&*one.protocol, one.refusing.as_ref()?.seconds)));
+        let longest = all().map(|(_, seconds)| seconds).max()?;
+        Some((all().map(|(protocol, _)| protocol).collect(), longest))
+    }
+
+    /// How it is.
+    pub(crate) fn condition(&self) -> Condition {
+        match (self.draining, self.down().len()) {
+            (Some(_), _) => Condition::Draining,
+            (None, 0) if self.refusing().is_some() => Condition::Refusing,
+            (None, 0) => Condition::Up,
+            (None, down) if down < self.state.protocols.len() => Condition::PartlyDown,
+            (None, _) => Condition::Down,
+        }
+    }
+}
+
 /// Every backend of the configuration in force, in its order.
 #[must_use]
 pub(crate) fn backends(shared: &Shared) -> Vec<Backend> {

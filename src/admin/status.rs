@@ -19,7 +19,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::overview::{self, Backend};
+use super::overview::{self, Backend, Condition};
 use super::rendering::RateLimitedText;
 use crate::base::clock::unix_now;
 use crate::base::labels::Label as _;
@@ -249,23 +249,19 @@ fn backends(backends: &[Backend], lately: &history::Lately) -> String {
 
 /// The state of a backend: that of its worst protocol.
 fn standing(backend: &Backend) -> (Mark, String) {
-    let serving = &backend.state.protocols;
-    let down: Vec<&str> = serving.iter().filter(|one| !one.up).map(|one| &*one.protocol).collect();
-    let addresses = || serving.iter().flat_map(|one| &one.addresses);
+    let addresses = || backend.state.protocols.iter().flat_map(|one| &one.addresses);
     let lost: Vec<_> = addresses().filter_map(|address| address.down_seconds).collect();
     let since = lost.iter().max().map_or_else(String::new, |seconds| format!(" for {}", span(*seconds)));
-    let refusing: Vec<_> =
-        serving.iter().filter_map(|one| Some((one.refusing.as_ref()?.seconds, &*one.protocol))).collect();
-    if let (true, Some((longest, _))) = (down.is_empty() && backend.draining.is_none(), refusing.iter().max()) {
-        let protocols: Vec<&str> = refusing.iter().map(|(_, protocol)| *protocol).collect();
-        return (Mark::Bad, format!("accepts no login ({}) for {}", protocols.join(", "), span(*longest)));
-    }
-    match (down.len(), lost.len()) {
-        (0, _) if backend.draining.is_some() => (Mark::Attention, "draining (administrator)".to_owned()),
-        (0, 0) => (Mark::Good, "up".to_owned()),
-        (0, lost) => (Mark::Attention, format!("{lost} of {} addresses down{since}", addresses().count())),
-        (some, _) if some < serving.len() => (Mark::Bad, format!("{} down{since}", down.join(", "))),
-        _ => (Mark::Bad, format!("down{since}")),
+    match backend.condition() {
+        Condition::Draining => (Mark::Attention, "draining (administrator)".to_owned()),
+        Condition::Down => (Mark::Bad, format!("down{since}")),
+        Condition::PartlyDown => (Mark::Bad, format!("{} down{since}", backend.down().join(", "))),
+        Condition::Refusing => {
+            let (protocols, longest) = backend.refusing().unwrap_or_default();
+            (Mark::Bad, format!("accepts no login ({}) for {}", protocols.join(", "), span(longest)))
+        }
+        Condition::Up if lost.is_empty() => (Mark::Good, "up".to_owned()),
+        Condition::Up => (Mark::Attention, format!("{} of {} addresses down{since}", lost.len(), addresses().count())),
     }
 }
 

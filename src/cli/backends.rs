@@ -10,7 +10,7 @@ use super::fleet;
 use super::running::{Running, age, say, say_json, table, with_query};
 use super::{FAILED, count};
 use crate::admin::control::encode;
-use crate::admin::overview::Backend;
+use crate::admin::overview::{Backend, Condition};
 use crate::backend::state::{AddressStatus, ProtocolStatus, RefusingStatus};
 use crate::base::clock::unix_now;
 use crate::sessions::maintenance::Drain;
@@ -109,12 +109,19 @@ fn said(backend: &Backend) -> String {
         Some(Drain { rate, .. }) => {
             format!("{name} gets no new logins; its {sessions} {are} being ended, {rate} a second")
         }
-        None if !backend.state.is_up() => {
-            format!(
+        None => match backend.condition() {
+            Condition::Draining | Condition::Up => format!("{name} gets logins again"),
+            Condition::PartlyDown => {
+                format!(
+                    "{name} gets logins again, but its {} is down (see `usher backends`)",
+                    backend.down().join(", ")
+                )
+            }
+            Condition::Down => format!(
                 "{name} is no longer drained, but it is down: it gets logins when it is up again (see `usher backends`)"
-            )
-        }
-        None => format!("{name} gets logins again"),
+            ),
+            Condition::Refusing => format!("{name} gets logins again, but accepts none (see `usher backends`)"),
+        },
     }
 }
 

@@ -55,17 +55,8 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
 }
 
 fn backend_summary(backend: &Backend) -> BackendSummary {
-    let down = backend.state.protocols.iter().filter(|one| !one.up).count();
-    let is_refusing = backend.state.protocols.iter().any(|one| one.refusing.is_some());
-    let state = match (backend.draining, down) {
-        (Some(_), _) => "draining",
-        (None, 0) if is_refusing => "refusing",
-        (None, 0) => "up",
-        (None, down) if down < backend.state.protocols.len() => "partly_down",
-        (None, _) => "down",
-    };
-    let sessions = backend.sessions.values().sum();
-    BackendSummary { name: backend.state.name.clone(), state: state.to_owned(), sessions }
+    let state = backend.condition().label().to_owned();
+    BackendSummary { name: backend.state.name.clone(), state, sessions: backend.sessions.values().sum() }
 }
 
 /// How each directory is.

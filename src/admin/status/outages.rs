@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::html::Mark;
 use super::{DAY, EXPIRES_SOON, time_of_day};
-use crate::admin::overview::{self, Backend};
-use crate::base::clock::unix_now;
+use crate::admin::overview::{self, Backend, Condition};
+use crate::base::clock::{date, unix_now};
 use crate::directory::Availability;
 use crate::login::realms::RealmCore;
 use crate::process::{Shared, Snapshot};
@@ -35,12 +35,12 @@ impl Outages {
         for realm in snapshot.realms.all() {
             let key = format!("directory {}", realm.realm.name());
             let began = since(&key);
-            found.extend(directory(realm, snapshot, began).map(|outage| (key, began, outage)));
+            found.extend(directory(realm, snapshot, began, now).map(|outage| (key, began, outage)));
         }
         for one in overview::backends(shared) {
             let key = format!("backend {}", one.state.name);
-            let began = down_since(&one, now).unwrap_or_else(|| since(&key));
-            found.extend(backend(&one, began).map(|outage| (key, began, outage)));
+            let began = since_of(&one, now).unwrap_or_else(|| since(&key));
+            found.extend(backend(&one, began, now).map(|outage| (key, began, outage)));
         }
         found.extend(certificate(snapshot, now).map(|outage| ("certificate".to_owned(), since("certificate"), outage)));
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,63 +51,63 @@ impl Outages {
     }
 }
 
-/// The time of day, in minutes.
-fn at(unix: u64) -> String {
+/// A time in minutes; with its day, if that may be another than today.
+fn at(unix: u64, now: u64) -> String {
     let text = time_of_day(unix);
-    format!("{} UTC", text.get(..5).unwrap_or(&text))
+    let time = text.get(..5).unwrap_or(&text);
+    let is_recent = now.saturating_sub(unix) < 12 * 60 * 60;
+    let day = if is_recent { String::new() } else { format!("{} ", date(i64::try_from(unix).unwrap_or(i64::MAX))) };
+    format!("{day}{time} UTC")
 }
 
-fn directory(realm: &RealmCore, snapshot: &Snapshot, since: u64) -> Option<Outage> {
+fn directory(realm: &RealmCore, snapshot: &Snapshot, since: u64, now: u64) -> Option<Outage> {
     let name = realm.setting(&snapshot.config.routing).shown.map_or_else(String::new, |name| format!(" {name}"));
-    let diagnosis = realm.directory().diagnose();
-    let servers = diagnosis.map(|diagnosis| diagnosis.servers().len()).unwrap_or_default();
-    let advice = "usher check --connect says why".to_owned();
+    let began = at(since, now);
+    let advice = "`usher check --connect` says why.";
     match realm.directory().availability() {
-        Availability::Unreachable => Some(Outage {
-            mark: Mark::Bad,
-            words: format!("LDAP{name} unreachable since {}, serving cached users", at(since)),
-            advice: format!("Users are served for up to cache.stale; others are refused. `{advice}`."),
-        }),
-        Availability::Recovering => Some(Outage {
-            mark: Mark::Attention,
-            words: format!("LDAP{name} is recovering since {}", at(since)),
-            advice: format!("`{advice}` of its {servers} servers."),
-        }),
+        Availability::Unreachable => {
+            let cache = &snapshot.config.cache;
+            let (cached, served) = match now.saturating_sub(since) < cache.stale.max(cache.ttl).as_secs() {
+                true => (
+                    ", serving cached users",
+                    "Users are served from the cache for up to cache.stale; others are refused.",
+                ),
+                false => (", no cached user is left", "Every login that needs it is refused."),
+            };
+            let words = format!("LDAP{name} unreachable since {began}{cached}");
+            Some(Outage { mark: Mark::Bad, words, advice: format!("{served} {advice}") })
+        }
+        Availability::Recovering => {
+            let words = format!("LDAP{name} is recovering since {began}");
+            Some(Outage { mark: Mark::Attention, words, advice: advice.to_owned() })
+        }
         Availability::Available => None,
     }
 }
 
-/// How long all of a backend's addresses of a protocol have been down.
-fn down_since(backend: &Backend, now: u64) -> Option<u64> {
-    let down = backend.state.protocols.iter().filter(|one| !one.up);
-    let seconds = down.flat_map(|one| &one.addresses).filter_map(|address| address.down_seconds);
-    seconds.max().map(|seconds| now.saturating_sub(seconds))
+/// Since when a backend is out of order, as far as it knows that itself.
+fn since_of(backend: &Backend, now: u64) -> Option<u64> {
+    let down = backend.state.protocols.iter().filter(|one| !one.up).flat_map(|one| &one.addresses);
+    let seconds = down.filter_map(|address| address.down_seconds).max();
+    let seconds = seconds.or_else(|| backend.refusing().map(|(_, seconds)| seconds));
+    seconds.map(|seconds| now.saturating_sub(seconds))
 }
 
-fn backend(backend: &Backend, since: u64) -> Option<Outage> {
+fn backend(backend: &Backend, since: u64, now: u64) -> Option<Outage> {
     let name = &backend.state.name;
-    let down: Vec<&str> = backend.state.protocols.iter().filter(|one| !one.up).map(|one| &*one.protocol).collect();
-    if backend.draining.is_some() {
-        return None;
-    }
-    let refusing = backend.state.protocols.iter().filter_map(|one| one.refusing.as_ref()).map(|one| one.seconds).max();
-    if let (true, Some(seconds)) = (down.is_empty(), refusing) {
-        return Some(Outage {
-            mark: Mark::Bad,
-            words: format!("{name} refuses every login since {}", at(unix_now().saturating_sub(seconds))),
-            advice: "Its authentication is out of order. `usher backends` has its last reply.".to_owned(),
-        });
-    }
-    if down.is_empty() {
-        return None;
-    }
-    let what =
-        if down.len() < backend.state.protocols.len() { format!(" ({})", down.join(", ")) } else { String::new() };
-    Some(Outage {
-        mark: Mark::Bad,
-        words: format!("{name}{what} is down since {}", at(since)),
-        advice: "Its users are refused until it is up. `usher backends` has the reason.".to_owned(),
-    })
+    let is_down = "Its users are refused until it is up. `usher backends` has the reason.";
+    let (words, advice) = match backend.condition() {
+        Condition::Draining | Condition::Up => return None,
+        Condition::Down => (format!("{name} is down since {}", at(since, now)), is_down),
+        Condition::PartlyDown => {
+            (format!("{name} ({}) is down since {}", backend.down().join(", "), at(since, now)), is_down)
+        }
+        Condition::Refusing => (
+            format!("{name} accepts no login since {}", at(since, now)),
+            "Its authentication is out of order. `usher backends` has its last reply.",
+        ),
+    };
+    Some(Outage { mark: Mark::Bad, words, advice: advice.to_owned() })
 }
 
 fn certificate(snapshot: &Snapshot, now: u64) -> Option<Outage> {
