@@ -18,7 +18,8 @@ use crate::directory::ldap::tuning::locked;
 pub(crate) struct HostAddresses {
     host: String,
     port: u16,
-    resolver: DnsResolver,
+    /// Asks DNS alone; `None`: the system resolves the name, by its files and search list, too.
+    resolver: Option<DnsResolver>,
     known: Mutex<Vec<SocketAddr>>,
     /// One look-up at a time where there is an answer already: one that hangs occupies one thread.
     looking: Arc<Semaphore>,
@@ -26,7 +27,7 @@ pub(crate) struct HostAddresses {
 
 impl HostAddresses {
     /// Of a host name or an address without brackets.
-    pub(crate) fn new(host: &str, port: u16, resolver: DnsResolver) -> Self {
+    pub(crate) fn new(host: &str, port: u16, resolver: Option<DnsResolver>) -> Self {
         let (known, looking) = (Mutex::default(), Arc::new(Semaphore::new(1)));
         Self { host: host.to_owned(), port, resolver, known, looking }
     }
@@ -65,11 +66,15 @@ impl HostAddresses {
     }
 
     async fn look_up(&self) -> Result<Vec<SocketAddr>, ConnectionFault> {
-        let found = if self.resolver.is_configured() {
-            self.resolver.addresses(&self.host, self.port).await.map_err(|fault| ConnectionFault::resolve(&fault))?
-        } else {
-            let found = lookup_host((self.host.as_str(), self.port)).await;
-            found.map_err(|error| ConnectionFault::resolve(&error))?.collect()
+        let found = match &self.resolver {
+            Some(resolver) => {
+                let found = resolver.addresses(&self.host, self.port).await;
+                found.map_err(|fault| ConnectionFault::resolve(&fault))?
+            }
+            None => {
+                let found = lookup_host((self.host.as_str(), self.port)).await;
+                found.map_err(|error| ConnectionFault::resolve(&error))?.collect()
+            }
         };
         if !found.is_empty() {
             locked(&self.known).clone_from(&found);

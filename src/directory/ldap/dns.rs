@@ -108,12 +108,12 @@ impl DnsResolver {
         let ask = |resolver: TokioResolver| {
             let name = name.clone();
             async move {
-                let name = followed(&resolver, name).await?;
+                let (name, ttl) = followed(&resolver, name).await?;
                 let found = resolver.srv_lookup(name.clone()).await.map_err(|error| fault(&error))?;
-                Ok((name, found))
+                Ok((name, ttl, found))
             }
         };
-        let (name, found) = self.first_answer(ask).await?;
+        let (name, of_aliases, found) = self.first_answer(ask).await?;
         let record = |data: &RData| {
             let RData::SRV(srv) = data else { return None };
             let target = srv.target.to_ascii().to_ascii_lowercase();
@@ -125,7 +125,7 @@ impl DnsResolver {
         if records.is_empty() {
             return Err(LookupFault::NoRecords);
         }
-        let ttl = found.answers().iter().map(|one| one.ttl).min().unwrap_or_default();
+        let ttl = found.answers().iter().map(|one| one.ttl).chain(of_aliases).min().unwrap_or_default();
         Ok(SrvAnswer { records, ttl: Duration::from_secs(ttl.into()) })
     }
 
@@ -192,20 +192,23 @@ impl DnsResolver {
     }
 }
 
-/// The name at the end of a chain of aliases. The library takes the last target of several SRV records behind a CNAME for
+/// The name at the end of a chain of aliases, and the shortest of their TTLs. The library takes the last target of several SRV records behind a CNAME for
 /// one more alias, and asks for that.
-async fn followed(resolver: &TokioResolver, mut name: Name) -> Result<Name, LookupFault> {
+async fn followed(resolver: &TokioResolver, mut name: Name) -> Result<(Name, Option<u32>), LookupFault> {
+    let mut shortest: Option<u32> = None;
     for _ in 0..ALIASES {
         let found = match resolver.lookup(name.clone(), RecordType::CNAME).await {
             Ok(found) => found,
             Err(error) => {
                 let fault = fault(&error);
-                return if fault == LookupFault::NoRecords { Ok(name) } else { Err(fault) };
+                return if fault == LookupFault::NoRecords { Ok((name, shortest)) } else { Err(fault) };
             }
         };
         let target = |data: &RData| if let RData::CNAME(target) = data { Some(target.0.clone()) } else { None };
         let own = found.answers().iter().filter(|one| one.name == name);
-        let Some(next) = own.filter_map(|one| target(&one.data)).next() else { return Ok(name) };
+        let alias = own.filter_map(|one| Some((target(&one.data)?, one.ttl))).next();
+        let Some((next, ttl)) = alias else { return Ok((name, shortest)) };
+        shortest = Some(shortest.map_or(ttl, |known| known.min(ttl)));
         name = next;
     }
     Err(LookupFault::Malformed)

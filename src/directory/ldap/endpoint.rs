@@ -60,7 +60,10 @@ impl Endpoint {
         (tuning, changed): (Tuning, watch::Sender<()>),
     ) -> Self {
         let realm = Realm::named(&settings.name);
+        // A target of SRV records is a whole name: the system would try it with its search list.
+        let is_target = !settings.servers.contains(server);
         let resolver = DnsResolver::new(settings.resolver.clone());
+        let resolver = (resolver.is_configured() || is_target).then_some(resolver);
         Self {
             realm,
             shown: realm.shown(settings),

@@ -153,6 +153,9 @@ impl NameState {
             }
             Err(fault) => (None, Some(fault.into())),
         };
+        if self.ignored.is_empty() {
+            self.logged.clear();
+        }
         self.log(servers.as_deref(), fault.as_ref());
         self.fault = fault;
         let Some(servers) = servers else {
@@ -162,7 +165,9 @@ impl NameState {
             return false;
         };
         self.failures = 0;
-        self.due = Instant::now() + ttl.clamp(SHORTEST, LONGEST);
+        // Whoever forges the absence of the service must do it again and again.
+        let longest = if servers.is_empty() { SHORTEST } else { LONGEST };
+        self.due = Instant::now() + ttl.clamp(SHORTEST, longest);
         let is_new = self.servers.as_ref() != Some(&servers);
         self.servers = Some(servers);
         is_new

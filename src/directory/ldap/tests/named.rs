@@ -90,7 +90,7 @@ async fn last_list_holds_whatever_dns_answers_but_the_absence_of_the_service() {
     server_set.learn(0, answer(60, &[(0, 0, "evil.example.org"), (5, 0, "b.example.com")]));
     assert_eq!(urls(&under), ["b.example.com"]);
     assert_eq!(server_set.resolved()[0].ignored.len(), 1);
-    server_set.learn(0, answer(60, &[(0, 0, "")]));
+    server_set.learn(0, answer(3_600, &[(0, 0, "")]));
     assert_eq!(urls(&under), [""; 0]);
     assert_eq!(under.ldap.availability(), Availability::Unreachable);
     assert!(server_set.cause().to_string().contains("not available"));
