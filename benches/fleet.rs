@@ -3,7 +3,7 @@
 //! The members are usher's own limits and its own part of the fleet (`usher::internals::SampleMember`); what they
 //! send and how often is theirs. The store's CPU time, bytes and memory are what `INFO` says, and include the beats of the
 //! members; CPU time does not depend on what else the machine does, times do. Arguments choose of `idle`, `logins` and
-//! `memory`. `docs/benchmarks.md` has results.
+//! `memory`. `docs/developer/benchmarks.md` has results.
 #![allow(
     missing_docs,
     dead_code,

@@ -3,7 +3,7 @@
 //! Each proxy runs alone in front of the same Dovecot on loopback. A client at 127.0.0.2 logs in
 //! repeatedly; then 127.0.0.9 opens silent connections, starts handshakes that never complete and
 //! guesses passwords, and the client logs in as many times again. The result is the ratio.
-//! `docs/benchmarks.md` has results and lists what to install.
+//! `docs/developer/benchmarks.md` has results and lists what to install.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -3,7 +3,7 @@
 //!
 //! The time is measured from just before the edit is sent to usher's line "route changed", after which
 //! no login uses the old value. Logins that went to the old server more than a second after slapd had
-//! acknowledged the edit are counted. `docs/benchmarks.md` has results.
+//! acknowledged the edit are counted. `docs/developer/benchmarks.md` has results.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

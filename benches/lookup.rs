@@ -4,7 +4,7 @@
 //! cargo bench --bench lookup
 //! ```
 //!
-//! `docs/benchmarks.md` has the figures.
+//! `docs/developer/benchmarks.md` has the figures.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -5,7 +5,7 @@
 //! ulimit -n 20000; cargo bench --bench memory
 //! ```
 //!
-//! `docs/benchmarks.md` has the figures.
+//! `docs/developer/benchmarks.md` has the figures.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

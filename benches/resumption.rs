@@ -5,7 +5,7 @@
 //! cargo bench --bench resumption
 //! ```
 //!
-//! `docs/benchmarks.md` has the figures, and `benches/peers/run` those of a server that always resumes.
+//! `docs/developer/benchmarks.md` has the figures, and `benches/peers/run` those of a server that always resumes.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

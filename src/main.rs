@@ -3,7 +3,7 @@
 //!
 //! jemalloc puts small and large pieces on different pages. What a session takes is mostly large, what
 //! its login teaches usher for hours is small: with glibc they lie between each other, and what 9,000
-//! users had used was still held when they had left (docs/benchmarks.md, "Memory"). What is freed is wiped
+//! users had used was still held when they had left (docs/developer/benchmarks.md, "Memory"). What is freed is wiped
 //! first (`sys/allocator`).
 
 use std::process::ExitCode;

@@ -8,7 +8,7 @@
 //! cargo bench --bench load -- logins --address 127.0.0.1:993 --pid 1234 --user 'user{}' --password word
 //! ```
 //!
-//! `benches/peers/run` sets up several proxies and measures them side by side; `docs/benchmarks.md`
+//! `benches/peers/run` sets up several proxies and measures them side by side; `docs/developer/benchmarks.md`
 //! has results.
 #![allow(
     missing_docs,

@@ -1,5 +1,5 @@
 //! Reports from the trackers of mail clients, mail servers and directories, tried on real programs: see
-//! `docs/field-cases.md`.
+//! `docs/developer/field-cases.md`.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -371,7 +371,7 @@ fn exists<'p>(root: &Path, quoted: &'p str, file: &mut Option<&'p str>) -> bool 
 #[test]
 fn tests_named_in_the_page_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = read_text(&root.join("docs/field-cases.md"));
+    let page = read_text(&root.join("docs/developer/field-cases.md"));
     let (mut wrong, mut seen) = (Vec::new(), 0);
     for row in page.lines().filter(|line| line.starts_with("| ")) {
         // The column of tests is the last.

@@ -131,7 +131,8 @@ fn fields_of_documented_lines_are_logged() {
             .any(|field| sources.contains(field))
     };
     let (mut documented, mut unknown) = (0, Vec::new());
-    let pages = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let folders = ["docs", "docs/developer"].map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
+    let pages = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
     for page in pages.chain([root.join("README.md")]).filter(|page| page.extension().is_some_and(|end| end == "md")) {
         for line in std::fs::read_to_string(&page).unwrap().lines() {
             let is_line = [" INFO ", " WARN ", " ERROR ", " DEBUG "].iter().any(|level| line.contains(level));

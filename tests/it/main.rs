@@ -1,7 +1,7 @@
 //! Integration tests: the real binary between real clients and real servers.
 //!
 //! `./tests/run` installs what they need. A file per behaviour; the kit is in `kit/`. What each
-//! test guarantees is listed in `docs/promises.md`.
+//! test guarantees is listed in `docs/developer/promises.md`.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod kit;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 2] = ["docs/promises.md", "docs/threat-model.md"];
+const DOCUMENTS: [&str; 2] = ["docs/developer/promises.md", "docs/developer/threat-model.md"];
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)

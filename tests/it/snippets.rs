@@ -26,7 +26,8 @@ fn root() -> &'static Path {
 
 /// Every block of every page.
 fn snippets() -> Vec<Snippet> {
-    let pages = std::fs::read_dir(root().join("docs")).unwrap().flatten().map(|entry| entry.path());
+    let folders = ["docs", "docs/developer"].map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
+    let pages = folders.into_iter().flatten().flatten().map(|entry| entry.path());
     let mut pages: Vec<PathBuf> = pages.filter(|page| page.extension().is_some_and(|kind| kind == "md")).collect();
     pages.push(root().join("README.md"));
     pages.sort();
