@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use super::fleet;
 use super::running::{Running, age, say, say_json, with_query};
-use super::{FAILED, OK, count};
+use super::{DATA, NO_PERMISSION, NO_USER, OK, SOFTWARE, UNAVAILABLE, count};
 use crate::diagnose::table::Shown;
 use crate::login::explain::running::RunningVerdict;
+use crate::outcome::Refusal;
 
 /// Whom to ask instead of the configuration file.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -29,11 +30,9 @@ pub(super) async fn explain(
     json: bool,
 ) -> Result<ExitCode, ExitCode> {
     let running = Running::of(file)?;
-    let from = from.map(|address| address.to_string());
-    let query = [("login", login)].into_iter().chain(from.iter().map(|from| ("from", from.as_str())));
-    let path = with_query("/explain", query);
+    let path = path(login, from);
     if arguments.fleet {
-        let show = |verdict: RunningVerdict| text(&verdict);
+        let show = |verdict: RunningVerdict| text(&verdict, "");
         return fleet::ask_whether(&running, ("GET", &path), json, show, RunningVerdict::is_routed).await;
     }
     // A process from before an upgrade takes no login.
@@ -41,13 +40,34 @@ pub(super) async fn explain(
     if json {
         say_json(&verdict);
     } else {
-        say(text(&verdict));
+        say(text(&verdict, ""));
     }
-    Ok(ExitCode::from(if verdict.is_routed() { OK } else { FAILED }))
+    Ok(ExitCode::from(code(&verdict.result)))
 }
 
-fn text(verdict: &RunningVerdict) -> String {
-    let mut lines = vec![Shown(&verdict.login).to_string()];
+/// What to request.
+pub(super) fn path(login: &str, from: Option<IpAddr>) -> String {
+    let from = from.map(|address| address.to_string());
+    let query = [("login", login)].into_iter().chain(from.iter().map(|from| ("from", from.as_str())));
+    with_query("/explain", query)
+}
+
+/// What a command exits with for this result.
+pub(super) fn code(result: &str) -> u8 {
+    match result {
+        "routed" => OK,
+        "unknown_user" => NO_USER,
+        "invalid_username" => DATA,
+        "internal" => SOFTWARE,
+        _ if Refusal::is_outage_label(result) || result == Refusal::Draining.label() => UNAVAILABLE,
+        _ if Refusal::is_without_route_label(result) => DATA,
+        _ => NO_PERMISSION,
+    }
+}
+
+/// The verdict under the user's name and `of`.
+pub(super) fn text(verdict: &RunningVerdict, of: &str) -> String {
+    let mut lines = vec![format!("{}{of}", Shown(&verdict.login))];
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
             lines.push(format!("  {name:<13}{}", Shown(value)));
@@ -93,4 +113,32 @@ fn cached(verdict: &RunningVerdict) -> String {
     );
     let stale = verdict.stale_left_seconds.map(|left| format!(", {} while the directory is unreachable", age(left)));
     format!("verified {} ago, {left}{}", age(seconds), stale.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_code_tells_an_outage_from_a_refusal() {
+        for (result, expected) in [
+            ("routed", OK),
+            ("unknown_user", NO_USER),
+            ("account_locked", NO_PERMISSION),
+            ("wrong_password", NO_PERMISSION),
+            ("network_not_allowed", NO_PERMISSION),
+            ("hold", UNAVAILABLE),
+            ("draining", UNAVAILABLE),
+            ("backend_draining", UNAVAILABLE),
+            ("backend_unreachable", UNAVAILABLE),
+            ("directory_unavailable", UNAVAILABLE),
+            ("no_mail_host", DATA),
+            ("several_entries", DATA),
+            ("not_allowed", DATA),
+            ("invalid_username", DATA),
+        ] {
+            assert_eq!(code(result), expected, "{result}");
+        }
+        assert!(Refusal::LABELS.iter().all(|label| code(label) != OK));
+    }
 }

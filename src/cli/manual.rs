@@ -108,14 +108,14 @@ const PAGES: &[Page] = &[
     Page {
         command: "explain",
         paragraphs: &[
-            "Looks up a login name in the directory as a login does, without a password unless --password is given, \
-             and shows the entry, its mail host and the backend, or the reason of a refusal. The state of a running \
-             usher is shown too.",
+            "Shows what a login of this name meets now in the running usher, and what the directory says of it: the entry, \
+             its mail host and the backend, or the reason of a refusal. If the configuration file differs from the one in \
+             force, there is a second verdict: that after a reload. No password is needed.",
         ],
         examples: &[
             ("usher explain alice", "one user"),
             ("usher explain --json alice", "the same for a program"),
-            ("usher explain --password alice < password.txt", "also bind as alice"),
+            ("usher explain --password-stdin alice < password.txt", "also bind as alice"),
             ("usher explain --all", "every user of the directory"),
         ],
     },

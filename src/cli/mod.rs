@@ -13,6 +13,7 @@ mod directories;
 mod drain;
 mod explain;
 mod explain_all;
+mod explain_file;
 mod explain_running;
 mod fleet;
 mod import_users;

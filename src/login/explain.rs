@@ -8,11 +8,12 @@ pub(crate) mod running;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::config::{Config, Directory, DirectoryServer, LdapScheme};
-use crate::directory::{DirectoryError, Entry, EntryFault, Networks, ServerResult, UnavailableCause};
+use crate::directory::{DirectoryError, Entry, EntryFault, EntryVersion, Networks, ServerResult, UnavailableCause};
 use crate::login::networks;
-use crate::outcome::{Proof, Refusal};
+use crate::outcome::{AccountState, Proof, Refusal};
 use crate::proto::PROTOCOLS;
 use crate::proto::ldap::result::{CONFIDENTIALITY_REQUIRED, STRONGER_AUTH_REQUIRED};
 use crate::proto::ldap::vendor::{self, Meaning};
@@ -72,6 +73,26 @@ impl Verdict {
             // Unusable ones are a refusal from everywhere.
             Ok(()) | Err(_) => self,
         }
+    }
+
+    /// The same for an account in this state: locked, disabled, expired, or on hold. `is_new`: the entry was read for this
+    /// verdict, so that a login would ask the directory, too.
+    #[must_use]
+    pub(crate) fn for_account(self, version: &EntryVersion, is_new: bool) -> Self {
+        let is_elsewhere = matches!(self.goal, Err(Refusal::NetworkNotAllowed | Refusal::UnusableNetworks));
+        let (refusal, words) = if let Some(state) = version.account_state(unix_now()) {
+            (Refusal::Account { state, proven: true }, format!("the entry says {}", state.label()))
+        } else if version.locked && is_new {
+            let words = "the entry is locked after wrong passwords, now or until recently: the directory decides at the next login";
+            (Refusal::Account { state: AccountState::Locked, proven: true }, words.to_owned())
+        } else if version.held && !is_elsewhere {
+            // Before the route, as most likely the mailbox is being moved.
+            let words = "the directory holds this user: logins wait until it releases the hold";
+            (Refusal::Hold, words.to_owned())
+        } else {
+            return self;
+        };
+        Self { goal: Err(refusal), words, ..self }
     }
 
     /// What is no login name.

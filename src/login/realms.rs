@@ -174,15 +174,6 @@ impl Realms {
         self.all.iter().find(|realm| realm.settings.name == name).map_or(Candidates::None, Candidates::One)
     }
 
-    /// The directory that has this name, if it is one alone.
-    #[must_use]
-    pub(crate) fn of_name(&self, name: &Login) -> Option<&RealmCore> {
-        match self.candidates(name) {
-            Candidates::One(realm) => Some(realm),
-            Candidates::None | Candidates::Several(_) => None,
-        }
-    }
-
     /// Whether a directory may have this name.
     #[must_use]
     pub(crate) fn may_have(&self, realm: &RealmCore, name: &Login) -> bool {

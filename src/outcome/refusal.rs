@@ -90,6 +90,14 @@ macro_rules! refusals {
                 [$($label,)+ a.label(), b.label(), c.label(), d.label(), e.label(), f.label(), g.label()]
             };
 
+            /// The kind of a label.
+            fn kind_of(label: &str) -> Kind {
+                match label {
+                    $($label => Kind::$kind,)+
+                    _ => Kind::Other,
+                }
+            }
+
             const fn facts(&self) -> &'static Facts {
                 match self {
                     $(Self::$variant { .. } => const {
@@ -278,6 +286,18 @@ impl Refusal {
     #[must_use]
     pub fn is_without_route(&self) -> bool {
         self.facts().kind == Kind::NoRoute
+    }
+
+    /// Whether a refusal with this label may be none later, because a server was unavailable.
+    #[must_use]
+    pub(crate) fn is_outage_label(label: &str) -> bool {
+        Self::kind_of(label) == Kind::Outage
+    }
+
+    /// Whether a refusal with this label has its reason in the entry or the configuration.
+    #[must_use]
+    pub(crate) fn is_without_route_label(label: &str) -> bool {
+        Self::kind_of(label) == Kind::NoRoute
     }
 
     /// Whether it counts as a failed login of its connection (`limits.failed_logins`).

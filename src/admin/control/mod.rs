@@ -24,7 +24,7 @@ pub(crate) use fleet::{Known, NodeReply};
 pub(crate) use server::{obey, serve};
 pub(crate) use shapes::{
     BackendSummary, Cached, Confirmed, DirectoryStatus, Dropped, ErrorReply, FleetStatus, Kicked, Leaving,
-    ListenerStatus, Looked, MapReply, Outcome, Recent, Status, User,
+    ListenerStatus, Looked, MapReply, Outcome, Recent, Status,
 };
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -60,28 +60,3 @@ pub(crate) type Request = (Order, oneshot::Sender<OrderResult>);
 
 /// A message for the administrator, or the problems.
 pub(crate) type OrderResult = Result<String, Vec<String>>;
-
-/// Any name as a part of a path.
-#[must_use]
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-    (0..text.len()).step_by(2).map(digit).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn name_round_trips_through_a_path() {
-        for name in ["alice", "a/b?c=%d", "jürgen\0", ""] {
-            assert_eq!(unhex(&hex(name.as_bytes())).unwrap(), name.as_bytes());
-        }
-        assert_eq!(unhex("6"), None);
-        assert_eq!(unhex("zz"), None);
-    }
-}

@@ -19,14 +19,12 @@ use super::lookup;
 use super::status;
 use super::trace::{self, ExtraTime};
 use super::{
-    Cached, Confirmed, Dropped, Kicked, Leaving, Looked, Order, OrderResult, Outcome, Recent, Request, Status, User,
-    unhex,
+    Cached, Confirmed, Dropped, Kicked, Leaving, Looked, Order, OrderResult, Outcome, Recent, Request, Status,
 };
 use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
-use crate::directory::EntryNames;
 use crate::login::explain::running::{self, RunningVerdict};
 use crate::login::realms::RealmCore;
 use crate::outcome::Refusal;
@@ -58,7 +56,6 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/backends/{name}/undrain", post(undrain_backend))
         .route("/cache", get(cached))
         .route("/cache/drop", post(drop_cached))
-        .route("/users/{login}", get(user))
         .route("/lookup", get(look_up))
         .route("/answers", get(answers))
         .route("/explain", get(explain))
@@ -304,26 +301,6 @@ async fn drop_cached(
         }
     };
     Ok(Json(dropped))
-}
-
-async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
-    let snapshot = control.snapshot();
-    let Some(login) = unhex(&login).and_then(|login| Login::parse(&login)) else { return Json(User::default()) };
-    let cached = snapshot.realms.cached(&login).next();
-    let realm = cached.as_ref().map(|(realm, ..)| *realm).or_else(|| snapshot.realms.of_name(&login));
-    let standing = realm.map_or("off", |realm| running::watch(realm, &control.shared.trackers));
-    let mut user = User { watch: standing.to_owned(), ..User::default() };
-    if let Some((realm, key, dn)) = cached {
-        let known = realm.authn.entries();
-        user.cached_seconds = realm.authn.cache().age(&key).map(|age| age.as_secs());
-        let names = EntryNames { realm: key.realm, id: None, dn: Some(Arc::clone(&dn)) };
-        user.sessions = control.shared.registry.of(&names).len();
-        if let Some(one) = known.by_dn(key.realm, &dn) {
-            user.held = one.entry.version.held;
-            user.kept_by_brake = one.is_kept_by_brake().then(|| one.entry.mail_hosts.clone());
-        }
-    }
-    Json(user)
 }
 
 /// What a login of this name would meet now.

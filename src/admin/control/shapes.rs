@@ -145,21 +145,6 @@ pub(crate) struct Dropped {
     pub dns: Vec<String>,
 }
 
-/// The running process's state of a user.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct User {
-    /// `off`, `lost` or `following`.
-    pub watch: String,
-    /// Seconds since a bind verified a password of this user, if that is cached.
-    pub cached_seconds: Option<u64>,
-    /// Whether the directory holds the user, if known.
-    pub held: bool,
-    /// The active mailHost values, if the brake holds a change.
-    pub kept_by_brake: Option<Vec<String>>,
-    /// The number of sessions.
-    pub sessions: usize,
-}
-
 /// The reply to `usher status`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Status {

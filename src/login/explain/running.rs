@@ -19,7 +19,7 @@ use crate::directory::{Availability, DirectoryError, Entry, NameKind, Unavailabl
 use crate::login::authn::DecidedBy;
 use crate::login::core::{LoginContext, LoginCore};
 use crate::login::realms::{RealmCore, Realms};
-use crate::outcome::{AccountState, Refusal};
+use crate::outcome::Refusal;
 use crate::tracking::{ChangeTrackers, TrackedEntry, WatchStatus};
 
 /// How long directories may take in all: the nodes of a fleet have 5 seconds.
@@ -290,24 +290,8 @@ fn judge_entry(
         Some(client) => verdict.for_client(client),
         None => verdict,
     };
-    let is_elsewhere = matches!(verdict.goal, Err(Refusal::NetworkNotAllowed | Refusal::UnusableNetworks));
-    let goal = shown.take(verdict);
+    let goal = shown.take(verdict.for_account(&version, by == DecidedBy::Directory));
     shown.locked = version.locked;
-    if let Some(state) = version.account_state(unix_now()) {
-        shown.refuse(&Refusal::Account { state, proven: true }, format!("the entry says {}", state.label()));
-        return None;
-    }
-    if version.locked && by == DecidedBy::Directory {
-        let words =
-            "the entry is locked after wrong passwords, now or until recently: the directory decides at the next login";
-        shown.refuse(&Refusal::Account { state: AccountState::Locked, proven: true }, words);
-        return None;
-    }
-    // Before the route, as most likely the mailbox is being moved.
-    if shown.held && !is_elsewhere {
-        shown.refuse(&Refusal::Hold, "the directory holds this user: logins wait until it releases the hold");
-        return None;
-    }
     let goal = goal?;
     if shown.may_use_password == Some(false) {
         shown.explanation.push_str("; with a password it is refused: the entry does not match password_filter");
