@@ -3,8 +3,8 @@
 
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -23,6 +23,7 @@ use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
 use crate::login::delivery::RecentAnswers;
 use crate::sessions::closer::Closer;
 use crate::sessions::maintenance::Maintenance;
+use crate::sessions::previous::PreviousProcesses;
 use crate::sessions::registry::Registry;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
@@ -135,6 +136,10 @@ pub(crate) struct Shared {
     pub registry: Arc<Registry>,
     /// Apply changes of the directories.
     pub trackers: ChangeTrackers,
+    /// The sessions of the processes before an upgrade.
+    pub previous: PreviousProcesses,
+    /// When this process closes its last session after an upgrade, Unix seconds.
+    pub ends_at: OnceLock<u64>,
     /// Ends sessions at a pace.
     pub closer: Arc<Closer>,
     /// The backends that are out of service.
@@ -191,6 +196,8 @@ impl Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,
             registry,
+            previous: PreviousProcesses::default(),
+            ends_at: OnceLock::new(),
             stage: watch::Sender::new(Stage::Serving),
             directory_answered: AtomicBool::new(false),
             log,

@@ -5,6 +5,7 @@
 
 mod history;
 mod html;
+mod latency;
 mod outages;
 
 use std::fmt::Write as _;
@@ -86,7 +87,7 @@ impl Status {
         let snapshot = self.shared.snapshot.load();
         let now = Sample::take(metrics, snapshot.backends.all());
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        let (lately, bars) = (history.lately(&now), history.bars(&now));
+        let (lately, bars, latency) = (history.lately(&now), history.bars(&now), latency::charts(&history, &now));
         drop(history);
         let host = Escaped(&*snapshot.host);
         let mut page = format!(
@@ -110,10 +111,11 @@ impl Status {
         let mut section = |title: &str, content: String| {
             let _ = writeln!(page, "<section><h2>{}</h2>{content}</section>", Escaped(title));
         };
-        section("At a glance", tiles(self.shared.registry.count(), metrics, &lately));
-        section("Backends", backends(&overview::backends(&self.shared), &lately));
+        section("At a glance", tiles(&self.shared, metrics, &lately));
+        section("Backends", backends(&self.shared, &lately));
         section("Directory servers", directory(&snapshot, metrics));
         section("Logins and refusals", charts(&bars));
+        section("Time per phase of a login", latency);
         if snapshot.config.socketmap.is_some() {
             section("Postfix", postfix(metrics));
         }
@@ -209,7 +211,8 @@ pub(super) async fn show(State(page): State<Arc<RateLimitedText>>) -> Response {
     (headers, page).into_response()
 }
 
-fn tiles(sessions: usize, metrics: &Metrics, lately: &history::Lately) -> String {
+fn tiles(shared: &Shared, metrics: &Metrics, lately: &history::Lately) -> String {
+    let sessions = shared.registry.count() + shared.previous.sessions();
     let share =
         |share: Option<f64>| share.map_or_else(|| "–".to_owned(), |share| format!("{:.1}\u{a0}%", share * 100.0));
     let unavailable = |result: &str| {
@@ -227,22 +230,32 @@ fn tiles(sessions: usize, metrics: &Metrics, lately: &history::Lately) -> String
     for (name, value) in tiles {
         let _ = write!(text, "<div><dt>{name}</dt><dd>{value}</dd></div>");
     }
-    text + "</dl><p class=\"quiet\">Rates and shares of the last five minutes.</p>"
+    text += "</dl><p class=\"quiet\">Rates and shares of the last five minutes.";
+    for process in shared.previous.all().iter() {
+        let until = process.ends_at.map(|end| format!(" and closes them by {} UTC", time_of_day(end)));
+        let (pid, sessions) = (process.pid, process.sessions);
+        let _ = write!(
+            text,
+            " Process {pid}, from before an upgrade, has {sessions} of the sessions{}.",
+            until.unwrap_or_default()
+        );
+    }
+    text + "</p>"
 }
 
-fn backends(backends: &[Backend], lately: &history::Lately) -> String {
+fn backends(shared: &Shared, lately: &history::Lately) -> String {
     let row = |backend: &Backend| {
         let name = backend.state.name.as_str();
         let (mark, words) = standing(backend);
         let [good, bad] = lately.backend_per_minute(name).map_or([None, None], |rates| rates.map(Some));
-        let sessions = backend.sessions.values().sum::<usize>().to_string();
-        let numbers = [sessions, rate(good), rate(bad)].map(Cell::Number);
+        let sessions = backend.sessions.values().sum::<usize>() + shared.previous.sessions_at(name);
+        let numbers = [sessions.to_string(), rate(good), rate(bad)].map(Cell::Number);
         (name.to_owned(), [Cell::State(mark, words)].into_iter().chain(numbers).collect())
     };
     Table {
         caption: "Mail servers; logins per minute",
         heads: &["Backend", "State", "Sessions", "Logins", "Failed"],
-        rows: backends.iter().map(row).collect(),
+        rows: overview::backends(shared).iter().map(row).collect(),
     }
     .to_string()
 }
@@ -349,7 +362,7 @@ fn charts(bars: &[(&'static str, Vec<u64>)]) -> String {
         let title = if result == "ok" { "logged in".to_owned() } else { result.replace('_', " ") };
         let most = bars.iter().max().copied().unwrap_or_default();
         let label = format!("{title}: {count} in {minutes} minutes, at most {most} in {} seconds", PACE.as_secs());
-        let chart = Chart { label: &label, bars, places: SAMPLES };
+        let chart = Chart { label: &label, bars, front: &[], places: SAMPLES };
         let _ = write!(
             text,
             "<li><h3>{}: {count}</h3>{chart}<span class=\"quiet\">at most {most} in {} s</span></li>",

@@ -46,6 +46,8 @@ labels! {
         SessionCloser => "session_closer",
         /// Starts the probes of directory servers and backends when they are due.
         Probes => "probes",
+        /// Counts the sessions of the processes before an upgrade.
+        PreviousSessions => "previous_sessions",
         /// One probe of a directory server.
         DirectoryProbe => "directory_probe",
         /// Closes unused connections to a directory server.
@@ -83,6 +85,7 @@ impl Task {
             Self::StatusSamples
             | Self::DirectoryAwait
             | Self::DirectoryWatch
+            | Self::PreviousSessions
             | Self::SessionCloser
             | Self::Probes
             | Self::DirectoryProbe
@@ -118,7 +121,7 @@ pub(crate) async fn keep<F: Future<Output = ()>>(
     mut make: impl FnMut() -> F,
 ) -> TaskExit {
     let (mut pause, mut in_a_row) = (FIRST_PAUSE, 0);
-    let is_short = matches!(task, Task::DirectoryAwait);
+    let is_short = matches!(task, Task::DirectoryAwait | Task::PreviousSessions);
     loop {
         let began = Instant::now();
         let run = async {

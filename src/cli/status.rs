@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::fleet::{self, ByNode};
 use super::running::{Running, age, say, say_json};
 use super::{OK, count};
-use crate::admin::control::{BackendSummary, DirectoryStatus, FleetStatus, ListenerStatus, Status};
+use crate::admin::control::{BackendSummary, DirectoryStatus, FleetStatus, ListenerStatus, PreviousStatus, Status};
 use crate::base::clock::unix_now;
 use crate::diagnose::table::Shown;
 
@@ -56,10 +56,15 @@ fn text(status: &Status) -> String {
         format!("config       {}{}, digest {config}", Shown(file), reloaded(status)),
         format!("certificate  {}", certificate.unwrap_or_else(|| "none".to_owned())),
     ];
+    for PreviousStatus { pid, sessions, ends_at } in &status.previous {
+        let until = ends_at.map(|end| format!(", closed in {} at the latest", age(end.saturating_sub(unix_now()))));
+        let sessions = count(*sessions, "session");
+        lines.push(format!("upgrade      process {pid} still has {sessions}{}", until.unwrap_or_default()));
+    }
     for ListenerStatus { protocol, address, tls } in &status.listeners {
         lines.push(format!("listener     {} {} {}", Shown(protocol), Shown(address), Shown(tls)));
     }
-    for BackendSummary { name, state, sessions } in &status.backends {
+    for BackendSummary { name, state, sessions, .. } in &status.backends {
         let state = state.replace('_', " ");
         lines.push(format!("backend      {}: {}, {}", Shown(name), Shown(&state), count(*sessions, "session")));
     }
@@ -114,9 +119,16 @@ mod tests {
                 address: "[::]:993".to_owned(),
                 tls: "implicit".to_owned(),
             }],
-            backends: vec![BackendSummary { name: "server3".to_owned(), state: "partly_down".to_owned(), sessions: 1 }],
+            backends: vec![BackendSummary {
+                name: "server3".to_owned(),
+                state: "partly_down".to_owned(),
+                sessions: 1,
+                by_protocol: [("imap".to_owned(), 1)].into(),
+            }],
             ready: true,
             sessions: 1,
+            previous: vec![PreviousStatus { pid: 6, sessions: 12, ends_at: Some(unix_now() + 600) }],
+            ends_at: None,
             brake_holds: 2,
             certificate_ends: Some(i64::try_from(unix_now()).unwrap() + 90_061),
             directories: vec![DirectoryStatus {
@@ -133,6 +145,7 @@ mod tests {
             "config       /etc/usher/config.yaml, read 1h00m ago; the file has changed since: `usher reload`, digest 00",
             "listener     imap [::]:993 implicit",
             "backend      server3: partly down, 1 session",
+            "upgrade      process 6 still has 12 sessions, closed in 10m at the latest",
             "ends in 1d01h",
             "holds 2 changes",
             "0.5 ms, clock -0.250 s",
@@ -145,6 +158,7 @@ mod tests {
         (status.certificate_ends, status.brake_holds, status.fleet) = (Some(0), 0, None);
         status.directories.clear();
         status.listeners.clear();
+        status.previous.clear();
         status.backends.clear();
         status.reload_refused = true;
         assert!(text(&status).contains("the last reload was refused"), "{}", text(&status));

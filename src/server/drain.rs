@@ -17,11 +17,11 @@ const LAST_FAREWELL: Duration = Duration::from_secs(5);
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 impl Server {
-    /// Ends the process as `drain` says; a signal meanwhile means now.
-    pub(super) async fn drain(&mut self, stop: &mut StopSignals) {
+    /// Ends the process as `drain` says; a signal meanwhile means now. `reason`: why, for the log.
+    pub(super) async fn drain(&mut self, stop: &mut StopSignals, reason: &'static str) {
         let settings = self.shared.snapshot.load().config.drain.clone();
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        info!(sessions = self.shared.registry.count(), delay = ?settings.delay, deadline = ?settings.deadline, "draining");
+        info!(reason, sessions = self.shared.registry.count(), delay = ?settings.delay, deadline = ?settings.deadline, "draining");
         self.shared.stage.send_replace(Stage::Leaving);
         self.shared.traces.end_all(TraceEnd::Drain);
         let hurried = tokio::select! {
@@ -34,7 +34,7 @@ impl Server {
             let pace = (Duration::ZERO, settings.max_closes_per_second);
             self.close_sessions(pace, settings.deadline, stop).await;
         }
-        self.finish().await;
+        self.finish(reason).await;
     }
 
     /// Closes sessions, evenly over a time or at a rate, until all are closed or the deadline has come; returns
@@ -54,7 +54,8 @@ impl Server {
     }
 
     /// Closes whatever is left, and says that it is done.
-    pub(super) async fn finish(&mut self) {
+    pub(super) async fn finish(&mut self, reason: &'static str) {
+        let closed = self.shared.registry.count();
         self.shared.traces.end_all(TraceEnd::Drain);
         self.shared.registry.end_all();
         let _ = timeout(LAST_FAREWELL, self.shared.connections_closed()).await;
@@ -68,7 +69,7 @@ impl Server {
         }
         // The caller of an upgrade gets its reply, even if this process has nothing else to do.
         self.supervisor.end(LAST_ANSWER).await;
-        info!("stopped");
+        info!(reason, sessions = closed, "stopped");
         self.shared.log.close();
     }
 }

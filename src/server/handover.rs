@@ -203,7 +203,7 @@ impl Server {
             // What has begun to serve is not taken back.
             biased;
             outcome = self.start_successor() => (outcome, Next::Serve),
-            () = stop.recv() => (Err(io::Error::other("stopped by a signal")), Next::Stop),
+            () = stop.recv() => (Err(io::Error::other("stopped by a signal")), Next::Stop("signal")),
         };
         match outcome {
             Ok((process, way)) => {
@@ -211,6 +211,9 @@ impl Server {
                 // From the main process alone this is believed (NotifyAccess=main).
                 let _ = sd_notify::notify(&[NotifyState::MainPid(process)]);
                 self.control = kept;
+                let config = &self.shared.snapshot.load().config;
+                let stay = config.limits.prelogin_timeout + config.drain.upgrade_deadline;
+                let _ = self.shared.ends_at.set(unix_now() + stay.as_secs());
                 (Ok(self.upgraded(process)), Next::Leave(way))
             }
             Err(error) => {
@@ -229,8 +232,7 @@ impl Server {
         if sessions == 0 {
             return format!("upgraded: PID {process} serving; no sessions stay with PID {own}");
         }
-        let config = &self.shared.snapshot.load().config;
-        let until = unix_now() + (config.limits.prelogin_timeout + config.drain.upgrade_deadline).as_secs();
+        let until = self.shared.ends_at.get().copied().unwrap_or_default();
         let (hours, minutes) = (until % 86_400 / 3_600, until % 3_600 / 60);
         let (sessions, stay) =
             if sessions == 1 { ("1 session".to_owned(), "stays") } else { (format!("{sessions} sessions"), "stay") };
@@ -274,6 +276,7 @@ impl Server {
         }
         self.close_listeners();
         self.side_port = None;
+        self.shared.log.leave_servers_to_successor();
         self.shared.stage.send_replace(Stage::Leaving);
         self.shared.traces.end_all(TraceEnd::Upgrade);
         let conversations = config.limits.prelogin_timeout;
@@ -291,7 +294,7 @@ impl Server {
             info!(sessions = self.shared.registry.count(), deadline = ?config.drain.deadline, "draining faster");
             self.close_sessions((Duration::ZERO, rate), config.drain.deadline, stop).await;
         }
-        self.finish().await;
+        self.finish("upgrade").await;
     }
 }
 

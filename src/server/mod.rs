@@ -13,6 +13,7 @@ mod handover;
 mod listening;
 mod loop_check;
 mod prepare;
+mod previous;
 mod reload;
 mod socketmap;
 mod sockets;
@@ -114,7 +115,7 @@ pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)
         Ok(ended) => ended,
         Err(_) => {
             error!("the main loop panicked; exiting, so that the service manager restarts usher");
-            server.finish().await;
+            server.finish("defect").await;
             ServerExit::Defect
         }
     })
@@ -142,8 +143,8 @@ impl StopSignals {
 /// What the main loop does after an order.
 enum Next {
     Serve,
-    /// As a signal says that came meanwhile.
-    Stop,
+    /// For this reason.
+    Stop(&'static str),
     /// Another process serves.
     Leave(UpgradeChannel),
 }
@@ -183,15 +184,15 @@ impl Server {
         mut hangup: Signal,
         mut requests: mpsc::Receiver<Request>,
     ) -> ServerExit {
-        loop {
+        let reason = loop {
             let interval = self.shared.snapshot.load().config.tls.reload_interval;
             let next_check = self.changed_config.next_check(interval);
             tokio::select! {
-                () = stop.recv() => break,
+                () = stop.recv() => break "signal",
                 () = self.supervisor.lost() => {
                     error!("required task failed; exiting, so that the service manager restarts usher");
                     self.close_listeners();
-                    self.finish().await;
+                    self.finish("defect").await;
                     return ServerExit::Defect;
                 }
                 () = tasks::defect::of("main", DEFECT) => {}
@@ -203,13 +204,13 @@ impl Server {
                     let (outcome, next) = match order {
                         Order::Reload { force } => (self.reload(force).await, Next::Serve),
                         Order::Upgrade => self.upgrade(&mut stop).await,
-                        Order::Drain => (Ok("shutting down".to_owned()), Next::Stop),
+                        Order::Drain => (Ok("shutting down".to_owned()), Next::Stop("command")),
                     };
                     // The caller may have closed its connection.
                     let _ = answer.send(outcome);
                     match next {
                         Next::Serve => {}
-                        Next::Stop => break,
+                        Next::Stop(reason) => break reason,
                         Next::Leave(way) => {
                             drop(requests);
                             self.leave_to_successor(way, &mut stop).await;
@@ -224,10 +225,10 @@ impl Server {
                     self.apply_file_check(result).await;
                 }
             }
-        }
+        };
         // From here on requests for a reload are refused at once.
         drop(requests);
-        self.drain(&mut stop).await;
+        self.drain(&mut stop, reason).await;
         ServerExit::Requested
     }
 }

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::bind::{OpenedListener, open_all};
 use super::handover::Inherited;
 use super::listening::Listening;
-use super::{Server, StartError, changes, fleet_brake};
+use super::{Server, StartError, changes, fleet_brake, previous};
 use crate::admin::SidePort;
 use crate::admin::control;
 use crate::base::tasks::Task;
@@ -54,6 +54,9 @@ impl Server {
                 async move { control::serve(&control, shared, orders, known, stop).await }
             });
             self.control = Some(file);
+            let (shared, socket) = (Arc::clone(&self.shared), settings.path.clone());
+            let count = move || previous::count_sessions(Arc::clone(&shared), socket.clone());
+            self.supervisor.keep(Task::PreviousSessions, count);
         }
         self.keep_tasks(opened.side_port, known);
         self.apply_snapshot(&snapshot);

@@ -4,5 +4,6 @@ pub(crate) mod closer;
 pub(crate) mod filter;
 pub(crate) mod id;
 pub(crate) mod maintenance;
+pub(crate) mod previous;
 pub(crate) mod registry;
 pub mod relay;

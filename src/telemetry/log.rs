@@ -47,6 +47,14 @@ const QUIET: Duration = Duration::from_secs(10);
 /// How many different outage lines are tracked.
 const OUTAGES: usize = 1_024;
 
+/// The modules that log the state of directories and backends, whether or not somebody logs in.
+const SERVER_STATE: [&str; 4] = [
+    concat!(env!("CARGO_CRATE_NAME"), "::backend"),
+    concat!(env!("CARGO_CRATE_NAME"), "::directory"),
+    concat!(env!("CARGO_CRATE_NAME"), "::tracking"),
+    concat!(env!("CARGO_CRATE_NAME"), "::token"),
+];
+
 /// Starts logging to standard output for the whole process. A second call (tests) changes nothing that is
 /// written, but returns a valid guard.
 #[must_use = "dropping the guard stops the log"]
@@ -107,6 +115,15 @@ impl Guard {
     pub(crate) fn set_level(&self, level: LogLevel) {
         // This fails only when the subscriber is gone, and with it every line.
         let _ = self.level.reload(filter(level));
+    }
+
+    /// Writes no more lines about the state of directories and backends: after an upgrade the new process has the same
+    /// ones. Those of sessions and logins stay.
+    pub(crate) fn leave_servers_to_successor(&self) {
+        let _ = self.level.modify(|filter| {
+            let known = std::mem::take(filter);
+            *filter = SERVER_STATE.iter().fold(known, |filter, module| filter.with_target(*module, LevelFilter::OFF));
+        });
     }
 }
 

@@ -164,10 +164,26 @@ fn both_processes_are_queried_after_an_upgrade() {
     newer.login("alice", &password_of("alice")).ok();
     let sessions = json_output(&usher, &["sessions", "--user", "alice"]);
     assert_eq!(names(&sessions), ["alice", "alice"]);
+    // The new process counts those of the old one: the metrics, the page and `usher status` have no gap.
+    let labels = [("protocol", "imap"), ("backend", "server3")];
+    usher.wait_metric("usher_sessions", &labels, 2.0);
+    let status = json_output(&usher, &["status"]);
+    let previous = &status["previous"][0];
+    assert_eq!((&previous["pid"], &previous["sessions"]), (&json!(usher.pid()), &json!(1)), "{status}");
+    let ends = previous["ends_at"].as_u64().unwrap();
+    assert!(ends > status["reloaded_at"].as_u64().unwrap(), "{status}");
+    let said = usher.command(&["status"]).succeeded().stdout;
+    assert!(said.contains(&format!("process {} still has 1 session, closed in ", usher.pid())), "{said}");
+    let page = usher.http("/").1;
+    assert!(page.contains("<dt>Sessions</dt><dd>2</dd>") && page.contains("has 1 of the sessions"), "{page}");
     let said = usher.command(&["kick", "--user", "alice"]).succeeded().stdout;
     assert_eq!(said, "2 sessions are being ended\n");
     was_ended(&mut older);
     was_ended(&mut newer);
     // The old process has no sessions left.
     assert_eq!(usher.exit_code(), 0);
+    let line = usher.wait_log("stopped", |_| true);
+    assert_eq!((&line["reason"], &line["usher_pid"]), (&json!("upgrade"), &json!(usher.pid())), "{line}");
+    usher.wait_metric("usher_sessions", &labels, 0.0);
+    assert_eq!(json_output(&usher, &["status"])["previous"], json!([]));
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::kit::certs::{Leaf, Pair};
 use crate::kit::scripted::Scripted;
+use crate::kit::slapd::Slapd;
 use crate::kit::usher::Successor;
 use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
 
@@ -430,6 +431,31 @@ fn old_process_drains_faster_at_one_signal_and_ends_at_the_next() {
     assert_eq!(usher.exit_code(), 0);
     sessions[1..].iter_mut().for_each(says_goodbye);
     assert_eq!(usher.wait_log("end", |_| true)["cause"], "drain");
+}
+
+#[test]
+fn old_process_says_nothing_of_servers_and_its_sessions_still_end_with_a_line() {
+    let peer = Scripted::accepting();
+    let mut slapd = Slapd::private();
+    let (config, _) = Config::with_directory(&slapd).scripted(&peer).with_ports();
+    let usher = Usher::start(config);
+    let mut session = login(&usher);
+    usher.command(&["upgrade"]).succeeded();
+    let _successor = Successor::of(&usher, 2);
+    slapd.stop();
+    let old = |line: &serde_json::Value| line["usher_pid"] == usher.pid();
+    let down = usher.wait_log("directory server marked down", |_| true);
+    assert!(!old(&down), "{down}");
+    slapd.start_again();
+    usher.wait_log("directory server up again", |_| true);
+    session.command("LOGOUT").ok();
+    drop(session);
+    assert_eq!(usher.exit_code(), 0);
+    let logged = usher.logged();
+    let after =
+        logged.iter().skip_while(|line| line["message"] != "draining after an upgrade").filter(|line| old(line));
+    let messages: Vec<_> = after.map(|line| line["message"].as_str().unwrap()).collect();
+    assert_eq!(messages, ["draining after an upgrade", "end", "stopped"]);
 }
 
 #[test]

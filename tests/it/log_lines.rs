@@ -87,7 +87,7 @@ fn dn_is_escaped_once_by_the_format() {
         let sessions: Value = serde_json::from_str(&said.stdout).unwrap();
         assert_eq!(sessions[0]["dn"], SMITH, "{sessions}");
         let said = usher.command(&["explain", r"AD\smith"]);
-        assert!(said.stdout.starts_with("AD\\smith\n"), "{said:#?}");
+        assert!(said.stdout.starts_with("AD\\smith now, in the running usher\n"), "{said:#?}");
         let said = usher.command(&["cache", "drop", "Smith, John"]);
         assert!(said.stdout.contains(SMITH), "{said:#?}");
     }

@@ -41,6 +41,7 @@ fn shows_everything(browser: &Browser) {
         "Backends",
         "Directory servers",
         "Logins and refusals",
+        "Time per phase of a login",
         "Limits",
         "Certificates",
     ];
@@ -57,7 +58,21 @@ fn shows_everything(browser: &Browser) {
         browser.run("return [...document.querySelectorAll('.charts svg')].map(it => it.getAttribute('aria-label'))");
     let charts: Vec<&str> = charts.as_array().unwrap().iter().map(|chart| chart.as_str().unwrap()).collect();
     assert!(charts[0].starts_with("logged in: 1 in 30 minutes"), "{charts:?}");
-    assert!(charts[1].starts_with("unknown user: 1 in 30 minutes") && charts.len() == 2, "{charts:?}");
+    assert!(charts[1].starts_with("unknown user: 1 in 30 minutes"), "{charts:?}");
+    let phases = [
+        "TLS handshake of the client",
+        "directory: search",
+        "directory: bind",
+        "backend: connection",
+        "backend: login",
+    ];
+    assert_eq!(charts.len(), 2 + phases.len(), "{charts:?}");
+    for (chart, phase) in charts[2..].iter().zip(phases) {
+        assert!(
+            chart.starts_with(phase) && chart.contains(": median ") && chart.contains("99\u{a0}% within "),
+            "{chart}"
+        );
+    }
     // Every table has a caption, and every cell its row and column headers.
     let tables = browser.run(
         "return [...document.querySelectorAll('table')].every(it => it.caption.innerText && it.tBodies[0].rows.length

@@ -27,7 +27,7 @@ fn tasks(usher: &Usher) -> BTreeSet<String> {
 }
 
 /// Tasks that this test makes panic; the others do not run with this configuration.
-const PANICKED: [&str; 22] = [
+const PANICKED: [&str; 23] = [
     "listener",
     "auth_http",
     "socketmap",
@@ -35,6 +35,7 @@ const PANICKED: [&str; 22] = [
     "control",
     "status_samples",
     "directory_await",
+    "previous_sessions",
     "directory_watch",
     "session_closer",
     "backend_drain",

@@ -135,6 +135,20 @@ pub(crate) async fn ask_all<T: DeserializeOwned>(
         Ok::<_, ControlError>((user, request(stream, method, path).await?))
     };
     let (user, serving) = timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| ControlError::Timeout)??;
+    let before = ask_predecessors(socket, user, method, path).await;
+    Ok(Answers { serving, before: before.into_iter().map(|(_, its_socket, answer)| (its_socket, answer)).collect() })
+}
+
+/// A process before an upgrade, its socket, and what it answers.
+pub(crate) type Predecessor<T> = (u32, PathBuf, Result<T, ControlError>);
+
+/// Asks those that have handed their listeners over and still have sessions, all at once; believed as in [`ask_all`].
+pub(crate) async fn ask_predecessors<T: DeserializeOwned>(
+    socket: &Path,
+    user: Option<u32>,
+    method: &str,
+    path: &str,
+) -> Vec<Predecessor<T>> {
     let requests = socket_file::predecessors(socket).into_iter().map(|(process, its_socket)| async move {
         let asked = async {
             let stream = connect(&its_socket).await?;
@@ -142,11 +156,10 @@ pub(crate) async fn ask_all<T: DeserializeOwned>(
             request(stream, method, path).await
         };
         let answer = timeout(PREDECESSOR_TIMEOUT, asked).await.unwrap_or(Err(ControlError::Timeout));
-        (its_socket, answer)
+        (process, its_socket, answer)
     });
     let answers = join_all(requests).await.into_iter();
-    let before = answers.filter(|(_, answer)| !answer.as_ref().is_err_and(ControlError::is_absence)).collect();
-    Ok(Answers { serving, before })
+    answers.filter(|(.., answer)| !answer.as_ref().is_err_and(ControlError::is_absence)).collect()
 }
 
 /// Whether this socket is that of the process, run by this user or by root (SO_PEERCRED, unix(7)).

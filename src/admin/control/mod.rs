@@ -19,12 +19,12 @@ mod trace;
 
 use std::io;
 
-pub(crate) use client::{ControlError, ask, ask_all, encode, follow};
+pub(crate) use client::{ControlError, ask, ask_all, ask_predecessors, encode, follow};
 pub(crate) use fleet::{Known, NodeReply};
 pub(crate) use server::{obey, serve};
 pub(crate) use shapes::{
     BackendSummary, Cached, Confirmed, DirectoryStatus, Dropped, ErrorReply, FleetStatus, Kicked, Leaving,
-    ListenerStatus, Looked, MapReply, Outcome, Recent, Status,
+    ListenerStatus, Looked, MapReply, Outcome, PreviousStatus, Recent, Status,
 };
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;

@@ -1,6 +1,7 @@
 //! The JSON of the control socket's replies. Fields are added, never renamed; docs/control.md
 //! documents them for scripts.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -176,6 +177,12 @@ pub(crate) struct Status {
     pub ready: bool,
     /// The number of sessions.
     pub sessions: usize,
+    /// The processes before an upgrade that still have sessions.
+    #[serde(default)]
+    pub previous: Vec<PreviousStatus>,
+    /// When this process closes its last session, Unix seconds, if an upgrade has replaced it.
+    #[serde(default)]
+    pub ends_at: Option<u64>,
     /// The number of changes that the brake holds.
     pub brake_holds: i64,
     /// When the first of its certificates ends, in Unix seconds.
@@ -208,6 +215,20 @@ pub(crate) struct BackendSummary {
     pub state: String,
     /// The number of its sessions.
     pub sessions: usize,
+    /// The same by protocol.
+    #[serde(default)]
+    pub by_protocol: BTreeMap<String, usize>,
+}
+
+/// A process before an upgrade.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PreviousStatus {
+    /// Its id.
+    pub pid: u32,
+    /// The number of its sessions.
+    pub sessions: usize,
+    /// When it closes the last of them, Unix seconds.
+    pub ends_at: Option<u64>,
 }
 
 /// How a directory is.

@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 
 use tokio::task::spawn_blocking;
 
-use super::{BackendSummary, DirectoryStatus, FleetStatus, ListenerStatus, Status};
+use super::{BackendSummary, DirectoryStatus, FleetStatus, ListenerStatus, PreviousStatus, Status};
 use crate::admin::overview::{self, Backend};
 use crate::config::{Listener, ListenerTls, TextDigest};
 use crate::directory::Availability;
 use crate::login::explain::running;
 use crate::login::realms::RealmCore;
 use crate::process::{Shared, Snapshot, Stage};
+use crate::sessions::previous::PreviousProcess;
 
 /// How this process is.
 pub(super) async fn status(shared: &Shared, snapshot: Arc<Snapshot>) -> Status {
@@ -38,6 +39,8 @@ pub(super) async fn status(shared: &Shared, snapshot: Arc<Snapshot>) -> Status {
         backends: overview::backends(shared).iter().map(backend_summary).collect(),
         ready: *shared.stage.borrow() == Stage::Serving && shared.directory_answered.load(Ordering::Relaxed),
         sessions: shared.registry.count(),
+        previous: shared.previous.all().iter().map(previous_status).collect(),
+        ends_at: shared.ends_at.get().copied(),
         brake_holds: snapshot.config.directories.iter().map(|directory| shared.metrics.brake(&directory.name)).sum(),
         certificate_ends: snapshot.tls.certificates().iter().map(|served| served.not_after).min(),
         directories: directory_statuses(shared, &snapshot),
@@ -56,7 +59,12 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
 
 fn backend_summary(backend: &Backend) -> BackendSummary {
     let state = backend.condition().label().to_owned();
-    BackendSummary { name: backend.state.name.clone(), state, sessions: backend.sessions.values().sum() }
+    let by_protocol = backend.sessions.clone();
+    BackendSummary { name: backend.state.name.clone(), state, sessions: by_protocol.values().sum(), by_protocol }
+}
+
+fn previous_status(process: &PreviousProcess) -> PreviousStatus {
+    PreviousStatus { pid: process.pid, sessions: process.sessions, ends_at: process.ends_at }
 }
 
 /// How each directory is.

@@ -13,8 +13,8 @@ use crate::backend::Backend;
 use crate::base::labels::Label as _;
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
-use crate::telemetry::labels::{BackendResult, DecisionBasis};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::labels::{BackendResult, DecisionBasis, LoginPhase};
+use crate::telemetry::metrics::{Metrics, PHASE_BUCKETS};
 
 /// How often the counters are looked at.
 pub(super) const PACE: Duration = Duration::from_secs(10);
@@ -30,12 +30,16 @@ pub(super) fn results() -> impl Iterator<Item = &'static str> {
     std::iter::once("ok").chain(Refusal::LABELS)
 }
 
+/// Cumulative counts of a histogram.
+pub(super) type Counts = [u64; PHASE_BUCKETS.len() + 1];
+
 /// The counters at a moment.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     at: Instant,
     results: [u64; RESULTS],
     decisions: [u64; DecisionBasis::ALL.len()],
+    phases: [Counts; LoginPhase::ALL.len()],
     /// Of each backend: logins that succeeded there, and others.
     backends: Vec<(Arc<str>, [u64; 2])>,
 }
@@ -43,13 +47,22 @@ pub(super) struct Sample {
 impl Sample {
     /// Reads them.
     pub(super) fn take(metrics: &Metrics, backends: &[Arc<Backend>]) -> Self {
-        let mut sample = Self { at: Instant::now(), results: [0; RESULTS], decisions: [0; _], backends: Vec::new() };
+        let mut sample = Self {
+            at: Instant::now(),
+            results: [0; RESULTS],
+            decisions: [0; _],
+            phases: [[0; _]; _],
+            backends: Vec::new(),
+        };
         for (count, result) in sample.results.iter_mut().zip(results()) {
             let each = PROTOCOLS.iter().map(|row| metrics.logins.with_label_values(&[row.name, result]).get());
             *count = each.sum();
         }
         for (count, by) in sample.decisions.iter_mut().zip(DecisionBasis::ALL) {
             *count = metrics.decisions.of(*by).get();
+        }
+        for (counts, phase) in sample.phases.iter_mut().zip(LoginPhase::ALL) {
+            *counts = metrics.phase_counts(*phase);
         }
         let logins = |name: &str, result| metrics.backend_logins.at(name, result).get();
         let counts = |name: &str| {
@@ -59,6 +72,11 @@ impl Sample {
         };
         sample.backends = backends.iter().map(|backend| (Arc::clone(&backend.name), counts(&backend.name))).collect();
         sample
+    }
+
+    /// How long a phase took, by its place.
+    pub(super) fn phase(&self, index: usize) -> Counts {
+        self.phases.get(index).copied().unwrap_or_default()
     }
 
     fn backend(&self, name: &str) -> Option<[u64; 2]> {
@@ -87,6 +105,16 @@ impl History {
     pub(super) fn lately(&self, now: &Sample) -> Lately {
         let before = self.0.get(self.0.len().saturating_sub(RATE_SAMPLES)).cloned().unwrap_or_else(|| now.clone());
         Lately { before, now: now.clone() }
+    }
+
+    /// The first sample, every so many samples back from `now`, and `now`, the oldest first.
+    pub(super) fn every<'a>(&'a self, step: usize, now: &'a Sample) -> Vec<&'a Sample> {
+        let first = self.0.len() % step;
+        let first = self.0.front().filter(|_| first != 0);
+        let regular = self.0.iter().rev().skip(step - 1).step_by(step);
+        let mut moments: Vec<_> = [now].into_iter().chain(regular).chain(first).collect();
+        moments.reverse();
+        moments
     }
 
     /// What came of each result in each interval up to `now`, the oldest first.

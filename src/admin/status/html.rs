@@ -99,6 +99,8 @@ impl Display for Table<'_> {
 pub(super) struct Chart<'a> {
     pub(super) label: &'a str,
     pub(super) bars: &'a [u64],
+    /// Bars before them, each a part of the one behind it.
+    pub(super) front: &'a [u64],
     /// How many fit.
     pub(super) places: usize,
 }
@@ -111,15 +113,24 @@ impl Display for Chart<'_> {
             f,
             "<svg role=\"img\" aria-label=\"{label}\" viewBox=\"0 0 {places} {HEIGHT}\" preserveAspectRatio=\"none\">"
         )?;
-        f.write_str("<path d=\"")?;
         let most = self.bars.iter().copied().max().unwrap_or_default().max(1);
-        let left = places.saturating_sub(self.bars.len());
-        for (index, bar) in self.bars.iter().enumerate().filter(|(_, bar)| **bar > 0) {
-            // One is to be seen beside a thousand.
-            let height = (bar.saturating_mul(HEIGHT) / most).max(4);
-            write!(f, "M{} {HEIGHT}v-{height}h1v{height}z", left + index)?;
+        let mut path = |class: &str, bars: &[u64]| {
+            write!(f, "<path{class} d=\"")?;
+            let left = places.saturating_sub(bars.len());
+            for (index, bar) in bars.iter().enumerate().filter(|(_, bar)| **bar > 0) {
+                // One is to be seen beside a thousand.
+                let height = (bar.saturating_mul(HEIGHT) / most).clamp(4, HEIGHT);
+                write!(f, "M{} {HEIGHT}v-{height}h1v{height}z", left + index)?;
+            }
+            f.write_str("\"/>")
+        };
+        if self.front.is_empty() {
+            path("", self.bars)?;
+        } else {
+            path(" class=\"behind\"", self.bars)?;
+            path("", self.front)?;
         }
-        f.write_str("\"/></svg>")
+        f.write_str("</svg>")
     }
 }
 
@@ -144,8 +155,8 @@ mod tests {
 
     #[test]
     fn bars_end_at_the_right_edge() {
-        let chart = Chart { label: "x", bars: &[50, 0, 1_000, 1], places: 6 }.to_string();
+        let chart = Chart { label: "x", bars: &[50, 0, 1_000, 1], front: &[], places: 6 }.to_string();
         assert!(chart.ends_with("<path d=\"M2 100v-5h1v5zM4 100v-100h1v100zM5 100v-4h1v4z\"/></svg>"), "{chart}");
-        assert!(Chart { label: "x", bars: &[], places: 6 }.to_string().ends_with("<path d=\"\"/></svg>"));
+        assert!(Chart { label: "x", bars: &[], front: &[], places: 6 }.to_string().ends_with("<path d=\"\"/></svg>"));
     }
 }

@@ -52,6 +52,12 @@ fn source_towards(ip: IpAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
+/// The user that this process runs as.
+#[must_use]
+pub(crate) fn own_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// The machine's name.
 #[must_use]
 pub(crate) fn host_name() -> String {

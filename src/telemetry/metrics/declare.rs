@@ -12,7 +12,8 @@ use super::Metrics;
 use super::series::LabeledSeries;
 
 /// Seconds: from half a millisecond (a cached decision) to the ten seconds within which a client has a reply.
-const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub(crate) const PHASE_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// Seconds: from a store in the same rack to the longest that a login may wait for one.
 const STORE_BUCKETS: &[f64] = &[0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];

@@ -12,10 +12,13 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus::core::Metric as _;
+use prometheus::proto::Bucket;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
+pub(crate) use self::declare::PHASE_BUCKETS;
 use self::series::{CounterSeries, GaugeSeries, HistogramSeries};
 pub(crate) use self::servers::ServerSeries;
 use super::labels::{
@@ -269,6 +272,20 @@ impl Metrics {
             self.directory_brake.with_label_values(&[name]);
         }
         self.connections_limit.set(i64::try_from(config.limits.connections).unwrap_or(i64::MAX));
+    }
+
+    /// How many phases of logins took up to each bound of [`PHASE_BUCKETS`], and how many in all, since the start.
+    #[must_use]
+    pub(crate) fn phase_counts(&self, phase: LoginPhase) -> [u64; PHASE_BUCKETS.len() + 1] {
+        let mut counts = [0; _];
+        for protocol in PROTOCOLS {
+            let histogram = self.login_phase.at(protocol.name, phase).metric();
+            let histogram = histogram.get_histogram();
+            let each = histogram.get_bucket().iter().map(Bucket::cumulative_count);
+            let each = each.chain([histogram.get_sample_count()]);
+            counts.iter_mut().zip(each).for_each(|(count, one): (&mut u64, u64)| *count += one);
+        }
+        counts
     }
 
     /// The series of what a throttle rule does, or would do.
