@@ -16,27 +16,7 @@ use crate::base::clock::unix_now;
 use crate::sessions::maintenance::Drain;
 use crate::telemetry::log::Escaped;
 
-const HELP: &str = "\
-A backend is up, down (none of its addresses takes logins), refusing (it refuses every login, or answers
-none: its authentication is broken) or draining (`usher backends drain`). LOGINS are those under way there,
-of as many as may be; ADDRESSES those in use, of all.
-
-Exit codes: 0 all are up; 1 one is down or refusing that is not draining, or a process of an upgrade did not answer;
-64 a mistake in the arguments; 69 usher does not run; 77 you may not use the control socket.";
-
-const DRAIN_HELP: &str = "\
-Logins of its users are refused: \"Mail server is under maintenance, try again later\", with the
-code that clients take for an outage. Who is moved to another backend in the directory gets in there.
-Its sessions are ended politely, oldest first. It stays so over `usher reload` and `usher upgrade`, until
-`usher backends undrain`; a restart of usher forgets it. With --fleet every node does it, and the\nfleet's store remembers it: who starts later obeys it, until `usher backends undrain --fleet`.
-
-Examples:
-  usher backends drain server3             as fast as drain.max_closes_per_second says
-  usher backends drain server3 --rate 5    five sessions a second
-  usher backends drain server3 --rate 0    nobody new; sessions end by themselves";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -54,7 +34,6 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Send no new logins to a backend, and close its sessions one by one
-    #[command(after_help = DRAIN_HELP)]
     Drain {
         /// The backend's name
         name: String,

@@ -11,22 +11,7 @@ use super::{NO_USER, OK, count, fail};
 use crate::admin::control::{Cached, Dropped};
 use crate::telemetry::log::Escaped;
 
-const HELP: &str = "\
-After a drop the user's next login is verified by the directory and cached again; open sessions
-continue. Each drop also makes the next use of any opaque token ask its issuer again.
-
-Examples:
-  usher cache show alice
-  usher cache drop alice                                  a departed user; then `usher kick --user alice`
-  usher cache drop uid=alice,ou=people,dc=example,dc=com  under all login names
-  usher cache drop --all                                  all logins are verified by the directory again
-
-Exit codes: 0 success, also if there was nothing to drop; 1 success, but a process of an upgrade did not
-respond; 64 usage error; 67 nothing is cached (show); 69 usher is not running; 77 no permission to use
-the control socket.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,

@@ -8,24 +8,7 @@ use super::running::{Running, age, say, say_json, with_query};
 use super::{OK, count};
 use crate::admin::control::Leaving;
 
-const HELP: &str = "Without an option it is what SIGTERM and `systemctl stop` do: /ready replies 503, after \
-                    drain.delay the
-listeners are closed, sessions are ended one by one until drain.deadline, and \
-                    the process ends with 0.
-The command does not wait for that; `systemctl stop usher` does. \
-                    systemd does not start it again.
-
---ready-only changes what /ready says, and nothing else: a \
-                    load balancer sends new clients elsewhere,
-sessions and direct logins go on. It is forgotten by \
-                    a restart and an upgrade.
-
-Exit codes: 0 done; 64 a mistake in the arguments, or it is ending \
-                    already (--undo); 69 usher does not run,
-or is ending; 77 you may not use the control socket.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     /// Only make /ready reply 503
     #[arg(long)]

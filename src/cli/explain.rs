@@ -17,16 +17,7 @@ use crate::diagnose::table::Shown;
 use crate::login::explain::running::RunningVerdict;
 use crate::tls::certificate;
 
-const HELP: &str = "\
-Two verdicts: what a login would meet now in the running usher (its cache, the state of the mail servers, holds, locks
-and the brake), and, if the configuration file differs from the one in force, what it would meet after a
-reload. Without a running usher the configuration file alone decides. Nothing is changed, and no limit counts it.
-
-The exit code is that of the first verdict; with --password-stdin, --certificate or --acting a refusal of the second
-counts, too.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     /// The login name, as a client would type it
     #[arg(required_unless_present_any = ["all", "token_stdin"])]

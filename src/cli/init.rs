@@ -7,21 +7,7 @@ use std::process::ExitCode;
 use super::{OK, USAGE, fail, output};
 use crate::config;
 
-const HELP: &str = "\
-The configuration is written to standard output, with the further steps as comments; the next commands are said on
-standard error. Nothing is contacted, and no file is read or written. A backend is given once for each protocol that it
-serves; the port says which: 143 and 993 (IMAP), 110 and 995 (POP3), 587 and 465 (submission), 4190 (ManageSieve).
-
-Examples:
-  usher init --ldap ldaps://ldap1.example.com --base ou=people,dc=example,dc=com \\
-      --bind-dn cn=usher,ou=services,dc=example,dc=com --bind-password-file /etc/usher/ldap.password \\
-      --backend server3=server3.example.com:993 --backend server4=server4.example.com:993 \\
-      --certificate /etc/usher/fullchain.pem --key /etc/usher/privkey.pem > config.yaml
-
-Exit codes: 0 written; 64 a mistake in the arguments.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     /// A directory server: ldaps://HOST, or ldap://HOST for StartTLS; several in order of preference
     #[arg(long, value_name = "URL", required = true)]

@@ -15,24 +15,7 @@ use crate::config;
 use crate::diagnose::table::Shown;
 use crate::sessions::registry::Session;
 
-const HELP: &str = "\
-A session that is ended waits for a pause, three seconds at most, and the client is told in its protocol's
-words that it should log in again. It may: who must stay out has to be switched off in the directory
-first, and forgotten here (`usher cache drop`).
-
-Examples:
-  usher kick --user alice                        alice, also under her other names
-  usher kick --backend server3 --over 10m        all sessions on server3, evenly over ten minutes
-  usher kick --client 192.0.2.7 --dry-run        who that would be
-  usher kick --user alice --fleet                alice, at every node; also at one that answers late
-
-Without --over they end as fast as drain.max_closes_per_second allows.
-
-Exit codes: 0 done; 1 no session of this user, or a process of an upgrade or a node did not answer; 64 a
-mistake in the arguments; 69 usher does not run; 77 you may not use the control socket.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 #[command(group = ArgGroup::new("whom").required(true).multiple(true)
     .args(["user", "backend", "client", "protocol", "directory", "older_than", "younger_than", "all"]))]
 pub(super) struct Args {

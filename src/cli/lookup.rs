@@ -9,20 +9,7 @@ use super::{FAILED, NO_USER, OK, fail};
 use crate::admin::control::{Looked, MapReply};
 use crate::telemetry::log::Escaped;
 
-const HELP: &str = "\
-The answers are those that Postfix gets now, from the cache too: `usher explain` asks the directory
-where a login leads.
-
-Examples:
-  usher lookup bob@example.com
-  usher lookup bob+list@example.com --json
-
-Exit codes: 0 mail for the address goes to a server; 1 it is deferred; 64 a mistake in the arguments, or
-`socketmap` is not configured; 67 the address is not found; 69 usher is not running; 77 you may not use
-the control socket. With --fleet: 0 every node has answered, 1 not.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     /// The mail address, as Postfix would ask for it
     address: String,

@@ -22,6 +22,7 @@ mod kick;
 mod lookup;
 mod manual;
 mod output;
+mod pages;
 mod progress;
 mod ready;
 mod reload;
@@ -38,7 +39,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use pages::Page;
 
 use crate::base::sys::journal::{Priority, is_journal};
 use crate::diagnose::table::ShownLines;
@@ -54,11 +56,11 @@ const OK: u8 = 0;
 const FAILED: u8 = 1;
 /// The arguments are wrong.
 const USAGE: u8 = 64;
-/// The directory's entry cannot be used.
+/// The directory's entry leads to no mail server, or is not as the command needs it.
 const DATA: u8 = 65;
 /// A file that was named as input cannot be read.
 const NO_INPUT: u8 = 66;
-/// The directory has no such user.
+/// Nothing is known by this name.
 const NO_USER: u8 = 67;
 /// A server is not available.
 const UNAVAILABLE: u8 = 69;
@@ -66,7 +68,7 @@ const UNAVAILABLE: u8 = 69;
 const SOFTWARE: u8 = 70;
 /// The system does not allow it: an address that cannot be bound.
 const SYSTEM: u8 = 71;
-/// The password is wrong.
+/// Not permitted: the control socket, or what the user wants.
 const NO_PERMISSION: u8 = 77;
 /// The configuration has mistakes.
 const CONFIG: u8 = 78;
@@ -135,7 +137,8 @@ enum Command {
 /// threads that are started earlier would keep what it gives up.
 #[must_use]
 pub fn main(settled: fn()) -> ExitCode {
-    let arguments = match Cli::try_parse() {
+    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => {
             // `--help` and `--version` come this way too, and are no mistakes.
@@ -195,6 +198,22 @@ pub fn main(settled: fn()) -> ExitCode {
     // Blocking work that is still under way (a resolver) must not hold up the end.
     runtime.shutdown_background();
     if serves { code } else { output::exit_code(code) }
+}
+
+/// The commands, with what `--help` says beyond their options.
+fn command() -> clap::Command {
+    fn with_help(command: clap::Command, path: &str) -> clap::Command {
+        let command = match Page::of(if path.is_empty() { "usher" } else { path }) {
+            Some(page) => command.after_help(page.help()),
+            None => command,
+        };
+        let names: Vec<String> = command.get_subcommands().map(|part| part.get_name().to_owned()).collect();
+        names.into_iter().fold(command, |command, name| {
+            let path = format!("{path} {name}").trim().to_owned();
+            command.mut_subcommand(name, |part| with_help(part, &path))
+        })
+    }
+    with_help(Cli::command(), "")
 }
 
 /// Whether the command serves until a signal ends it.

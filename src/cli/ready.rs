@@ -8,15 +8,7 @@ use super::{FAILED, OK, UNAVAILABLE, fail, fail_config};
 use crate::admin::asked;
 use crate::config::{self, Mistakes};
 
-const HELP: &str = "Requests /ready of the side port (admin.address), as a load balancer does, and prints the \
-                    reply.
-
-Exit codes: 0 ready; 1 not ready: draining, taken out of service, or the directory has not
-replied \
-                    since the start; 69 no reply within 3 seconds.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {}
 
 pub(super) async fn ready(config: &Path) -> Result<ExitCode, ExitCode> {

@@ -16,20 +16,7 @@ use crate::diagnose::table::Shown;
 use crate::sessions::filter::{Filter, FilterError};
 use crate::sessions::registry::Session;
 
-const HELP: &str = "\
-Examples:
-  usher sessions --backend server3              who is on server3
-  usher sessions --user alice                   alice, also under her other names
-  usher sessions --client 192.0.2.0/24          from one network
-  usher sessions --older-than 1d --count=user   who stays for long, and how often
-  usher sessions --count=backend,protocol       how many are where
-  usher sessions --fleet --user alice           alice, at every node
-
-Exit codes: 0 told; 1 told, but a process of an upgrade or a node did not answer; 64 a mistake in the arguments;
-69 usher does not run; 77 you may not use the control socket.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,

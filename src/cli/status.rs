@@ -10,15 +10,7 @@ use crate::admin::control::{BackendSummary, DirectoryStatus, FleetStatus, Listen
 use crate::base::clock::unix_now;
 use crate::diagnose::table::Shown;
 
-const HELP: &str = "\
-CONFIG is a digest of the configuration in force without what differs between nodes (names, addresses,
-files): two nodes with different digests decide differently.
-
-Exit codes: 0 shown; 1 shown, but a node of the fleet did not answer; 69 usher does not run; 77 you may not
-use the control socket.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     #[command(flatten)]
     by_node: ByNode,

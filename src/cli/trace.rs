@@ -15,24 +15,7 @@ use crate::config;
 use crate::diagnose::table::{ShownJson, ShownLines};
 use crate::trace::{DEFAULT, LONGEST, TraceMessage};
 
-const HELP: &str = "\
-Each line has the milliseconds since the session began, the session's id as in the log, from whom to whom,
-and the line as it was sent. Passwords are never shown: whatever is not known to be harmless is the number
-of its bytes. Sessions that begin from now on are shown, until their login is done.
-
-Examples:
-  usher trace --user alice                   alice, also under her other names, for ten minutes
-  usher trace --client 192.0.2.0/24 --for 1h everything from one network
-  usher trace --backend server3 --json       logins that go to server3, for a program
-
-Ctrl-C ends it, and so do a reload, a drain and an upgrade. The log has a line of its beginning and its end,
-with who asked.
-
-Exit codes: 0 its time was over; 1 usher ended it; 64 a mistake in the arguments; 69 usher does not run;
-77 you may not use the control socket; 78 the configuration has no control socket, or a mistake.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 #[command(group = ArgGroup::new("whom").required(true).multiple(true).args(["user", "backend", "client", "protocol"]))]
 pub(super) struct Args {
     #[command(flatten)]

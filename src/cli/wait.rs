@@ -21,29 +21,7 @@ use crate::telemetry::log::Escaped;
 /// How often the sessions are counted.
 const PAUSE: Duration = Duration::from_millis(500);
 
-const HELP: &str = "\
-The directory has to hold the user (directory.hold_attribute): otherwise a new session may begin at any
-time. Sessions are not ended; `usher kick --user NAME --fleet` ends them. What is cached of the user is
-dropped: an usher that has not heard of the hold yet asks the directory at the next login.
-
-With --age it also waits until no process has told Postfix the user's server within this time, so that
-Postfix has delivered what it has asked about before the hold. A process that was started within this time
-counts as if it had.
-
-Example, a mailbox that moves to server4:
-  ldapmodify (set the hold attribute of bob)
-  usher kick --user bob --fleet
-  usher wait bob --fleet --age 30s --timeout 5m
-  (copy the mailbox to server4)
-  ldapmodify (mailHost: server4, delete the hold attribute)
-
-Exit codes: 0 the user has no session; 1 there are sessions, or answers to Postfix, after --timeout, or a
-node does not answer;
-64 a mistake in the arguments; 65 the directory does not hold the user; 67 no such user; 69 the directory
-or usher is not available; 77 you may not use the control socket.";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
 pub(super) struct Args {
     /// The login name, as a client would type it
     login: String,
