@@ -49,12 +49,13 @@ use crate::proto::ldap::template::{self, Template, UserName};
 pub(crate) use digest::TextDigest;
 pub(crate) use model::{
     Address, AddressBalance, Administrators, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache,
-    CertificateFiles, CertificateMatch, ClientAuth, ClientCertificates, ClientLogin, Config, ConfigReload, Connections,
-    Control, DeliveryWhenDisabled, Directory, DirectoryServer, DisabledBy, DomainPattern, Draft, Ehlo, Endpoint,
-    FailedLogins, Find, Fleet, Forward, Group, Health, HttpUrl, Introspection, KeySource, LdapScheme, Limit, LimitRule,
-    Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange, OnReturn, OnUnavailable,
-    PasswordSpraying, Probe, Process, Routing, ServiceAccount, Socketmap, SocketmapPlace, Srv, SrvTarget, StoreAddress,
-    Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, UnixPlace, Watch, WatchMode, WindowsDomain,
+    CertificateFiles, CertificateMatch, ClientAddress, ClientAuth, ClientCertificates, ClientLogin, Config,
+    ConfigReload, Connections, Control, DeliveryWhenDisabled, Directory, DirectoryServer, DisabledBy, DomainPattern,
+    Draft, Ehlo, Endpoint, FailedLogins, Find, Fleet, Forward, Group, Health, HttpUrl, Introspection, KeySource,
+    LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange,
+    OnReturn, OnUnavailable, PasswordSpraying, Probe, Process, Routing, ServiceAccount, Socketmap, SocketmapPlace, Srv,
+    SrvTarget, StoreAddress, Throttle, Tls, TlsVersion, TokenIssuer, TokenLogin, UnixPlace, Watch, WatchMode,
+    WindowsDomain,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::model::{Admin, AuthHttp, ConfigReload, Control, Log, LogFormat, LogLevel, Process};
+use super::model::{Admin, AuthHttp, ClientAddress, ConfigReload, Control, Log, LogFormat, LogLevel, Process};
 use super::names;
 use super::raw::{Node, Section};
 use super::section::{Addresses, networks};
@@ -85,5 +85,14 @@ pub(super) fn log(log: &Section<'_>) -> Option<Log> {
     ];
     let format = log.get("format").map_or(Some(LogFormat::Text), |node| node.word(&formats));
     let level = log.get("level").map_or(Some(LogLevel::Info), |node| node.word(&levels));
-    Some(Log { format: format?, level: level? })
+    let parts = [("full", ClientAddress::Full), ("network", ClientAddress::Network)];
+    let client_address = log.get("client_address").map_or(Some(ClientAddress::Full), |node| node.word(&parts));
+    if client_address == Some(ClientAddress::Network) {
+        log.warn(
+            "client_address",
+            "fail2ban, and whatever else bans by lines of the log, cannot ban a client: `throttle` counts by the whole \
+             address all the same",
+        );
+    }
+    Some(Log { format: format?, level: level?, client_address: client_address? })
 }

@@ -102,7 +102,7 @@ drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h
 admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}
 process: {user: usher, group: mail, debug: true}
-log: {format: json, level: debug}
+log: {format: json, level: debug, client_address: full}
 config_reload: auto
 hostname: mail.example.com
 trusted: [198.51.100.9, "2001:db8:9::/64"]

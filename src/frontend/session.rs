@@ -41,6 +41,7 @@ use crate::proto::transcript::Leg;
 use crate::proto::{Credentials, Front, FrontSettings, MechanismSet, Origin, Protocol, Quit, SaslOffer, Step};
 use crate::sessions::registry::Session;
 use crate::telemetry::labels::{BackendResult, CloseReason};
+use crate::telemetry::log::Client;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::clients::ClientChain;
 use crate::tls::stream::Stream;
@@ -161,7 +162,7 @@ fn is_trusted(snapshot: &Snapshot, caller: SocketAddr) -> bool {
 fn record_close(info: &ConnectionInfo, reason: CloseReason, metrics: &Metrics) {
     let ConnectionInfo { session, client, protocol, .. } = *info;
     metrics.prelogin_ended.at(protocol, reason).inc();
-    debug!(%session, %client, protocol, cause = reason.label(), "disconnected before login");
+    debug!(%session, client = %Client::Address(client), protocol, cause = reason.label(), "disconnected before login");
 }
 
 /// The conversation before login.

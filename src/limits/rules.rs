@@ -10,7 +10,7 @@ use tracing::warn;
 use crate::base::net;
 use crate::config::{self, FailedLogins, Limit, LimitRule, Mode, PasswordSpraying};
 use crate::telemetry::labels::ThrottleEffect;
-use crate::telemetry::log::Repeats;
+use crate::telemetry::log::{Client, Repeats};
 use crate::telemetry::metrics::Metrics;
 
 /// A limit refuses the request.
@@ -89,7 +89,7 @@ impl Enforcement {
         self.metrics.throttled(rule, ThrottleEffect::Refused, mode).inc();
         let (word, mode_word) = (rule.label(), mode.label());
         if let Some(suppressed) = self.repeats.allow(word, mode_word) {
-            warn!(rule = word, mode = mode_word, %client, suppressed, "login rate limit reached");
+            warn!(rule = word, mode = mode_word, client = %Client::Address(client), suppressed, "login rate limit reached");
         }
         match mode {
             Mode::Enforce => Err(Limited(rule)),
@@ -105,7 +105,7 @@ impl Enforcement {
             && let Some(suppressed) = self.repeats.allow("many names refused", &client.to_string())
         {
             let mode = mode.label();
-            warn!(rule = rule.label(), mode, %client, suppressed, "many names of one network refused within a minute");
+            warn!(rule = rule.label(), mode, client = %Client::Address(client), suppressed, "many names of one network refused within a minute");
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::sessions::id::SessionId;
 use crate::sessions::registry::{EntryRef, Session};
 use crate::sessions::relay::RelayOutcome;
 use crate::telemetry::labels::{DecisionBasis, LoginPhase, SessionEnd};
-use crate::telemetry::log::Bounded;
+use crate::telemetry::log::{Bounded, Client};
 use crate::telemetry::metrics::Metrics;
 use crate::token::VerifiedToken;
 use crate::trace::{Fact, SessionTrace};
@@ -232,12 +232,13 @@ impl LoginEvent {
             refusal.and_then(
                 |refusal| if let Refusal::ActingNotAllowed(fault) = refusal { Some(fault.label()) } else { None },
             );
+        let client = Client::of(info.client, self.acting.is_some());
         // One list of fields at three levels: a level is part of the event's static description.
         macro_rules! event {
             ($level:ident) => {
                 $level!(
                     session = %info.session,
-                    client = %info.client,
+                    client = %client,
                     via = info.via.map(tracing::field::display),
                     protocol = info.protocol,
                     result,
@@ -298,9 +299,10 @@ pub(crate) fn ended(
     metrics: &Metrics,
 ) {
     metrics.sessions_ended.of(cause).inc();
+    let client = Client::of(info.client, session.is_some_and(|session| session.acting.is_some()));
     info!(
         session = %info.session,
-        client = %info.client,
+        client = %client,
         protocol = info.protocol,
         cause = cause.label(),
         login = session.map(|session| tracing::field::display(Bounded(session.login.as_bytes()))),

@@ -99,7 +99,7 @@ impl Server {
         self.apply_snapshot(&snapshot);
         self.refused = None;
         self.changed_config = ChangedConfig::default();
-        self.shared.log.set_level(snapshot.config.log.level);
+        self.shared.log.set(&snapshot.config.log);
         let wanted: Vec<ListenerKey> = snapshot.config.listeners.iter().map(listener_key).collect();
         let snapshot = Arc::new(snapshot);
         self.shared.snapshot.store(Arc::clone(&snapshot));

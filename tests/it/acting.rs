@@ -274,6 +274,46 @@ fn explain_says_who_may_act() {
     assert!(code != 0 && text.contains("helper may not act"), "{code} {text}");
 }
 
+/// What no line may have is the address of a client that acts for nobody, at any level.
+#[test]
+fn log_has_networks_in_place_of_clients_where_addresses_may_not_be_kept() {
+    let slapd = directory();
+    let config = config(&slapd)
+        .set("/log", json!({"format": "json", "level": "trace", "client_address": "network"}))
+        .set("/limits/failed_logins", 2);
+    let mut usher = start(config);
+    let port = usher.imaps_port();
+    let client = || Imap::tls_from([127, 9, 8, 7], port);
+    let mut anna = client();
+    anna.login("anna", &password_of("anna")).ok();
+    anna.command("LOGOUT").ok();
+    let mut guesser = client();
+    guesser.login("anna", "wrong").is("NO [AUTHENTICATIONFAILED]");
+    guesser.login("nobody", "wrong");
+    drop(client());
+    // No TLS at all.
+    drop(Imap::silent_from([127, 9, 8, 7], port));
+    usher.wait_log("end", |_| true);
+    usher.wait_log("disconnected before login", |line| line["client"] == "127.9.8.0/24");
+    usher.wait_log("TLS handshake failed", |_| true);
+    assert_eq!(usher.login("anna")["client"], "127.9.8.0/24");
+    assert!(!usher.log_text().contains("127.9.8.7"), "{}", usher.log_text());
+    // The session itself is known whole, and so is an administrator in the log.
+    let mut anna = client();
+    anna.login("anna", &password_of("anna")).ok();
+    assert!(usher.command(&["sessions"]).succeeded().stdout.contains("127.9.8.7"));
+    let boss = acts(&usher, "boss", "anna");
+    assert_eq!(event(&usher, ("boss", "anna"), "result", "ok")["client"], "127.0.0.1");
+    drop(boss);
+    // A reload changes it.
+    usher.config.change("/log/client_address", "full");
+    usher.config.write();
+    usher.hup();
+    anna.command("LOGOUT").ok();
+    let ended = usher.wait_log("end", |line| line["client"] == "127.9.8.7");
+    assert_eq!(ended["login"], "anna");
+}
+
 /// Only server3, in one protocol, in which administrators may act.
 fn speaking(slapd: &Slapd, protocol: &str, ports: &[u16]) -> Config {
     config(slapd)

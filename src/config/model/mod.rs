@@ -32,7 +32,7 @@ pub(crate) use impersonation::{Administrators, Impersonation};
 use ipnet::IpNet;
 pub(crate) use limits::{Cache, Drain, Limits, OnUnavailable};
 pub(crate) use listeners::{CertificateMatch, ClientLogin, Listener, ListenerTls};
-pub(crate) use process::{Admin, AuthHttp, ConfigReload, Control, Log, LogFormat, LogLevel, Process};
+pub(crate) use process::{Admin, AuthHttp, ClientAddress, ConfigReload, Control, Log, LogFormat, LogLevel, Process};
 pub(crate) use routing::{
     Address, AddressBalance, AuthHttpTarget, Backend, BackendService, Ehlo, Endpoint, Forward, Health, OnReturn, Probe,
     Routing, TokenLogin,

@@ -61,6 +61,18 @@ pub struct Log {
     pub format: LogFormat,
     /// The lowest level written.
     pub level: LogLevel,
+    /// What of a client's address is written.
+    pub client_address: ClientAddress,
+}
+
+/// What of a client's address the log has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientAddress {
+    /// All of it.
+    #[default]
+    Full,
+    /// Its network alone: 24 bits of IPv4, 48 of IPv6.
+    Network,
 }
 
 /// How a log line looks.

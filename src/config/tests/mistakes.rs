@@ -696,7 +696,8 @@ fn other_mistakes_are_reported() {
     mistake("group: mail}", "group: \"m m\"} # HERE", "control.group", "name of letters");
     mistake("config_reload: auto", "config_reload: always # HERE", "config_reload", "`manual`, `auto`");
     mistake("format: json,", "format: xml, # HERE\n ", "log.format", "`text`, `json`");
-    mistake("level: debug}", "level: verbose} # HERE", "log.level", "`error`, `warn`, `info`, `debug`, `trace`");
+    mistake("client_address: full}", "client_address: none} # HERE", "log.client_address", "`full`, `network`");
+    mistake("level: debug,", "level: verbose, # HERE\n ", "log.level", "`error`, `warn`, `info`, `debug`, `trace`");
     mistake(
         "drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h}",
         "drain: 10s # HERE",

@@ -227,7 +227,10 @@ fn every_key_is_read() {
     let hop = AuthHttpTarget { address: Some("127.0.0.1".parse().unwrap()), port: Some(1143) };
     let hops: Vec<_> = config.routing.backends.iter().map(|backend| backend.endpoints[0].auth_http).collect();
     assert_eq!(hops, [AuthHttpTarget::default(), hop]);
-    assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Debug });
+    assert_eq!(
+        config.log,
+        Log { format: LogFormat::Json, level: LogLevel::Debug, client_address: ClientAddress::Full }
+    );
 }
 
 /// The shortest config there is.
@@ -328,7 +331,7 @@ fn defaults_are_as_documented() {
     assert_eq!(config.drain, drain);
     assert_eq!(config.admin.address, "127.0.0.1:9930".parse().unwrap());
     assert_eq!(config.control, None);
-    assert_eq!(config.log, Log { format: LogFormat::Text, level: LogLevel::Info });
+    assert_eq!(config.log, Log { format: LogFormat::Text, level: LogLevel::Info, client_address: ClientAddress::Full });
 }
 
 #[test]
@@ -382,6 +385,7 @@ fn cleartext_on_loopback_needs_no_permission() {
 #[test]
 fn suspicious_values_are_warnings() {
     let clear = "\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]\n  starttls: true\n  plaintext: false";
+    suspicion("client_address: full", "client_address: network # HERE\n ", "log.client_address", "cannot ban a client");
     suspicion(clear, "ldap://ldap1]\n  plaintext: true # HERE", "directory.plaintext", "in clear");
     suspicion("plaintext: false", "plaintext: true # HERE", "directory.plaintext", "without effect");
     suspicion(

@@ -7,6 +7,7 @@ use tracing::debug;
 use super::Conversation;
 use crate::proto::transcript::Leg;
 use crate::telemetry::labels::{CloseReason, HandshakeResult};
+use crate::telemetry::log::Client;
 use crate::tls;
 use crate::tls::stream::Stream;
 
@@ -35,7 +36,7 @@ impl Conversation {
                     let reason = fault.describe();
                     self.trace
                         .note(Leg::Client, || format!("session resumed with a certificate that is refused: {reason}"));
-                    debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS session resumed with a refused certificate");
+                    debug!(session = %info.session, client = %Client::Address(info.client), protocol = info.protocol, reason, "TLS session resumed with a refused certificate");
                     return Err(CloseReason::Handshake);
                 }
                 ended(if stream.resumed() { HandshakeResult::Resumed } else { HandshakeResult::Full });
@@ -54,7 +55,7 @@ impl Conversation {
                 ended(HandshakeResult::Failed);
                 let reason = tls::describe(&error);
                 self.trace.note(Leg::Client, || format!("TLS handshake failed: {reason}"));
-                debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS handshake failed");
+                debug!(session = %info.session, client = %Client::Address(info.client), protocol = info.protocol, reason, "TLS handshake failed");
                 Err(CloseReason::Handshake)
             }
             Err(_) => {

@@ -25,7 +25,7 @@ impl io::Write for Page {
 }
 
 fn settings(format: LogFormat, level: LogLevel) -> config::Log {
-    config::Log { format, level }
+    config::Log { format, level, client_address: ClientAddress::Full }
 }
 
 /// The log lines that `events` produce.
@@ -157,9 +157,9 @@ fn control_bytes_are_never_written() {
 fn level_is_applied_and_can_be_changed() {
     let lines = written(LogFormat::Text, LogLevel::Warn, |guard| {
         info!("unheard");
-        guard.set_level(LogLevel::Debug);
+        guard.set(&settings(LogFormat::Text, LogLevel::Debug));
         tracing::debug!("heard");
-        guard.set_level(LogLevel::Error);
+        guard.set(&settings(LogFormat::Text, LogLevel::Error));
         tracing::warn!("unheard again");
         error!("heard as well");
     });
@@ -295,4 +295,17 @@ async fn outage_memory_is_bounded() {
     tokio::time::advance(QUIET).await;
     assert_eq!(repeats.allow("backend", "later"), Some(0));
     assert_eq!(repeats.0.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn networks_are_shown_in_place_of_addresses() {
+    for (address, shown) in [
+        ("192.0.2.7", "192.0.2.0/24"),
+        ("::ffff:192.0.2.7", "192.0.2.0/24"),
+        ("2001:db8:1:2::7", "2001:db8:1::/48"),
+        ("127.0.0.1", "127.0.0.0/24"),
+    ] {
+        assert_eq!(network(address.parse().unwrap()).to_string(), shown);
+    }
+    assert_eq!(Client::of("192.0.2.7".parse().unwrap(), true).to_string(), "192.0.2.7");
 }
