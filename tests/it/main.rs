@@ -72,6 +72,7 @@ mod pop3;
 mod prelogin_limits;
 mod promises;
 mod realms;
+mod recipes;
 mod refusals;
 mod relay;
 mod reload_drain;

@@ -33,16 +33,19 @@ fn snippets() -> Vec<Snippet> {
     pages.sort();
     let mut all: Vec<Snippet> = Vec::new();
     for page in pages {
-        let (mut heading, mut open) = (String::new(), None::<Snippet>);
+        let (mut heading, mut open, mut indent) = (String::new(), None::<Snippet>, 0);
         for (number, line) in std::fs::read_to_string(&page).unwrap().lines().enumerate() {
-            let line = line.trim_start();
-            match (open.take(), line.strip_prefix("```")) {
+            let start = line.trim_start();
+            match (open.take(), start.strip_prefix("```")) {
                 (Some(snippet), Some(_)) => all.push(snippet),
                 (Some(mut snippet), None) => {
+                    // A block in a list is indented as a whole.
+                    let line = if line.len() < start.len() + indent { start } else { &line[indent..] };
                     snippet.text += &format!("{line}\n");
                     open = Some(snippet);
                 }
                 (None, Some(language)) => {
+                    indent = line.len() - start.len();
                     let place = format!("{}:{}", page.display(), number + 1);
                     open = Some(Snippet {
                         place,

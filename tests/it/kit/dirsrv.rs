@@ -79,6 +79,11 @@ impl DirSrv {
         self.as_root("ldapmodify", &format!("dn: {dn}\nchangetype: modify\nreplace: {attribute}\n{value}"));
     }
 
+    /// Changes entries or the schema by LDIF.
+    pub(crate) fn modify(&self, ldif: &str) {
+        self.as_root("ldapmodify", ldif);
+    }
+
     fn as_root(&self, program: &str, ldif: &str) {
         run(program, &[&["-x", "-H", &self.url()], &ROOT[..]].concat(), ldif.as_bytes()).succeeded();
     }

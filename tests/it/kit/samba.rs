@@ -56,6 +56,7 @@ impl Samba {
         let pair = shared().certificates.leaf("samba", Leaf::server(&["dc1.ad.example.com", "127.0.0.1"]));
         let options = [
             "server services=ldap".to_owned(),
+            "dsdb:schema update allowed=yes".to_owned(),
             format!("tls keyfile={}", pair.key.display()),
             format!("tls certfile={}", pair.chain.display()),
             format!("tls cafile={}", shared().certificates.ca().display()),
