@@ -32,6 +32,7 @@ mod dialogue;
 mod directory;
 mod directory_servers;
 mod dirsrv;
+mod documents;
 mod explain_running;
 mod external;
 mod external_rules;
