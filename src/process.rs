@@ -21,6 +21,7 @@ use crate::fleet::{Fleet, FleetFiles};
 use crate::limits::{self, FleetRunner, Throttle};
 use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
 use crate::login::delivery::RecentAnswers;
+use crate::login::history::LoginHistory;
 use crate::sessions::closer::Closer;
 use crate::sessions::maintenance::Maintenance;
 use crate::sessions::previous::PreviousProcesses;
@@ -160,6 +161,8 @@ pub(crate) struct Shared {
     pub traces: Arc<Traces>,
     /// Connections of Postfix.
     pub postfix: TaskTracker,
+    /// The last login attempts of each user.
+    pub history: LoginHistory,
     /// The last answers to Postfix.
     pub delivered: RecentAnswers,
     connections: watch::Sender<usize>,
@@ -204,6 +207,7 @@ impl Shared {
             repeats: log::Repeats::default(),
             traces,
             postfix: TaskTracker::new(),
+            history: LoginHistory::default(),
             delivered,
             connections: watch::Sender::new(0),
             unauthenticated: AtomicUsize::new(0),
@@ -219,6 +223,7 @@ impl Shared {
             tracking: &self.trackers,
             sessions: &self.registry,
             maintenance: &self.maintenance,
+            history: &self.history,
             metrics: &self.metrics,
         }
     }

@@ -16,6 +16,7 @@ mod explain_all;
 mod explain_file;
 mod explain_running;
 mod fleet;
+mod history;
 mod import_users;
 mod init;
 mod kick;
@@ -100,6 +101,8 @@ enum Command {
     ImportUsers(import_users::Args),
     /// List or count the sessions of the running usher
     Sessions(sessions::Args),
+    /// Show the last login attempts of a user
+    History(history::Args),
     /// Close sessions of the running usher gracefully
     Kick(kick::Args),
     /// Show the dialogues of chosen sessions up to the login as they happen, without passwords
@@ -177,6 +180,7 @@ pub fn main(settled: fn()) -> ExitCode {
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
             Command::ImportUsers(arguments) => import_users::import_users(&config, &arguments).await,
             Command::Sessions(arguments) => either(sessions::sessions(&config, &arguments).await),
+            Command::History(arguments) => either(history::history(&config, &arguments).await),
             Command::Kick(arguments) => either(kick::kick(&config, &arguments).await),
             Command::Trace(arguments) => either(trace::trace(&config, &arguments).await),
             Command::Backends(arguments) => either(backends::backends(&config, &arguments).await),
@@ -228,6 +232,7 @@ const fn is_service(command: &Command) -> bool {
         | Command::Explain(_)
         | Command::ImportUsers(_)
         | Command::Sessions(_)
+        | Command::History(_)
         | Command::Kick(_)
         | Command::Trace(_)
         | Command::Backends(_)

@@ -255,6 +255,26 @@ pub(super) const PAGES: &[Page] = &[
         asks_running: true,
     },
     Page {
+        command: "history",
+        paragraphs: &[
+            "The last 20 attempts of a user with their reasons, for those who cannot read the log. Attempts that are alike \
+             and follow each other are one line with their number. usher keeps them in memory (34 MiB at most, users that have \
+             not logged in for long are forgotten first), without passwords; a restart forgets them, and after an upgrade the \
+             old process has its own until it ends.",
+        ],
+        examples: &[
+            ("usher history alice", "why alice could not log in this morning"),
+            ("usher history uid=alice,ou=people,dc=example,dc=com", "under all names that led to this entry"),
+            ("usher history alice --json", "for a program"),
+        ],
+        codes: &[
+            (OK, "shown"),
+            (FAILED, "shown, but a process of an upgrade or a node did not answer"),
+            (NO_USER, "no attempt is remembered under this name"),
+        ],
+        asks_running: true,
+    },
+    Page {
         command: "kick",
         paragraphs: &[
             "A session that is ended waits for a pause, three seconds at most, and the client is told in its protocol's \

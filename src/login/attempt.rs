@@ -126,12 +126,16 @@ pub(crate) async fn attempt<F: Frontend>(
         *connection = None;
         event.emit(info, *client_id, outcome.as_ref().err(), context.metrics);
         return match outcome {
-            Ok(accepted) => Ok(accepted),
+            Ok(accepted) => {
+                context.history.note(event, info, *client_id, None);
+                Ok(accepted)
+            }
             Err(refusal) => {
                 let is_token =
                     credential.as_ref().is_ok_and(|credential| credential.secret().kind() == CredentialKind::Token);
                 let reply = attempt.reply(&refusal, event.realm, event.delay).await;
                 let reply = if is_token { reply.for_token() } else { reply };
+                context.history.note(event, info, *client_id, Some((&refusal, &reply)));
                 Err(RefusedLogin { refusal, reply })
             }
         };

@@ -9,6 +9,7 @@ use crate::backend::{Backend, BackendContext, BackendFiles};
 use crate::config::{self, Config};
 use crate::directory::{Directory, Realm};
 use crate::limits::{Shares, Throttle};
+use crate::login::history::LoginHistory;
 use crate::login::realms::Realms;
 use crate::proto::TokenHints;
 use crate::sessions::maintenance::Maintenance;
@@ -143,6 +144,8 @@ pub(crate) struct LoginContext<'a> {
     pub sessions: &'a Arc<Registry>,
     /// The backends that are out of service.
     pub maintenance: &'a Maintenance,
+    /// The last attempts of each user.
+    pub history: &'a LoginHistory,
     /// Every metric.
     pub metrics: &'a Metrics,
 }

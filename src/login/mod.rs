@@ -7,5 +7,6 @@ pub(crate) mod core;
 pub(crate) mod delivery;
 pub(crate) mod event;
 pub(crate) mod explain;
+pub(crate) mod history;
 mod networks;
 pub(crate) mod realms;

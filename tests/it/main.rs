@@ -46,6 +46,7 @@ mod fleet_limits;
 mod fleet_secrets;
 mod flood;
 mod health;
+mod history;
 mod hostile_directory;
 mod init;
 mod journal;

@@ -109,7 +109,7 @@ fn scope(method: &Method, path: &str) -> Option<Scope> {
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let is_read = *method == Method::GET;
     Some(match (is_read, parts.as_slice()) {
-        (true, ["sessions" | "backends" | "cache" | "status" | "lookup" | "answers" | "explain"])
+        (true, ["sessions" | "backends" | "cache" | "status" | "lookup" | "answers" | "explain" | "history"])
         | (false, ["confirm", _]) => Scope::Asked,
         (false, ["kick"]) => Scope::Event(MarkKind::Kick),
         (false, ["cache", "drop"]) => Scope::Event(MarkKind::CacheDrop),

@@ -26,6 +26,7 @@ use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
 use crate::login::explain::running::{self, RunningVerdict};
+use crate::login::history::Attempt;
 use crate::login::realms::RealmCore;
 use crate::outcome::Refusal;
 use crate::process::{Shared, Snapshot, Stage};
@@ -57,6 +58,7 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/cache", get(cached))
         .route("/cache/drop", post(drop_cached))
         .route("/lookup", get(look_up))
+        .route("/history", get(history))
         .route("/answers", get(answers))
         .route("/explain", get(explain))
         .route("/confirm/{seconds}", post(confirm))
@@ -256,6 +258,12 @@ async fn look_up(State(control): State<Control>, mut arguments: QueryArgs) -> An
     let address = required(&mut arguments, "address")?;
     arguments.end()?;
     lookup::look_up(&control.snapshot(), &address).await.map(Json)
+}
+
+async fn history(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Vec<Attempt>> {
+    let login = required(&mut arguments, "login")?;
+    arguments.end()?;
+    Ok(Json(control.shared.history.of(&login)))
 }
 
 async fn answers(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Recent> {

@@ -17,6 +17,7 @@ use crate::directory::memory::Memory;
 use crate::directory::{Directory, Entry};
 use crate::limits::{Shares, Throttle};
 use crate::login::core::{BackendParts, InForce};
+use crate::login::history::LoginHistory;
 use crate::proto;
 use crate::sessions::closer::Closer;
 use crate::sessions::maintenance::Maintenance;
@@ -34,6 +35,7 @@ struct Process {
     limits: Throttle,
     tracking: ChangeTrackers,
     sessions: Arc<Registry>,
+    history: LoginHistory,
     maintenance: Maintenance,
     metrics: Arc<Metrics>,
 }
@@ -71,6 +73,7 @@ impl Process {
             maintenance: Maintenance::new(closer),
             directory,
             sessions,
+            history: LoginHistory::default(),
             metrics,
         }
     }
@@ -82,6 +85,7 @@ impl Process {
             tracking: &self.tracking,
             sessions: &self.sessions,
             maintenance: &self.maintenance,
+            history: &self.history,
             metrics: &self.metrics,
         }
     }

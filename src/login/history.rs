@@ -1,0 +1,330 @@
+//! The last login attempts of each user, for a helpdesk without access to the log (`usher history`).
+//!
+//! In memory alone, and bounded in bytes: attempts that are alike follow each other as one with a count, and users that
+//! have not logged in for long are forgotten first. Names that lead to no entry have a small room of their own, so that
+//! a guesser cannot push users out. No password, no token.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{ConnectionInfo, LoginEvent};
+use crate::base::clock::unix_now;
+use crate::outcome::{Refusal, Reply};
+use crate::proto::ClientId;
+use crate::sessions::id::SessionId;
+use crate::telemetry::log::Client;
+
+/// How many attempts are kept of a user.
+const ATTEMPTS: usize = 20;
+/// Bytes of all users that have an entry.
+const USERS: u64 = 32 * 1024 * 1024;
+/// Bytes of all names that have none.
+const STRANGERS: u64 = 2 * 1024 * 1024;
+/// The longest text that is kept of a peer, in bytes.
+const TEXT: usize = 128;
+/// What an attempt costs besides its texts, and a user besides its attempts.
+const OVERHEAD: usize = 160;
+
+/// Attempts that are alike: how the last one went, and how many there were.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attempt {
+    /// When the first ended, Unix seconds.
+    pub first: u64,
+    /// When the last ended.
+    pub last: u64,
+    /// How many there were.
+    pub count: u32,
+    /// The session of the last, as in the log.
+    pub session: SessionId,
+    /// The login name as typed.
+    pub login: Box<str>,
+    /// The entry's DN; empty if there was none.
+    pub dn: Box<str>,
+    /// The name of its directory, where there are several.
+    pub directory: Option<Box<str>>,
+    /// The user that has acted for this one.
+    pub acting: Option<Box<str>>,
+    /// The client's address, or its network (`log.client_address`).
+    pub client: Box<str>,
+    /// The protocol's name.
+    pub protocol: Box<str>,
+    /// What the client calls itself; may be empty.
+    pub program: Box<str>,
+    /// `ok`, or the reason of refusal as in the log and the metrics.
+    pub result: Box<str>,
+    /// What decided, as in the log.
+    pub by: Option<Box<str>>,
+    /// What the client was told, without the protocol's code; empty with `ok`.
+    pub reply: Box<str>,
+    /// The backend's name, if there was a route.
+    pub backend: Option<Box<str>>,
+    /// What the backend or the connection to it said, if that is why.
+    pub backend_reply: Box<str>,
+}
+
+impl Attempt {
+    fn is_like(&self, other: &Self) -> bool {
+        let facts = |one: &Self| (one.client.clone(), one.program.clone(), one.backend.clone(), one.acting.clone());
+        self.result == other.result
+            && self.protocol == other.protocol
+            && self.reply == other.reply
+            && self.backend_reply == other.backend_reply
+            && facts(self) == facts(other)
+    }
+
+    fn bytes(&self) -> usize {
+        let texts = [&self.login, &self.dn, &self.client, &self.program, &self.reply, &self.backend_reply];
+        OVERHEAD + texts.map(|text| text.len()).iter().sum::<usize>()
+    }
+}
+
+/// The attempts of one user, oldest first.
+#[derive(Debug, Default)]
+struct Attempts(Mutex<VecDeque<Attempt>>);
+
+impl Attempts {
+    fn all(&self) -> MutexGuard<'_, VecDeque<Attempt>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one; returns whether it needs more room than before.
+    fn add(&self, attempt: Attempt) -> bool {
+        let mut all = self.all();
+        if let Some(last) = all.back_mut().filter(|last| last.is_like(&attempt)) {
+            let (first, count) = (last.first, last.count.saturating_add(1));
+            *last = Attempt { first, count, ..attempt };
+            return false;
+        }
+        if all.len() >= ATTEMPTS {
+            // When the user last got in is not lost among the refusals of a guesser.
+            let success = all.iter().rposition(|one| &*one.result == "ok");
+            let oldest = usize::from(success == Some(0) && &*attempt.result != "ok");
+            all.remove(oldest);
+        }
+        all.push_back(attempt);
+        true
+    }
+
+    fn bytes(&self) -> u32 {
+        let bytes = OVERHEAD + self.all().iter().map(Attempt::bytes).sum::<usize>();
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+}
+
+type Room = moka::sync::Cache<Arc<str>, Arc<Attempts>>;
+
+/// The attempts of all users.
+pub(crate) struct LoginHistory {
+    users: Room,
+    strangers: Room,
+}
+
+impl std::fmt::Debug for LoginHistory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoginHistory").finish_non_exhaustive()
+    }
+}
+
+impl Default for LoginHistory {
+    fn default() -> Self {
+        Self::with_room(USERS, STRANGERS)
+    }
+}
+
+impl LoginHistory {
+    fn with_room(users: u64, strangers: u64) -> Self {
+        let room = |bytes| {
+            let weigh = |_: &Arc<str>, attempts: &Arc<Attempts>| attempts.bytes();
+            let lru = moka::policy::EvictionPolicy::lru();
+            moka::sync::Cache::builder().max_capacity(bytes).weigher(weigh).eviction_policy(lru).build()
+        };
+        Self { users: room(users), strangers: room(strangers) }
+    }
+
+    /// Notes an attempt that has ended.
+    pub(crate) fn note(
+        &self,
+        event: &LoginEvent,
+        info: &ConnectionInfo,
+        client_id: Option<&ClientId>,
+        refused: Option<(&Refusal, &Reply)>,
+    ) {
+        let typed = String::from_utf8_lossy(&event.typed);
+        let attempt = attempt(event, info, client_id, &typed, refused);
+        // Only what a search has found, or a login has proven, is an entry: a DN made from a template may be anybody's.
+        let is_entry = refused.is_none() || event.trace.search.is_some();
+        match event.dn.as_deref() {
+            Some(dn) => {
+                let key = key(event.directory, dn);
+                if is_entry || self.users.contains_key(&key) {
+                    add(&self.users, key, attempt)
+                } else {
+                    self.note_stranger(&typed, attempt)
+                }
+            }
+            None => self.note_stranger(&typed, attempt),
+        }
+    }
+
+    fn note_stranger(&self, typed: &str, attempt: Attempt) {
+        if !typed.is_empty() {
+            add(&self.strangers, cut(typed).to_lowercase().into(), attempt);
+        }
+    }
+
+    /// The last attempts of a user, by a name as typed or the DN, oldest first; of every entry that the name led to.
+    #[must_use]
+    pub(crate) fn of(&self, name: &str) -> Vec<Attempt> {
+        let name = name.to_lowercase();
+        let is_named = |attempt: &Attempt| attempt.login.to_lowercase() == name || attempt.dn.to_lowercase() == name;
+        let rooms = self.users.iter().chain(self.strangers.iter());
+        let mut found: Vec<Attempt> = rooms
+            .filter_map(|(_, attempts)| {
+                let all = attempts.all();
+                all.iter().any(is_named).then(|| all.iter().cloned().collect::<Vec<_>>())
+            })
+            .flatten()
+            .collect();
+        found.sort_by_key(|attempt| attempt.last);
+        found.split_off(found.len().saturating_sub(ATTEMPTS))
+    }
+}
+
+fn attempt(
+    event: &LoginEvent,
+    info: &ConnectionInfo,
+    client_id: Option<&ClientId>,
+    typed: &str,
+    refused: Option<(&Refusal, &Reply)>,
+) -> Attempt {
+    let now = unix_now();
+    let program = client_id.map(|id| format!("{} {}", id.name, id.version)).unwrap_or_default();
+    Attempt {
+        first: now,
+        last: now,
+        count: 1,
+        session: info.session,
+        login: cut(typed).into(),
+        dn: event.dn.as_deref().map(cut).unwrap_or_default().into(),
+        directory: event.directory.map(Into::into),
+        acting: event.acting.as_ref().map(|(actor, _)| cut(actor.as_str()).into()),
+        client: Client::of(info.client, event.acting.is_some()).to_string().into(),
+        protocol: info.protocol.into(),
+        program: cut(program.trim()).into(),
+        result: refused.map_or("ok", |(refusal, _)| refusal.label()).into(),
+        by: event.by.map(|by| by.label().into()),
+        reply: refused.map(|(_, reply)| cut(reply.text())).unwrap_or_default().into(),
+        backend: event.backend.as_deref().map(Into::into),
+        backend_reply: event.reply.as_deref().map(cut).unwrap_or_default().into(),
+    }
+}
+
+fn add(room: &Room, key: Arc<str>, attempt: Attempt) {
+    if let Some(attempts) = room.get(&key) {
+        if attempts.add(attempt) {
+            // It is weighed again.
+            room.insert(key, attempts);
+        }
+        return;
+    }
+    let attempts = Attempts::default();
+    attempts.add(attempt);
+    room.insert(key, Arc::new(attempts));
+}
+
+fn key(directory: Option<&str>, dn: &str) -> Arc<str> {
+    format!("{}\0{}", directory.unwrap_or_default(), dn.to_lowercase()).into()
+}
+
+/// As much of a peer's text as is kept.
+fn cut(text: &str) -> &str {
+    let end = if text.len() <= TEXT {
+        text.len()
+    } else {
+        (0..=TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()
+    };
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn info() -> ConnectionInfo {
+        let client = IpAddr::from([192, 0, 2, 7]);
+        ConnectionInfo { session: SessionId::FIRST, client, via: None, protocol: "imap" }
+    }
+
+    fn event(typed: &str, dn: Option<&str>) -> LoginEvent {
+        let mut event = LoginEvent { typed: typed.into(), dn: dn.map(Arc::from), ..LoginEvent::default() };
+        event.trace.search = dn.map(|_| Duration::ZERO);
+        event
+    }
+
+    fn note(history: &LoginHistory, event: &LoginEvent, refusal: Option<Refusal>) {
+        let reply = refusal.as_ref().map(|refusal| refusal.reply(false));
+        history.note(event, &info(), None, refusal.as_ref().zip(reply.as_ref()));
+    }
+
+    #[test]
+    fn attempts_that_are_alike_are_one_with_a_count() {
+        let history = LoginHistory::default();
+        let alice = event("Alice", Some("uid=alice,dc=x"));
+        for _ in 0..3 {
+            note(&history, &alice, None);
+        }
+        note(&history, &alice, Some(Refusal::WrongPassword));
+        note(&history, &alice, None);
+        for name in ["alice", "uid=ALICE,dc=x"] {
+            let found = history.of(name);
+            let shown: Vec<_> = found.iter().map(|one| (&*one.result, one.count, &*one.reply)).collect();
+            let wrong = ("wrong_password", 1, "Name or password is wrong");
+            assert_eq!(shown, [("ok", 3, ""), wrong, ("ok", 1, "")]);
+        }
+        assert_eq!(history.of("bob"), []);
+    }
+
+    #[test]
+    fn last_success_is_kept_among_the_refusals_of_a_guesser() {
+        let history = LoginHistory::default();
+        let mut alice = event("alice", Some("uid=alice,dc=x"));
+        note(&history, &alice, None);
+        for number in 0..100 {
+            alice.reply = Some(format!("{number}"));
+            note(&history, &alice, Some(Refusal::BackendUnreachable));
+        }
+        let found = history.of("alice");
+        assert_eq!((found.len(), &*found[0].result, &*found[19].backend_reply), (ATTEMPTS, "ok", "99"));
+    }
+
+    #[test]
+    fn names_without_an_entry_push_no_user_out_and_memory_is_bounded() {
+        let history = LoginHistory::with_room(100_000, 20_000);
+        note(&history, &event("alice", Some("uid=alice,dc=x")), None);
+        let of_template = |number: usize| {
+            let mut event = event(&format!("random{number}"), Some(&format!("uid=random{number},dc=x")));
+            event.trace.search = None;
+            event
+        };
+        for number in 0..2_000 {
+            note(&history, &event(&format!("{}{number}", "x".repeat(500)), None), Some(Refusal::UnknownUser));
+            note(&history, &of_template(number), Some(Refusal::WrongPassword));
+        }
+        for room in [&history.users, &history.strangers] {
+            room.run_pending_tasks();
+        }
+        assert_eq!(history.of("alice").len(), 1);
+        assert_eq!(history.users.entry_count(), 1);
+        assert!(history.strangers.weighted_size() <= 20_000, "{}", history.strangers.weighted_size());
+        // A user by template that has logged in once is known.
+        note(&history, &of_template(7), None);
+        note(&history, &of_template(7), Some(Refusal::WrongPassword));
+        assert_eq!(history.users.entry_count().max(1), 1);
+        assert_eq!(history.of("uid=random7,dc=x").iter().filter(|one| &*one.result == "ok").count(), 1);
+    }
+}
