@@ -1,10 +1,10 @@
 //! The pages of the documentation: links lead somewhere, the index has every page, and the words that an administrator
-//! is to search for are those of the program.
+//! is to search for are those of the program. `tests/documents` runs the commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::kit::process::read_text;
+use crate::kit::process::{read_text, run};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -165,4 +165,11 @@ fn troubleshooting_has_every_reply() {
     texts.sort_unstable();
     shown.sort_unstable();
     assert_eq!(shown, texts, "docs/troubleshooting.md (left) and the replies (right)");
+}
+
+#[test]
+fn commands_of_the_pages_are_run_or_listed() {
+    // The table of `tests/documents` has no entry that no page has any more. It runs them as root, after the packages.
+    let script = root().join("tests/documents").display().to_string();
+    run("/usr/bin/python3", &[&script, "--list"], b"").succeeded();
 }
