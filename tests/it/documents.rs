@@ -173,3 +173,52 @@ fn commands_of_the_pages_are_run_or_listed() {
     let script = root().join("tests/documents").display().to_string();
     run("/usr/bin/python3", &[&script, "--list"], b"").succeeded();
 }
+
+/// The number in the first column of a table's row, with its unit.
+fn figure(page: &str, row: &str) -> (f64, String) {
+    let line = page.lines().find(|line| line.starts_with(&format!("| {row} |")));
+    let line = line.unwrap_or_else(|| panic!("no row {row}"));
+    let cell = line.split('|').nth(2).unwrap().trim();
+    let (number, unit) = cell.split_once(' ').unwrap_or((cell, ""));
+    (number.replace(',', "").parse().unwrap(), unit.to_owned())
+}
+
+#[test]
+fn sizing_example_adds_up() {
+    let page = read_text(&root().join("docs/capacity.md"));
+    let of = |row: &str, unit: &str| {
+        let (number, found) = figure(&page, row);
+        assert_eq!(found, unit, "{row}");
+        number
+    };
+    let (users, sessions, attempts) = (50_000.0, 60_000.0, 50_000.0 * 40.0);
+    let process = of("an idle session, memory of the process", "KiB") * sessions / 1024.0;
+    let cached = of("a cached user", "KiB") * users / 1024.0;
+    let (own, kernel) = (of("usher itself", "MiB"), of("the same, memory of the kernel", "KiB") * sessions / 1024.0);
+    let thousands = |number: f64| {
+        let digits = format!("{number:.0}");
+        let (head, tail) = digits.split_at(digits.len().saturating_sub(3));
+        if head.is_empty() { tail.to_owned() } else { format!("{head},{tail}") }
+    };
+    let cached_login = of("a cached login, many at a time", "ms of a core");
+    let login = of("a login that is not cached", "ms of a core");
+    let line = of("a session in the log, its `login` and its `end` line", "bytes");
+    let journal = of("the same in systemd's journal", "bytes");
+    // The page adds up what it shows.
+    let of_process = own + process.round() + cached.round();
+    let whole = of_process + kernel.round();
+    for said in [
+        format!("({} MiB)", thousands(process)),
+        format!("({} MiB)", thousands(cached)),
+        format!("= {} MiB", thousands(of_process)),
+        format!("= {} MiB", thousands(kernel)),
+        format!("twice {} MiB = {:.1} GiB", thousands(whole), whole / 512.0),
+        format!("60,000 x {cached_login:.1} ms = {:.0} s", sessions * cached_login / 1e3),
+        format!("60,000 x {login:.1} ms = {:.0} s", sessions * login / 1e3),
+        format!("x {line:.0} bytes = {:.1} GB, compressed {:.2} GB", attempts * line / 1e9, attempts * line / 6e9),
+        format!("x {} bytes = {:.1} GB", thousands(journal), attempts * journal / 1e9),
+    ] {
+        assert!(page.contains(&said), "{said}");
+    }
+    assert!((figure(&page, "ports from one address to one address of a backend").0 - 28_232.0).abs() < 0.5);
+}

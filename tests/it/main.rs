@@ -19,7 +19,6 @@ mod cache;
 mod capabilities;
 mod certificates;
 mod cli;
-mod client_address;
 mod config_files;
 mod config_reload;
 mod container;
