@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::frontend::session::Accepted;
 use crate::process::Shared;
 use crate::proto::proxy_header::{self, Header, HeaderProgress, ProxyHeaderError};
+use crate::telemetry::client_address::Client;
 use crate::telemetry::labels::ProxyHeaderResult;
 
 /// Why a connection is closed for its header.
@@ -82,6 +83,8 @@ pub(crate) async fn receive(
         Err(closed) => {
             count(closed.result());
             let reason = closed.result().label();
+            // One that is trusted for no header may be a client.
+            let proxy = Client::of(proxy, !matches!(closed, HeaderRejection::Untrusted));
             if matches!(closed, HeaderRejection::ByPeer | HeaderRejection::Limit) {
                 debug!(%proxy, protocol, reason, "closed before the PROXY header");
             } else if let Some(suppressed) = shared.repeats.allow("proxy header", reason) {

@@ -40,8 +40,8 @@ use crate::process::{Permit, Shared, Snapshot, Stage};
 use crate::proto::transcript::Leg;
 use crate::proto::{Credentials, Front, FrontSettings, MechanismSet, Origin, Protocol, Quit, SaslOffer, Step};
 use crate::sessions::registry::Session;
+use crate::telemetry::client_address::Client;
 use crate::telemetry::labels::{BackendResult, CloseReason};
-use crate::telemetry::log::Client;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::clients::ClientChain;
 use crate::tls::stream::Stream;
@@ -359,7 +359,7 @@ impl Conversation {
             acting: acting.map(|acting| acting.name.as_str().into()),
             acting_dn: acting.map(|acting| Arc::clone(&acting.entry.dn)),
             acting_directory: acting.and_then(|acting| realms.shown(&acting.entry)).map(Cow::Borrowed),
-            client: self.info.client,
+            client: self.info.client.into(),
             protocol: self.protocol.name.into(),
             backend: Arc::clone(&backend.name),
             address: Some(address),

@@ -24,6 +24,7 @@ use crate::config::Socketmap;
 use crate::login::delivery::{self, Delivery, Located, MapAnswer, Meaning};
 use crate::process::Shared;
 use crate::proto::socketmap::{Question, QuestionReader, SocketmapAnswer, SocketmapError};
+use crate::telemetry::client_address::Client;
 use crate::telemetry::labels::{SocketmapClosed, SocketmapMap};
 use crate::telemetry::log::Escaped;
 
@@ -142,6 +143,7 @@ fn close(shared: &Shared, reason: SocketmapClosed, peer: Option<IpAddr>) {
         SocketmapClosed::Idle | SocketmapClosed::Stopped => return,
     };
     if let Some(suppressed) = shared.repeats.allow("socketmap", reason.label()) {
+        let peer = peer.map(|peer| Client::of(peer, !matches!(reason, SocketmapClosed::Untrusted)));
         warn!(peer = peer.map(tracing::field::display), reason = words, suppressed, "socketmap connection closed");
     }
 }

@@ -9,8 +9,9 @@ use tracing::warn;
 
 use crate::base::net;
 use crate::config::{self, FailedLogins, Limit, LimitRule, Mode, PasswordSpraying};
+use crate::telemetry::client_address::Client;
 use crate::telemetry::labels::ThrottleEffect;
-use crate::telemetry::log::{Client, Repeats};
+use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
 
 /// A limit refuses the request.

@@ -3,6 +3,7 @@
 
 mod steps;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +22,9 @@ use crate::proto::transcript::Leg;
 use crate::sessions::id::SessionId;
 use crate::sessions::registry::{EntryRef, Session};
 use crate::sessions::relay::RelayOutcome;
+use crate::telemetry::client_address::{Client, masked};
 use crate::telemetry::labels::{DecisionBasis, LoginPhase, SessionEnd};
-use crate::telemetry::log::{Bounded, Client};
+use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
 use crate::token::VerifiedToken;
 use crate::trace::{Fact, SessionTrace};
@@ -134,6 +136,18 @@ impl LoginEvent {
         self.steps.note(Leg::Directory, || steps::result(decision, kind));
     }
 
+    /// Whether one user acts for another, or tries to.
+    #[must_use]
+    pub(crate) const fn is_acting(&self) -> bool {
+        self.acting.is_some() || self.acting_dn.is_some()
+    }
+
+    /// The backend's reply or error, as the log has it: it may name the client that the server was told of.
+    #[must_use]
+    pub(crate) fn reply_shown(&self, client: IpAddr) -> Option<Cow<'_, str>> {
+        self.reply.as_deref().map(|words| if self.is_acting() { words.into() } else { masked(words, client) })
+    }
+
     /// What the user logs in with.
     const fn kind(&self) -> CredentialKind {
         match (&self.mechanism, &self.certificate) {
@@ -232,7 +246,8 @@ impl LoginEvent {
             refusal.and_then(
                 |refusal| if let Refusal::ActingNotAllowed(fault) = refusal { Some(fault.label()) } else { None },
             );
-        let client = Client::of(info.client, self.acting.is_some());
+        let client = Client::of(info.client, self.is_acting());
+        let reply = self.reply_shown(info.client);
         // One list of fields at three levels: a level is part of the event's static description.
         macro_rules! event {
             ($level:ident) => {
@@ -270,7 +285,7 @@ impl LoginEvent {
                     certificate = self.certificate.as_deref().map(|shown| tracing::field::display(Bounded(shown.as_bytes()))),
                     limited_by = self.limited_by.map(LimitRule::label),
                     delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
-                    backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Bounded(words.as_bytes()))),
+                    backend_reply = reply.as_deref().map(|words| tracing::field::display(Bounded(words.as_bytes()))),
                     client_name = (!client_name.is_empty()).then(|| tracing::field::display(Bounded(client_name.as_bytes()))),
                     client_version = (!client_version.is_empty()).then(|| tracing::field::display(Bounded(client_version.as_bytes()))),
                     tls_ms = self.tls.map(milliseconds),

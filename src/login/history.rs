@@ -14,7 +14,7 @@ use crate::base::clock::unix_now;
 use crate::outcome::{Refusal, Reply};
 use crate::proto::ClientId;
 use crate::sessions::id::SessionId;
-use crate::telemetry::log::Client;
+use crate::telemetry::client_address::Client;
 
 /// How many attempts are kept of a user.
 const ATTEMPTS: usize = 20;
@@ -200,6 +200,7 @@ fn attempt(
     refused: Option<(&Refusal, &Reply)>,
 ) -> Attempt {
     let now = unix_now();
+    let reply = event.reply_shown(info.client);
     let program = client_id.map(|id| format!("{} {}", id.name, id.version)).unwrap_or_default();
     Attempt {
         first: now,
@@ -210,14 +211,14 @@ fn attempt(
         dn: event.dn.as_deref().map(cut).unwrap_or_default().into(),
         directory: event.directory.map(Into::into),
         acting: event.acting.as_ref().map(|(actor, _)| cut(actor.as_str()).into()),
-        client: Client::of(info.client, event.acting.is_some()).to_string().into(),
+        client: Client::of(info.client, event.is_acting()).to_string().into(),
         protocol: info.protocol.into(),
         program: cut(program.trim()).into(),
         result: refused.map_or("ok", |(refusal, _)| refusal.label()).into(),
         by: event.by.map(|by| by.label().into()),
         reply: refused.map(|(_, reply)| cut(reply.text())).unwrap_or_default().into(),
         backend: event.backend.as_deref().map(Into::into),
-        backend_reply: event.reply.as_deref().map(cut).unwrap_or_default().into(),
+        backend_reply: reply.as_deref().map(cut).unwrap_or_default().into(),
     }
 }
 

@@ -142,7 +142,7 @@ impl Filter {
         let age = Duration::from_secs(now.saturating_sub(session.since));
         self.backend.as_ref().is_none_or(|backend| session.backend.as_ref() == backend)
             && self.protocol.as_ref().is_none_or(|protocol| session.protocol == *protocol)
-            && self.client.is_none_or(|network| network.contains(&session.client))
+            && self.client.is_none_or(|network| network.contains(&session.client.address()))
             && self.older_than.is_none_or(|limit| age >= limit)
             && self.younger_than.is_none_or(|limit| age < limit)
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::{Bound, RangeInclusive};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,7 @@ use crate::config;
 use crate::directory::{Entry, EntryKey, EntryNames, UserActing};
 use crate::proto::ClosingNotice;
 use crate::sessions::id::{self, SessionId};
+use crate::telemetry::client_address::ListedClient;
 use crate::telemetry::labels::SessionEnd;
 
 /// Sessions read under one hold of the lock that every login takes.
@@ -47,7 +48,7 @@ pub(crate) struct Session {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acting_directory: Option<Cow<'static, str>>,
     /// The client's address.
-    pub client: IpAddr,
+    pub client: ListedClient,
     /// The protocol's name.
     pub protocol: Cow<'static, str>,
     /// The backend's name.

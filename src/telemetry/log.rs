@@ -10,12 +10,9 @@
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::io::{self, BufWriter};
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ipnet::IpNet;
 use tokio::time::Instant;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -28,9 +25,11 @@ use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Registry, reload};
 
-use crate::base::net::network_of;
 use crate::base::sys::journal::{Priority, is_journal};
-use crate::config::{self, ClientAddress, LogFormat, LogLevel};
+#[cfg(test)]
+use crate::config::ClientAddress;
+use crate::config::{self, LogFormat, LogLevel};
+use crate::telemetry::client_address;
 
 /// How many lines wait for a slow output; a line has some hundred bytes, a few thousand at most.
 const QUEUE: usize = 8_192;
@@ -65,46 +64,8 @@ const SERVER_STATE: [&str; 4] = [
 pub(crate) fn init(settings: &config::Log) -> Guard {
     let (dispatch, guard) = build(settings, io::stdout(), is_journal(io::stdout()));
     let _ = tracing::dispatcher::set_global_default(dispatch);
-    show_networks(settings.client_address);
+    client_address::show(settings.client_address);
     guard
-}
-
-/// Whether clients' addresses are shortened: of the process, as its log is.
-static SHOWS_NETWORKS: AtomicBool = AtomicBool::new(false);
-
-fn show_networks(client_address: ClientAddress) {
-    SHOWS_NETWORKS.store(client_address == ClientAddress::Network, Ordering::Relaxed);
-}
-
-/// A client's address, or its network where `log.client_address` says so.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Client {
-    /// As configured.
-    Address(IpAddr),
-    /// Always the whole address: what administrators, and users that act for others, do must be traceable.
-    Acting(IpAddr),
-}
-
-impl Client {
-    /// The same, unless the client acts for another user.
-    #[must_use]
-    pub(crate) const fn of(address: IpAddr, is_acting: bool) -> Self {
-        if is_acting { Self::Acting(address) } else { Self::Address(address) }
-    }
-}
-
-impl fmt::Display for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Address(address) if SHOWS_NETWORKS.load(Ordering::Relaxed) => network(address).fmt(f),
-            Self::Address(address) | Self::Acting(address) => address.fmt(f),
-        }
-    }
-}
-
-fn network(address: IpAddr) -> IpNet {
-    let address = address.to_canonical();
-    network_of(address, if address.is_ipv4() { 24 } else { 48 })
 }
 
 /// A guard of a log without output, for tests of other modules.
@@ -157,7 +118,7 @@ impl Guard {
 
     /// Changes what is written, at a reload; the format stays.
     pub(crate) fn set(&self, settings: &config::Log) {
-        show_networks(settings.client_address);
+        client_address::show(settings.client_address);
         // This fails only when the subscriber is gone, and with it every line.
         let _ = self.level.reload(filter(settings.level));
     }

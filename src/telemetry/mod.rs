@@ -1,5 +1,6 @@
 //! Metrics and the log.
 
+pub(crate) mod client_address;
 pub(crate) mod labels;
 pub(crate) mod log;
 pub(crate) mod metrics;

@@ -9,6 +9,7 @@ use super::line::TraceLine;
 use super::{NewSession, Traces};
 use crate::proto::transcript::{Leg, LineKind, Recorder, Transcript};
 use crate::sessions::registry::EntryRef;
+use crate::telemetry::client_address::{masked, masked_all};
 use crate::telemetry::log::EscapedUpTo;
 
 /// Lines that are held of a session before it matches, and their bytes: a client that does not log in may fill them.
@@ -169,6 +170,10 @@ impl Recorder for SessionRecorder {
             return;
         }
         let text = cut(EscapedUpTo(line, LINE).to_string());
+        let text = match state.subject.client {
+            Some(client) if leg != Leg::Client => masked(&text, client).into_owned(),
+            Some(_) | None => masked_all(&text).into_owned(),
+        };
         let length = text.len();
         let line = self.traced(leg, kind, text);
         let State { followers, held, held_bytes, lines, bytes, .. } = &mut *state;

@@ -167,7 +167,7 @@ pub(super) fn compare(
     let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
     let reasons = [
         // First: a client elsewhere learns nothing of the account. The networks of a user who acts for this one are its own.
-        (basis.acting.is_none() && !entry.permits(session.client), TerminationReason::Network),
+        (basis.acting.is_none() && !entry.permits(session.client.address()), TerminationReason::Network),
         (entry.version.held, TerminationReason::Hold),
         (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
         (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
@@ -198,7 +198,7 @@ pub(super) fn compare_acting(session: &Session, acting: &UserActing, newest: New
         Authority::Administrator => false,
     };
     let reasons = [
-        (!entry.permits(session.client), TerminationReason::Network),
+        (!entry.permits(session.client.address()), TerminationReason::Network),
         (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
         (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
         (

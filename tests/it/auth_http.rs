@@ -41,7 +41,7 @@ pub(crate) fn port(usher: &Usher) -> u16 {
 }
 
 /// Sends these bytes from this loopback address and returns the whole reply.
-fn raw(from: [u8; 4], port: u16, bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn raw(from: [u8; 4], port: u16, bytes: impl AsRef<[u8]>) -> String {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&std::net::SocketAddr::from((from, 0)).into()).unwrap();
     socket.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();

@@ -19,6 +19,7 @@ mod cache;
 mod capabilities;
 mod certificates;
 mod cli;
+mod client_address;
 mod config_files;
 mod config_reload;
 mod container;

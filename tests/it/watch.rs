@@ -469,6 +469,26 @@ fn directory_without_change_notification_is_polled() {
     assert_eq!(setup.slapd.searches("(uid=ben)"), 1, "no search is by name");
 }
 
+#[test]
+fn sync_on_a_server_without_syncprov_is_never_reported_as_active() {
+    // slapd lists the control as soon as the module is loaded, and refuses it without the overlay.
+    for (modules, reason) in [(&[][..], "syncprov"), (&["syncprov"], "add `overlay syncprov`")] {
+        let slapd = Slapd::with(Options { modules, ..Options::default() });
+        let config = Config::with_directory(&slapd).scripted(&Scripted::accepting());
+        let usher = Usher::start(config.set("/directory/watch", "sync"));
+        let line = usher.wait_log("LDAP change notification lost", |_| true);
+        assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
+        assert_eq!(usher.metric("usher_directory_watch_connected", &[]), 0.0);
+        let status: Value = serde_json::from_str(&usher.command(&["status", "--json"]).stdout).unwrap();
+        assert_eq!(status["directories"][0]["watch"], "lost", "{status}");
+        for message in ["LDAP change notification active", "watching the directory for changes"] {
+            assert!(usher.logged().iter().all(|line| line["message"] != message), "{message}");
+        }
+        // Logins do not depend on it.
+        Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    }
+}
+
 /// Stops the clients of a test, also when it fails.
 struct StopOnDrop<'a>(&'a AtomicBool);
 

@@ -29,6 +29,7 @@ use crate::outcome::Refusal;
 use crate::process::{Shared, Snapshot};
 use crate::proto::NginxReply;
 use crate::proto::transcript::{Leg, LineKind};
+use crate::telemetry::client_address::Client;
 use crate::telemetry::labels::AuthHttpResult;
 use crate::tls::stream::Stream;
 use crate::trace::{Fact, NewSession};
@@ -102,6 +103,7 @@ pub(crate) async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
         if !snapshot.config.auth_http.as_ref().is_some_and(allowed) {
             count(&shared, AuthHttpResult::Untrusted);
             if let Some(suppressed) = shared.repeats.allow("auth_http", "untrusted") {
+                let peer = Client::Address(peer);
                 warn!(%peer, suppressed, "connection closed: address is not in auth_http.allow");
             }
             continue;

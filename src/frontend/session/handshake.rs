@@ -6,8 +6,8 @@ use tracing::debug;
 
 use super::Conversation;
 use crate::proto::transcript::Leg;
+use crate::telemetry::client_address::Client;
 use crate::telemetry::labels::{CloseReason, HandshakeResult};
-use crate::telemetry::log::Client;
 use crate::tls;
 use crate::tls::stream::Stream;
 

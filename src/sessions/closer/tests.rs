@@ -44,7 +44,7 @@ impl Setup {
                 acting_dn: None,
                 directory: None,
                 acting_directory: None,
-                client: IpAddr::from([127, 0, 0, 1]),
+                client: IpAddr::from([127, 0, 0, 1]).into(),
                 protocol: "imap".into(),
                 backend: backend.into(),
                 address: None,

@@ -1,5 +1,7 @@
 //! What the registry lists, ends and counts.
 
+use std::net::IpAddr;
+
 use super::*;
 use crate::base::clock::unix_now;
 use crate::directory::{EntryId, EntryVersion, Realm};
@@ -22,7 +24,7 @@ fn session(registry: &Registry) -> Session {
         acting_dn: None,
         directory: None,
         acting_directory: None,
-        client: IpAddr::from([127, 0, 0, 1]),
+        client: IpAddr::from([127, 0, 0, 1]).into(),
         protocol: "imap".into(),
         backend: "server3".into(),
         address: None,

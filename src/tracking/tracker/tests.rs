@@ -151,7 +151,7 @@ fn session(registry: &Registry, entry: &Entry) -> Session {
         acting_dn: None,
         directory: None,
         acting_directory: None,
-        client: IpAddr::from([127, 0, 0, 1]),
+        client: IpAddr::from([127, 0, 0, 1]).into(),
         protocol: "imap".into(),
         backend: entry.mail_hosts.first().map(String::as_str).unwrap_or_default().into(),
         address: None,

@@ -38,6 +38,9 @@ use crate::telemetry::log::Repeats;
 
 /// Content synchronization, as listed in the root DSE's supportedControl (RFC 4533 section 2.2).
 const SYNC_REQUEST: &str = "1.3.6.1.4.1.4203.1.9.1.1";
+/// Why `watch: sync` follows no server.
+const NO_SYNC: &str = "no server supports content synchronization (RFC 4533): load syncprov (OpenLDAP) or the plug-in \
+                       (389-DS); `watch: auto` polls without it";
 /// Result codes of a server that cannot answer now (RFC 4511 appendix A.2).
 const BUSY: u32 = 51;
 const UNAVAILABLE: u32 = 52;
@@ -83,7 +86,7 @@ enum WatchEnd {
 const fn hint(code: u32) -> &'static str {
     match code {
         3 | 4 | 11 => ": the service account may not read all users; raise its limits (size, time, paged results)",
-        12 => ": this database does not support content synchronization",
+        12 => ": this database does not support content synchronization; on OpenLDAP, add `overlay syncprov` to it",
         50 | 53 => ": the service account may not watch these entries",
         _ => "",
     }
@@ -178,7 +181,7 @@ impl Ldap {
                     () = left => WatchEnd::Reconnect,
                 };
             }
-            cause = "no server supports content synchronization (RFC 4533)".to_owned();
+            cause = NO_SYNC.to_owned();
             spare = spare.or(Some((link, root)));
         }
         match spare {
@@ -211,7 +214,6 @@ async fn watch_by_sync(
     let directory = link.server.endpoint.shown;
     let cookie = memory.cookie(url);
     let resumed = cookie.is_some();
-    info!(directory, server = %url, mode = "sync", resumed, "watching the directory for changes");
     // Kept up to date, so that nothing is read again however the watch ends.
     let end = sync::watch(link, cookie, report).await;
     match end {

@@ -8,6 +8,7 @@ use ldap3::ResultEntry;
 use ldap3::asn1::StructureTag;
 use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
 use tokio::time::{Instant, sleep_until};
+use tracing::info;
 
 use super::message::{EntryState, SYNC_STATE, SyncInfo, SyncState};
 use super::{SILENCE, WatchEnd, WatchLink, round_ends};
@@ -47,6 +48,7 @@ async fn run(
     let mut search = Search::start(&link.connection, query).await?;
     let mut progress =
         SyncProgress { refresh_ends: Some(round_ends()), whole: cookie.is_none(), cookie: cookie.clone() };
+    let mut accepted = false;
     loop {
         let message = {
             let mut next = pin!(search.next_message());
@@ -69,6 +71,11 @@ async fn run(
             let is_refresh = result.code == SYNC_REFRESH_REQUIRED;
             return Ok(if is_refresh { WatchEnd::RefreshRequired } else { WatchEnd::Refused(result) });
         };
+        // Not before: slapd lists the control for databases that refuse it, too.
+        if !std::mem::replace(&mut accepted, true) {
+            let (directory, server, resumed) = (link.server.endpoint.shown, &link.server.url, !progress.whole);
+            info!(directory, %server, mode = "sync", resumed, "watching the directory for changes");
+        }
         if progress.refresh_ends.is_some_and(|end| end < Instant::now()) {
             return Err(ConnectionError::Timeout);
         }
