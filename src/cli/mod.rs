@@ -33,6 +33,7 @@ mod schema;
 mod sessions;
 mod status;
 mod trace;
+mod try_login;
 mod wait;
 
 use std::fmt::Display;
@@ -97,6 +98,8 @@ enum Command {
     Check(check::Args),
     /// Show where a user would be routed, and why
     Explain(explain::Args),
+    /// Log in as a user through the running usher, and show each phase with its time
+    Try(try_login::Args),
     /// Convert the users.txt of an nginx configuration into LDIF that sets the mail host of all users
     ImportUsers(import_users::Args),
     /// List or count the sessions of the running usher
@@ -178,6 +181,7 @@ pub fn main(settled: fn()) -> ExitCode {
             Command::Schema(schema::Args {}) => schema::schema(),
             Command::Check(arguments) => check::check(&config, &arguments).await,
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
+            Command::Try(arguments) => either(try_login::try_login(&config, &arguments).await),
             Command::ImportUsers(arguments) => import_users::import_users(&config, &arguments).await,
             Command::Sessions(arguments) => either(sessions::sessions(&config, &arguments).await),
             Command::History(arguments) => either(history::history(&config, &arguments).await),
@@ -230,6 +234,7 @@ const fn is_service(command: &Command) -> bool {
         | Command::Schema(_)
         | Command::Check(_)
         | Command::Explain(_)
+        | Command::Try(_)
         | Command::ImportUsers(_)
         | Command::Sessions(_)
         | Command::History(_)

@@ -34,6 +34,12 @@ pub(super) fn complaint(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Asks for input on standard error, without a line end.
+pub(super) fn prompt(text: impl Display) {
+    let mut error = io::stderr().lock();
+    let _ = write!(error, "{text}").and_then(|()| error.flush());
+}
+
 /// Remembers the outcome of writing to standard output.
 pub(super) fn note(written: io::Result<()>) {
     if let Err(error) = written {

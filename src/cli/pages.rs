@@ -224,6 +224,35 @@ pub(super) const PAGES: &[Page] = &[
         asks_running: false,
     },
     Page {
+        command: "try",
+        paragraphs: &[
+            "Asks for the password, and the running usher logs in with it as a client behind TLS would: limits, directory, \
+             mail server. Each phase is shown with its time and its server, then what the client would have read. The session \
+             at the mail server is ended at once; nothing is relayed.",
+            "It counts like every login, in limits, metrics and `usher history`; its line in the log has the caller's uid \
+             (tried_by_uid). Without --from it comes from 127.0.0.1. Where standard input is no terminal, its first line is the \
+             password.",
+        ],
+        examples: &[
+            ("usher try alice", "by IMAP"),
+            ("usher try alice --protocol pop3 --from 192.0.2.7", "by POP3, as from this address"),
+            ("usher try alice --json < password.txt", "for a program"),
+        ],
+        codes: &[
+            (OK, "the login succeeded"),
+            (DATA, "the entry leads to no mail server"),
+            (NO_INPUT, "no password was given"),
+            (NO_USER, "no such user"),
+            (UNAVAILABLE, "a server is down or drained, the user is on hold, or usher does not run"),
+            (
+                NO_PERMISSION,
+                "the password, the account or the network is refused, a limit is reached, or the control \
+                             socket may not be used",
+            ),
+        ],
+        asks_running: true,
+    },
+    Page {
         command: "import-users",
         paragraphs: &["Writes LDIF to standard output and changes nothing; ldapmodify(1) reads it."],
         examples: &[(

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use hyper::body::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -61,6 +62,14 @@ impl Running {
     /// The exit code, after the reason was printed.
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, path: &str) -> Result<T, ExitCode> {
         control::ask(&self.socket, method, path).await.map_err(|error| refused(&error))
+    }
+
+    /// Sends the process that serves a request with a body.
+    ///
+    /// # Errors
+    /// As [`Running::ask`].
+    pub(super) async fn send<T: DeserializeOwned>(&self, method: &str, path: &str, body: Bytes) -> Result<T, ExitCode> {
+        control::send(&self.socket, method, path, body).await.map_err(|error| refused(&error))
     }
 
     /// Follows a response of the process that serves.

@@ -8,6 +8,7 @@ mod established;
 mod external;
 mod handshake;
 mod listing;
+pub(crate) mod trial;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -292,6 +293,21 @@ impl Conversation {
 
     /// One login attempt. A refusal is returned with the reply to the client.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, RefusedLogin> {
+        let (credential, acting, event) = self.prepare(credentials);
+        let mut request = LoginRequest {
+            info: &self.info,
+            client_id: self.front.client_id(),
+            protocol: self.protocol,
+            connection: None,
+            credential,
+            acting,
+            event,
+        };
+        attempt::attempt(self.shared.login(), &mut request, self).await
+    }
+
+    /// What an attempt is based on, and its event.
+    fn prepare(&mut self, credentials: Credentials) -> (Result<Credential, Refusal>, Option<Acting>, LoginEvent) {
         self.snapshot = self.shared.snapshot.load_full();
         self.origin.greeting = self.front.greeting().cloned();
         let Credentials { login, secret, authzid } = credentials;
@@ -322,24 +338,9 @@ impl Conversation {
             self.trace.learn(|| Some(Fact::Login(credential.login().as_str().into())));
             self.trace.learn(|| Some(Fact::Login(acting.target.as_str().into())));
         }
-        let steps = self.trace.clone();
-        let mut request = LoginRequest {
-            info: &self.info,
-            client_id: self.front.client_id(),
-            protocol: self.protocol,
-            connection: None,
-            credential,
-            acting,
-            event: LoginEvent {
-                tls: self.handshake.take(),
-                typed: login,
-                mechanism,
-                certificate,
-                steps,
-                ..LoginEvent::default()
-            },
-        };
-        attempt::attempt(self.shared.login(), &mut request, self).await
+        let (steps, tls) = (self.trace.clone(), self.handshake.take());
+        let event = LoginEvent { tls, typed: login, mechanism, certificate, steps, ..LoginEvent::default() };
+        (credential, acting, event)
     }
 
     /// The session of an attempt that backend and directory have accepted.

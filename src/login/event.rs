@@ -45,6 +45,8 @@ pub(crate) struct ConnectionInfo {
 /// The log event of one login attempt, filled in step by step.
 #[derive(Debug, Default)]
 pub(crate) struct LoginEvent {
+    /// The user of this machine that has asked for the attempt (`usher try`).
+    pub tried_by_uid: Option<u32>,
     /// The name as typed.
     pub typed: Vec<u8>,
     /// The mechanism of a token.
@@ -257,6 +259,7 @@ impl LoginEvent {
                     via = info.via.map(tracing::field::display),
                     protocol = info.protocol,
                     result,
+                    tried_by_uid = self.tried_by_uid,
                     login = %Bounded(&self.typed),
                     mechanism = self.mechanism.map(TokenForm::label),
                     issuer = token.map(|token| tracing::field::display(Bounded(token.issuer().as_bytes()))),

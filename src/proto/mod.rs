@@ -68,6 +68,8 @@ pub struct Protocol {
     pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
+    /// What a client says to log in and to leave.
+    pub client: ClientCommands,
     /// How a relayed session is closed, except on shutdown.
     pub closing_line: ClosingLine,
     /// Whether a session ends when its user's mailbox moves. Sending mail does not depend on it.
@@ -81,6 +83,17 @@ impl fmt::Debug for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
     }
+}
+
+/// The commands of a client that logs in with SASL PLAIN (RFC 4616) and leaves again.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientCommands {
+    /// Before the base64 of the message.
+    pub before: &'static str,
+    /// Behind it.
+    pub after: &'static str,
+    /// Ends a session.
+    pub logout: &'static str,
 }
 
 /// A protocol of nginx's mail proxy (`auth_http`).

@@ -102,6 +102,7 @@ mod token_provider;
 mod token_secrets;
 mod trace;
 mod trust;
+mod try_login;
 mod unauthenticate;
 mod watch;
 mod wildcards;

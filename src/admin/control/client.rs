@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use futures_util::future::join_all;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Response;
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
@@ -106,7 +106,20 @@ impl ControlError {
 /// # Errors
 /// Why there is no answer.
 pub(crate) async fn ask<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<T, ControlError> {
-    let asked = async { request(connect(socket).await?, method, path).await };
+    send(socket, method, path, Bytes::new()).await
+}
+
+/// The same with a body.
+///
+/// # Errors
+/// As [`ask`].
+pub(crate) async fn send<T: DeserializeOwned>(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: Bytes,
+) -> Result<T, ControlError> {
+    let asked = async { request_with(connect(socket).await?, method, path, body).await };
     timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| ControlError::Timeout)?
 }
 
@@ -194,7 +207,7 @@ pub(crate) async fn follow<T: DeserializeOwned>(
     mut each: impl FnMut(T) -> ControlFlow<()>,
 ) -> Result<(), ControlError> {
     let stream = timeout(ANSWER_TIMEOUT, connect(socket)).await.map_err(|_| ControlError::Timeout)??;
-    exchange(stream, method, path, async |answer| {
+    exchange(stream, method, path, Bytes::new(), async |answer| {
         let (mut body, mut input) = (answer.into_body(), Vec::new());
         while let Some(frame) = body.frame().await {
             input.extend_from_slice(frame?.data_ref().map(AsRef::as_ref).unwrap_or_default());
@@ -215,7 +228,16 @@ pub(crate) async fn follow<T: DeserializeOwned>(
 }
 
 async fn request<T: DeserializeOwned>(stream: UnixStream, method: &str, path: &str) -> Result<T, ControlError> {
-    exchange(stream, method, path, async |answer| {
+    request_with(stream, method, path, Bytes::new()).await
+}
+
+async fn request_with<T: DeserializeOwned>(
+    stream: UnixStream,
+    method: &str,
+    path: &str,
+    body: Bytes,
+) -> Result<T, ControlError> {
+    exchange(stream, method, path, body, async |answer| {
         let body = whole(answer).await?;
         serde_json::from_slice(&body).map_err(|error| ControlError::Unreadable(error.to_string()))
     })
@@ -227,11 +249,11 @@ async fn exchange<T>(
     stream: UnixStream,
     method: &str,
     path: &str,
+    body: Bytes,
     read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ControlError>,
 ) -> Result<T, ControlError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request =
-        hyper::Request::builder().method(method).uri(path).header("host", "usher").body(Empty::<Bytes>::new());
+    let request = hyper::Request::builder().method(method).uri(path).header("host", "usher").body(Full::new(body));
     let request = request.map_err(|error| ControlError::Unreadable(error.to_string()))?;
     let exchange = async {
         let answer = sender.send_request(request).await?;

@@ -16,10 +16,11 @@ mod server;
 mod shapes;
 mod status;
 mod trace;
+mod trial;
 
 use std::io;
 
-pub(crate) use client::{ControlError, ask, ask_all, ask_predecessors, encode, follow};
+pub(crate) use client::{ControlError, ask, ask_all, ask_predecessors, encode, follow, send};
 pub(crate) use fleet::{Known, NodeReply};
 pub(crate) use server::{obey, serve};
 pub(crate) use shapes::{

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Extension, State};
+use axum::extract::{DefaultBodyLimit, Extension, State};
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use hyper::body::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::arguments::{Part, QueryArgs, Rejection, without_body};
@@ -18,6 +19,7 @@ use super::caller::{Caller, audit};
 use super::lookup;
 use super::status;
 use super::trace::{self, ExtraTime};
+use super::trial;
 use super::{
     Cached, Confirmed, Dropped, Kicked, Leaving, Looked, Order, OrderResult, Outcome, Recent, Request, Status,
 };
@@ -25,6 +27,7 @@ use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
+use crate::frontend::session::trial::TrialResult;
 use crate::login::explain::running::{self, RunningVerdict};
 use crate::login::history::Attempt;
 use crate::login::realms::RealmCore;
@@ -73,6 +76,7 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
             Rejection(StatusCode::METHOD_NOT_ALLOWED, words.to_owned())
         })
         .layer(middleware::from_fn(without_body))
+        .route("/try", post(try_login).layer(DefaultBodyLimit::max(trial::BODY_LIMIT)))
         .with_state(Control { shared, orders })
 }
 
@@ -375,6 +379,14 @@ async fn follow(
     }
     let entries = control.entries(&filter);
     trace::begin(&control.shared.traces, (filter, time), entries, caller, &extra)
+}
+
+async fn try_login(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Answer<TrialResult> {
+    trial::run(Arc::clone(&control.shared), caller, &body).await
 }
 
 /// Shuts the process down, or only changes what `/ready` replies.

@@ -6,6 +6,7 @@ pub(crate) mod paths;
 pub(crate) mod secret_files;
 pub(crate) mod socket_file;
 pub mod sockets;
+pub(crate) mod terminal;
 
 use std::fs::{File, Metadata};
 use std::io;

@@ -35,6 +35,7 @@ static ONE_LINE: Protocol = Protocol {
     forward_method: None,
     front: one_line,
     back: no_back,
+    client: proto::ClientCommands { before: "", after: "", logout: "" },
     closing_line: proto::ClosingLine::Close,
     follows_moves: true,
     nginx: None,

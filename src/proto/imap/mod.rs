@@ -15,7 +15,7 @@ pub mod trial;
 
 use super::backend_login::BackendLogin;
 use super::engine::Engine;
-use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
+use super::{Back, BackSettings, ClientCommands, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// IMAP's row of the protocol table.
 pub(crate) const PROTOCOL: Protocol = Protocol {
@@ -34,6 +34,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     back,
     nginx: Some(Nginx { name: "imap", reply: front::nginx_reply }),
     // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
+    client: ClientCommands { before: "a AUTHENTICATE PLAIN ", after: "\r\n", logout: "z LOGOUT\r\n" },
     closing_line: ClosingLine::Line { prefix: "* BYE ", suffix: "\r\n" },
     follows_moves: true,
 };

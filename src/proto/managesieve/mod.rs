@@ -17,7 +17,7 @@ pub mod trial;
 
 use super::backend_login::BackendLogin;
 use super::engine::Engine;
-use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Protocol};
+use super::{Back, BackSettings, ClientCommands, ClosingLine, ForwardMethod, Front, FrontSettings, Protocol};
 
 /// ManageSieve's row of the protocol table.
 pub(crate) const PROTOCOL: Protocol = Protocol {
@@ -28,6 +28,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     starttls_port: 4190,
     forward_method: Some(ForwardMethod::Xclient),
     // Without a command before it (RFC 5804 section 1.2).
+    client: ClientCommands { before: "AUTHENTICATE \"PLAIN\" \"", after: "\"\r\n", logout: "LOGOUT\r\n" },
     closing_line: ClosingLine::Line { prefix: "BYE (TRYLATER) \"", suffix: "\"\r\n" },
     follows_moves: true,
     ehlo: false,

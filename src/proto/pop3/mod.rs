@@ -13,7 +13,7 @@ pub mod trial;
 
 use super::backend_login::BackendLogin;
 use super::engine::Engine;
-use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
+use super::{Back, BackSettings, ClientCommands, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// POP3's row of the protocol table.
 pub(crate) const PROTOCOL: Protocol = Protocol {
@@ -23,6 +23,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     implicit_port: 995,
     starttls_port: 110,
     forward_method: Some(ForwardMethod::Xclient),
+    client: ClientCommands { before: "AUTH PLAIN ", after: "\r\n", logout: "QUIT\r\n" },
     closing_line: ClosingLine::Close,
     follows_moves: true,
     ehlo: false,

@@ -14,7 +14,7 @@ pub mod trial;
 
 use super::backend_login::BackendLogin;
 use super::engine::Engine;
-use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
+use super::{Back, BackSettings, ClientCommands, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// Submission's row of the protocol table.
 pub(crate) const PROTOCOL: Protocol = Protocol {
@@ -25,6 +25,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     implicit_port: 465,
     starttls_port: 587,
     forward_method: Some(ForwardMethod::Xclient),
+    client: ClientCommands { before: "EHLO localhost\r\nAUTH PLAIN ", after: "\r\n", logout: "QUIT\r\n" },
     closing_line: ClosingLine::Reply { prefix: "421 4.3.2 ", suffix: "\r\n" },
     // A close within a transaction leaves it open whether the message was sent, and the old server sends it
     // just as the new one does.
