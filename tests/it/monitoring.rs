@@ -240,6 +240,31 @@ fn dashboard_queries_existing_series() {
     }
 }
 
+/// Each metric is shown, or the page says why not.
+#[test]
+fn every_metric_has_a_panel_or_a_reason() {
+    let page = read_text(&shipped("docs/metrics.md"));
+    let documented = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(name, _)| name));
+    let metrics = documented.filter(|name| name.starts_with("usher_") || name.starts_with("process_"));
+    let reasons = page.split("**The dashboard has a panel for each metric**").nth(1).unwrap();
+    let reasons = quoted(reasons.split("\n\n").next().unwrap());
+    let shown = queries().join(" ");
+    let is_word = |letter: char| letter.is_alphanumeric() || letter == '_';
+    let words: BTreeSet<&str> = shown.split(|letter| !is_word(letter)).collect();
+    let (mut without, mut count) = (Vec::new(), 0);
+    for name in metrics {
+        count += 1;
+        let has_panel = ["", "_bucket", "_count"].iter().any(|end| words.contains(format!("{name}{end}").as_str()));
+        let has_reason = reasons.iter().any(|reason| reason == name);
+        assert!(!(has_panel && has_reason), "{name} has a panel: docs/metrics.md says that it has none");
+        if !has_panel && !has_reason {
+            without.push(name);
+        }
+    }
+    assert!(count > 70, "{count}");
+    assert_eq!(without, [""; 0], "neither a panel in deploy/grafana/usher.json nor a reason in docs/metrics.md");
+}
+
 /// A real Prometheus with the shipped rules, which scrapes this usher.
 struct Prometheus {
     _running: Running,
