@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::explain_file::{Explanation, Proof};
 use super::explain_running::code as code_of;
-use super::running::{say, say_json};
-use super::{FAILED, directories, either, explain_all, explain_running, fail, fail_config, output};
+use super::running::{code_of as code_of_error, say, say_json};
+use super::{FAILED, OK, directories, either, explain_all, explain_running, fail, fail_config, output};
 use crate::admin::control::{self, ControlError, Status};
 use crate::config::{self, Config};
 use crate::diagnose::table::Shown;
@@ -43,6 +43,9 @@ pub(super) struct Args {
     /// The login name of a user that acts for this mailbox: whether it may
     #[arg(long, value_name = "LOGIN", conflicts_with = "all")]
     acting: Option<String>,
+    /// By the configuration file alone, whether usher runs or not
+    #[arg(long, conflicts_with_all = ["all", "running"])]
+    file_only: bool,
     #[command(flatten)]
     all_users: explain_all::Args,
     #[command(flatten)]
@@ -60,8 +63,7 @@ struct Now {
 }
 
 impl Now {
-    async fn of(file: &Path, socket: Option<&Path>, login: &str, from: Option<IpAddr>) -> Self {
-        let Some(socket) = socket else { return Self::default() };
+    async fn of(file: &Path, socket: &Path, login: &str, from: Option<IpAddr>) -> Self {
         match control::ask(socket, "GET", &explain_running::path(login, from)).await {
             Ok(verdict) => {
                 let status = control::ask::<Status>(socket, "GET", "/status").await;
@@ -78,6 +80,31 @@ fn differs(file: &Path, running: &Status) -> bool {
     running.file_differs || real(file) != real(Path::new(&running.file))
 }
 
+/// What a list of users by the file does not show: that another configuration is in force, and mail servers that take no
+/// logins now.
+async fn note_running(file: &Path, socket: &Path) {
+    let Ok(running) = control::ask::<Status>(socket, "GET", "/status").await else { return };
+    if differs(file, &running) {
+        let place = file.display().to_string();
+        output::complaint(format_args!(
+            "usher: {} is not what is in force: this is after a reload of it",
+            Shown(&place)
+        ));
+    }
+    for backend in running.backends.iter().filter(|backend| backend.state != "up") {
+        let state = match backend.state.as_str() {
+            "draining" => "out of service now: its users",
+            "refusing" => "refusing every login now: its users",
+            "partly_down" => "partly down now: some of its users",
+            _ => "down now: its users",
+        };
+        output::complaint(format_args!(
+            "usher: {} is {state} cannot log in, whatever the list shows",
+            Shown(&backend.name)
+        ));
+    }
+}
+
 pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
     if let (true, Some(login)) = (arguments.running.running, &arguments.login) {
         let asked = (login.as_str(), arguments.from);
@@ -88,13 +115,30 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         Ok(config) => config.control.as_ref(),
         Err(mistakes) => mistakes.draft.as_ref().and_then(|draft| draft.control.as_ref()),
     };
-    // A login on behalf of another user, and one by a token, the running usher judges only when it sees them.
-    let asked = arguments.login.as_ref().filter(|_| !arguments.token_stdin && arguments.acting.is_none());
-    let now = match asked {
-        Some(login) => Now::of(file, control.map(|control| control.path.as_path()), login, arguments.from).await,
-        None => Now::default(),
+    // A token is judged by the running usher only when it sees it.
+    let asked = arguments.login.as_ref().filter(|_| !arguments.token_stdin && !arguments.file_only);
+    let socket = control.map(|control| control.path.clone());
+    let now = match (asked, &socket) {
+        (Some(login), Some(socket)) => {
+            // A user that acts for another has networks of its own.
+            let from = arguments.from.filter(|_| arguments.acting.is_none());
+            Now::of(file, socket, login, from).await
+        }
+        (Some(_), None) if loaded.is_ok() => {
+            let place = Shown(&file.display().to_string()).to_string();
+            output::complaint(format_args!("usher: by {place} alone: it has no control socket (control.path)"));
+            Now::default()
+        }
+        (Some(_) | None, _) => Now::default(),
     };
     match loaded {
+        Ok(config) if arguments.all => {
+            let code = by_file(file, config, arguments, now).await;
+            if let Some(socket) = socket {
+                note_running(file, &socket).await;
+            }
+            code
+        }
         Ok(config) => by_file(file, config, arguments, now).await,
         Err(mistakes) => {
             // An edit that is not finished does not hide what is in force.
@@ -155,7 +199,12 @@ async fn by_file(file: &Path, mut config: Config, arguments: &Args, now: Now) ->
     };
     let code = match &now.verdict {
         Some(now) if !now.is_routed() || !is_proven => code_of(&now.result),
-        Some(_) | None => by_file,
+        Some(_) => by_file,
+        // A process that does not answer is no proof that the user could log in.
+        None => match &now.error {
+            Some(error) if by_file == OK && !error.is_absence() => code_of_error(error),
+            Some(_) | None => by_file,
+        },
     };
     let Now { verdict, error, file_differs } = now;
     if arguments.json {

@@ -71,6 +71,11 @@ pub(super) struct Explanation {
     /// `routed`, or the reason of refusal as in the log and the metrics.
     result: String,
     explanation: String,
+    /// What a client would read; nothing if it is routed.
+    reply: Option<String>,
+    /// Whether the directory's users may hear of the state of their accounts.
+    #[serde(skip)]
+    reveals: bool,
 }
 
 /// What the user is proven by.
@@ -126,6 +131,7 @@ impl Explanation {
     fn asks(&mut self, realm: &RealmCore) {
         self.directory = realm.realm.shown(&realm.settings).map(str::to_owned);
         self.attribute.clone_from(&realm.settings.mail_host_attribute);
+        self.reveals = realm.settings.reveal_account_state;
     }
 
     /// Every server, including those that are marked down.
@@ -262,6 +268,9 @@ impl Explanation {
             None => verdict,
         };
         verdict.label().clone_into(&mut self.result);
+        let reply = verdict.reply(self.reveals);
+        let reply = reply.map(|reply| if self.issuer.is_some() { reply.for_token() } else { reply });
+        self.reply = reply.map(|reply| reply.text().to_owned());
         let Verdict { dn, mail_hosts, held, networks, may_use, goal, words } = verdict;
         self.networks = networks.map(|networks| networks.list()).unwrap_or_default();
         (self.dn, self.mail_host, self.held, self.may_use, self.explanation) = (dn, mail_hosts, held, may_use, words);
@@ -328,6 +337,7 @@ impl Explanation {
         line("acting", self.acting.as_deref().unwrap_or_default());
         line("result", &self.result);
         line("", &self.explanation);
+        line("client reads", self.reply.as_deref().unwrap_or_default());
         text
     }
 }

@@ -100,8 +100,10 @@ pub(super) fn text(verdict: &RunningVerdict, of: &str) -> String {
         line("servers", &format!("{}{decided}; watch {}", verdict.servers, verdict.watch));
     }
     line("sessions", &count(verdict.sessions, "session"));
+    line("limits", verdict.limited.as_deref().unwrap_or_default());
     line("result", &verdict.result);
     line("", &verdict.explanation);
+    line("client reads", verdict.reply.as_deref().unwrap_or_default());
     lines.join("\n")
 }
 

@@ -196,18 +196,21 @@ pub(super) const PAGES: &[Page] = &[
         command: "explain",
         paragraphs: &[
             "Shows what a login of this name meets now in the running usher (its cache, the state of the mail servers, \
-             holds, locks and the brake), and what the directory says: the entry, its mail host and the backend, or the \
+             holds, locks, limits and the brake) and what a client would read, and what the directory says: the entry, its mail host and the backend, or the \
              reason of a refusal. If the configuration file differs from the one in force, there is a second verdict: that \
-             after a reload. Without a running usher the file alone decides. No password is needed, nothing is changed, and \
-             no limit counts it.",
+             after a reload. Without a running usher, and with --file-only, the file alone decides. No password is needed, \
+             nothing is changed, and no limit counts it.",
             "The exit code is that of the first verdict; with --password-stdin, --certificate or --acting a refusal of \
-             the second counts, too.",
+             the second counts, too. If usher runs and does not answer, it is never 0. A token is judged by the file alone.",
+            "With --all the list is that of the file and the directory; standard error names mail servers that take no \
+             logins now, and says if the file is not the one in force.",
         ],
         examples: &[
             ("usher explain alice", "one user"),
             ("usher explain alice --from 192.0.2.7", "a login from this address"),
             ("usher explain --json alice", "the same for a program"),
             ("usher explain --password-stdin alice < password.txt", "also bind as alice"),
+            ("usher explain --file-only --config new.yaml alice", "by a file that is not in force yet"),
             ("usher explain --all", "every user of the directory"),
         ],
         codes: &[
@@ -218,7 +221,7 @@ pub(super) const PAGES: &[Page] = &[
             (NO_INPUT, "a list of users cannot be read"),
             (NO_USER, "no such user"),
             (UNAVAILABLE, "a server is down, drained, or the user is on hold"),
-            (NO_PERMISSION, "the password, the account, the network or acting is refused"),
+            (NO_PERMISSION, "the password, the account, the network, acting or, by a limit, the login is refused"),
             (CONFIG, "the configuration has mistakes, and usher does not run"),
         ],
         asks_running: false,

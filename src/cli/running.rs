@@ -111,14 +111,18 @@ impl Running {
 
 /// Says why there is no answer.
 fn refused(error: &ControlError) -> ExitCode {
-    let code = if error.is_permission() {
+    fail(code_of(error), error)
+}
+
+/// What a command exits with that has no answer.
+pub(super) fn code_of(error: &ControlError) -> u8 {
+    if error.is_permission() {
         NO_PERMISSION
     } else if error.is_mistake() {
         USAGE
     } else {
         UNAVAILABLE
-    };
-    fail(code, error)
+    }
 }
 
 /// A path with its query.

@@ -125,6 +125,12 @@ impl Bucket {
         self.failures = self.failures.saturating_sub(failures);
     }
 
+    /// The counts without the passwords, to see what becomes of an attempt without making it.
+    pub(super) fn counts(&self) -> Self {
+        let Self { generation, failures, credited_until, allowed_at, .. } = *self;
+        Self { generation, failures, credited_until, allowed_at, tried: Vec::new() }
+    }
+
     /// Resets the bucket; returns the number of failures.
     pub(super) fn reset(&mut self) -> u32 {
         self.tried.clear();

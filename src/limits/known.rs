@@ -74,6 +74,14 @@ impl KnownUsers {
         list.iter().any(|known| known.prefix == prefix && fresh(known))
     }
 
+    /// Whether any prefix is known of this user.
+    pub(super) fn has_known_prefix(&self, user: HashedKey) -> bool {
+        let now = Instant::now();
+        let Some(list) = self.known.get(&user) else { return false };
+        let list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.iter().any(|known| now.saturating_duration_since(known.since) < self.ttl)
+    }
+
     /// Records that this user has logged in from this prefix. Returns whether that was not known, or not for long.
     pub(super) fn add_known_prefix(&self, user: HashedKey, prefix: HashedKey) -> bool {
         let now = Instant::now();

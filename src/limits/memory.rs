@@ -37,6 +37,17 @@ impl SharedBucket {
     }
 }
 
+/// How a user stands with an attempt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// How long the attempt would wait.
+    pub(super) delay: Duration,
+    /// Whether the user's limit is reached.
+    pub(super) is_at_limit: bool,
+    /// Whether the attempt is too early.
+    pub(super) is_over: bool,
+}
+
 /// The refused names of a prefix, shared like a bucket.
 type SharedNames = Arc<Mutex<RefusedNames>>;
 
@@ -130,6 +141,34 @@ impl LocalStore {
         }
         user.try_password(guess.password, now + guess.longest_delay());
         None
+    }
+
+    /// How this user stands with an attempt that arrives at this time, or has `waited` until then. No record is made.
+    pub(super) fn standing(&self, user: HashedKey, at: Instant, waited: bool, rule: &FailedLogins) -> Standing {
+        let Some(bucket) = self.users.get(&user) else { return Standing::default() };
+        let mut bucket = bucket.lock().counts();
+        Standing {
+            delay: bucket.delay(at, self.forget_every, rule),
+            is_at_limit: bucket.is_at_limit(rule),
+            is_over: bucket.is_over(at, self.forget_every, rule, waited),
+        }
+    }
+
+    /// The delay of an attempt from this prefix.
+    pub(super) fn prefix_delay(&self, prefix: HashedKey, now: Instant, rule: &FailedLogins) -> Duration {
+        let bucket = self.prefixes.get(&prefix);
+        bucket.map_or(Duration::ZERO, |bucket| bucket.lock().counts().delay(now, self.forget_every, rule))
+    }
+
+    /// The delay of an attempt with this name by the other names refused to the prefix.
+    pub(super) fn names_delay(
+        &self,
+        prefix: HashedKey,
+        name: HashedKey,
+        now: Instant,
+        rule: &PasswordSpraying,
+    ) -> Duration {
+        self.names.get(&prefix).map_or(Duration::ZERO, |names| lock(&names).delay(name, now, rule))
     }
 
     /// The password was not tried after all.

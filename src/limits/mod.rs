@@ -18,6 +18,7 @@
 mod attempts;
 mod bucket;
 mod fleet;
+mod forecast;
 mod gate;
 mod keys;
 mod known;
@@ -51,6 +52,7 @@ use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
 pub(crate) use attempts::{AttemptOutcome, PendingAttempt};
 pub(crate) use fleet::FleetRunner;
+pub(crate) use forecast::Forecast;
 pub(crate) use gate::BindGate;
 use keys::Keys;
 use ledger::Ledger;

@@ -33,6 +33,11 @@ impl HeldCounts {
         CountGuard { count: *count, total, counts: Arc::clone(self), key }
     }
 
+    /// What is held for this key.
+    pub(super) fn count(&self, key: HashedKey) -> u32 {
+        self.lock().keys.get(&key).copied().unwrap_or_default()
+    }
+
     fn lock(&self) -> MutexGuard<'_, KeyCounts> {
         // Consistent at every moment: each change affects one of two numbers.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -84,10 +84,15 @@ impl SharedSessions {
         let mut users = self.lock();
         let counted = users.entry(user).or_insert_with(|| User { entry: entry.clone(), here: 0, place: None });
         counted.here = counted.here.saturating_add(1);
-        let heard = self.elsewhere.get(&user).filter(|(_, heard)| heard.elapsed() < FRESH);
-        let elsewhere = heard.map_or(0, |(count, _)| count);
+        let elsewhere = self.elsewhere(user);
         self.write(user, &counted.entry, counted.here, &mut counted.place);
         (SharedSession { sessions: Arc::clone(self), user }, elsewhere)
+    }
+
+    /// How many sessions the user has elsewhere, as last heard.
+    pub(super) fn elsewhere(&self, user: HashedKey) -> u32 {
+        let heard = self.elsewhere.get(&user).filter(|(_, heard)| heard.elapsed() < FRESH);
+        heard.map_or(0, |(count, _)| count)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<HashedKey, User>> {

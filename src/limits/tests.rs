@@ -1,5 +1,6 @@
 //! Each rule on a paused clock.
 
+mod forecast;
 mod shared;
 mod spraying;
 

@@ -13,7 +13,7 @@ use crate::base::credential::Login;
 use crate::config::{Config, Directory, DirectoryServer, LdapScheme};
 use crate::directory::{DirectoryError, Entry, EntryFault, EntryVersion, Networks, ServerResult, UnavailableCause};
 use crate::login::networks;
-use crate::outcome::{AccountState, Proof, Refusal};
+use crate::outcome::{AccountState, Proof, Refusal, Reply};
 use crate::proto::PROTOCOLS;
 use crate::proto::ldap::result::{CONFIDENTIALITY_REQUIRED, STRONGER_AUTH_REQUIRED};
 use crate::proto::ldap::vendor::{self, Meaning};
@@ -227,6 +227,12 @@ impl Verdict {
     #[must_use]
     pub(crate) fn label(&self) -> &'static str {
         self.goal.as_ref().map_or_else(Refusal::label, |_| "routed")
+    }
+
+    /// What a client would get, if it is refused; `reveal`: whether it may hear of the account's state.
+    #[must_use]
+    pub(crate) fn reply(&self, reveal: bool) -> Option<Reply> {
+        self.goal.as_ref().err().map(|refusal| refusal.reply(reveal))
     }
 
     /// The backend's name, if it leads to one.

@@ -133,6 +133,12 @@ fn guess_lockout_does_not_affect_networks_the_user_logs_in_from() {
             Imap::tls_from(HOME, usher.imaps_port()).login("alicia", &password_of("alicia")).ok();
             assert_eq!(usher.nth_login(2, "alicia")["by"], "stale");
         }
+        // `explain` knows where she is let in.
+        for (from, code, by) in [("127.0.0.2", 0, "stale"), ("127.0.0.3", 77, "directory")] {
+            let said = usher.command(&["explain", "alicia", "--running", "--json", "--from", from]);
+            let value: Value = serde_json::from_str(&said.stdout).unwrap();
+            assert_eq!((said.code, value["by"].as_str()), (code, Some(by)), "{value}");
+        }
         // Not elsewhere, not with another password, not if an administrator has locked it ..
         let mut elsewhere = Imap::tls_from(ELSEWHERE, usher.imaps_port());
         elsewhere.login("alicia", &password_of("alicia")).is("NO [AUTHENTICATIONFAILED]");

@@ -34,6 +34,7 @@ mod directory;
 mod directory_servers;
 mod dirsrv;
 mod documents;
+mod explain_outages;
 mod explain_running;
 mod external;
 mod external_rules;

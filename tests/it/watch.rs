@@ -415,6 +415,7 @@ fn mass_move_waits_for_confirmation() {
     kept.iter_mut().for_each(is_open);
     let explained = setup.usher.command(&["explain", &known[0]]);
     assert!(explained.stdout.contains("stays at server3 until `usher confirm`"), "{explained:?}");
+    assert!(explained.code == 0 && explained.stdout.contains("backend      server3\n"), "{explained:?}");
 
     let confirmed = setup.usher.command(&["confirm"]).succeeded();
     assert_eq!(confirmed.stdout, "6 changes applied\n");

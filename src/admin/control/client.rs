@@ -95,7 +95,8 @@ impl ControlError {
     }
 
     /// Whether there is no process.
-    fn is_absence(&self) -> bool {
+    #[must_use]
+    pub(crate) fn is_absence(&self) -> bool {
         let kinds = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
         matches!(self, Self::Connect { source, .. } if kinds.contains(&source.kind()))
     }

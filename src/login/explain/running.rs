@@ -14,8 +14,9 @@ use super::{Goal, Verdict};
 use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
-use crate::config::{self, Config};
-use crate::directory::{Availability, DirectoryError, Entry, NameKind, UnavailableCause};
+use crate::config::{self, Config, LimitRule};
+use crate::directory::{Availability, DirectoryError, Entry, EntryKey, NameKind, UnavailableCause};
+use crate::limits::{Forecast, Throttle};
 use crate::login::authn::DecidedBy;
 use crate::login::core::{LoginContext, LoginCore};
 use crate::login::realms::{RealmCore, Realms};
@@ -72,6 +73,12 @@ pub(crate) struct RunningVerdict {
     pub watch: String,
     /// The number of the user's sessions.
     pub sessions: usize,
+    /// What usher's own limits on wrong passwords and sessions do with a login of this user now; absent if nothing.
+    #[serde(default)]
+    pub limited: Option<String>,
+    /// What a client would read; absent if it is routed.
+    #[serde(default)]
+    pub reply: Option<String>,
     /// `routed`, or the reason of refusal as in the log and the metrics.
     pub result: String,
     /// The same in words.
@@ -100,6 +107,16 @@ impl RunningVerdict {
     pub(crate) fn refuse(&mut self, refusal: &Refusal, words: impl Into<String>) {
         refusal.label().clone_into(&mut self.result);
         self.explanation = words.into();
+        // States of the account, which alone may be hidden, are known of the entry.
+        self.reply = Some(refusal.reply(false).text().to_owned());
+    }
+
+    /// A limit refuses the login, whatever else is the matter.
+    fn limit(&mut self, refusal: &Refusal, rule: LimitRule, words: &str) {
+        let rule = rule.label();
+        self.limited = Some(format!("throttle.{rule}: refused"));
+        let also = if self.is_routed() { String::new() } else { format!("; besides, {}", self.explanation) };
+        self.refuse(refusal, format!("throttle.{rule}: {words}{also}"));
     }
 
     fn note_fleet_brake(&mut self, error: &DirectoryError) {
@@ -108,8 +125,9 @@ impl RunningVerdict {
         }
     }
 
-    fn take(&mut self, verdict: Verdict) -> Option<Goal> {
+    fn take(&mut self, verdict: Verdict, reveal: bool) -> Option<Goal> {
         verdict.label().clone_into(&mut self.result);
+        self.reply = verdict.reply(reveal).map(|reply| reply.text().to_owned());
         let Verdict { dn, mail_hosts, held, networks, may_use, goal, words } = verdict;
         (self.dn, self.mail_host, self.held, self.explanation) = (dn, mail_hosts, held, words);
         self.networks = networks.map(|networks| networks.list()).unwrap_or_default();
@@ -127,7 +145,7 @@ pub(crate) async fn judge(context: LoginContext<'_>, typed: &str, client: Option
     let mut shown = RunningVerdict { login: typed.to_owned(), ..RunningVerdict::default() };
     DecidedBy::Usher.label().clone_into(&mut shown.by);
     let Some(name) = &Login::parse(typed.as_bytes()) else {
-        shown.take(Verdict::no_login());
+        shown.take(Verdict::no_login(), false);
         return shown;
     };
     name.as_str().clone_into(&mut shown.login);
@@ -139,7 +157,7 @@ pub(crate) async fn judge(context: LoginContext<'_>, typed: &str, client: Option
                 DecidedBy::Directory.label().clone_into(&mut shown.by);
             }
             shown.note_fleet_brake(&error);
-            shown.take(Verdict::of_unlocated(&error));
+            shown.take(Verdict::of_unlocated(&error), false);
             return shown;
         }
     };
@@ -165,7 +183,14 @@ pub(crate) async fn judge(context: LoginContext<'_>, typed: &str, client: Option
         let matches = timeout_at(until, realm.directory().matches(&entry.dn, filter)).await;
         shown.may_use_password = matches.ok().and_then(|(matches, _)| matches.ok());
     }
-    let goal = judge_entry(&mut shown, (&core.config, &realm.settings), (found, by), name, client);
+    let key = found.as_ref().ok().map(|entry| entry.key());
+    // As `Authenticator::attempt`: guesses of others do not lock a user out of the networks of earlier logins.
+    let is_owner = cached.as_ref().is_some_and(|cached| cached.stale_left.is_some())
+        && client.zip(key.as_ref()).is_some_and(|(client, key)| context.limits.is_known_network(client, key));
+    let is_owner = is_owner && found.as_ref().is_ok_and(|entry| entry.version.locked);
+    let shown_by = if is_owner { DecidedBy::Stale } else { by };
+    shown_by.label().clone_into(&mut shown.by);
+    let goal = judge_entry(&mut shown, (&core.config, &realm.settings), (found, shown_by), name, client);
     let tracked = shown.dn.as_deref().and_then(|dn| realm.authn.entries().by_dn(realm.realm, &Arc::from(dn)));
     if let Some(tracked) = tracked.filter(TrackedEntry::is_kept_by_brake) {
         let kept = tracked.entry.mail_hosts.clone();
@@ -174,7 +199,51 @@ pub(crate) async fn judge(context: LoginContext<'_>, typed: &str, client: Option
     if let Some(goal) = goal {
         judge_backend(&mut shown, context, &core, &goal);
     }
+    if let Some(key) = key {
+        judge_limits(&mut shown, context.limits, (name, client), &key, by);
+    }
     shown
+}
+
+/// What the limits of this user do. A network's own limits are judged only where the client's address is given.
+fn judge_limits(
+    shown: &mut RunningVerdict,
+    limits: &Throttle,
+    (name, client): (&Login, Option<IpAddr>),
+    key: &EntryKey,
+    by: DecidedBy,
+) {
+    // A cached password that is right never waits.
+    let guess = (by == DecidedBy::Directory).then(|| limits.forecast_attempt(client, name, key)).flatten();
+    let has_exception = || client.is_none() && limits.has_known_network(key);
+    match guess {
+        Some(Forecast::Waits(rule, wait)) => {
+            let (rule, seconds) = (rule.label(), wait.as_secs_f64());
+            shown.limited =
+                Some(format!("throttle.{rule}: a login waits {seconds:.1} s before the directory is asked"));
+        }
+        Some(Forecast::Refused(_) | Forecast::Withheld) if has_exception() => {
+            let words = "refused after wrong passwords, but not from networks with an earlier login (--from ADDRESS)";
+            shown.limited = Some(format!("throttle.{}: {words}", LimitRule::FailedLoginsPerUser.label()));
+        }
+        Some(Forecast::Refused(rule)) => {
+            let words = "after wrong passwords a login is refused for a while, unless its password is cached";
+            shown.limit(&Refusal::Limit, rule, words);
+        }
+        Some(Forecast::Withheld) => {
+            let words = "after wrong passwords under other names of this user a password is reported as wrong and not \
+                         sent to the directory, unless it is cached";
+            shown.limit(&Refusal::Limit, LimitRule::FailedLoginsPerUser, words);
+            // A client must not learn that this is another name of a user that is known.
+            shown.reply = Some(Refusal::WrongPassword.reply(false).text().to_owned());
+        }
+        None => {}
+    }
+    if shown.is_routed()
+        && let Some(rule) = limits.forecast_session(client, key)
+    {
+        shown.limit(&Refusal::Limit, rule, "the user has as many sessions as are allowed");
+    }
 }
 
 /// The state of change notification.
@@ -290,7 +359,7 @@ fn judge_entry(
         Some(client) => verdict.for_client(client),
         None => verdict,
     };
-    let goal = shown.take(verdict.for_account(&version, by == DecidedBy::Directory));
+    let goal = shown.take(verdict.for_account(&version, by == DecidedBy::Directory), directory.reveal_account_state);
     shown.locked = version.locked;
     let goal = goal?;
     if shown.may_use_password == Some(false) {
@@ -298,6 +367,9 @@ fn judge_entry(
     }
     match by {
         DecidedBy::Cache => shown.explanation.push_str(", with a cached password without a request to the directory"),
+        DecidedBy::Stale if version.locked => {
+            shown.explanation.push_str(", with a cached password only: wrong passwords have locked the entry");
+        }
         DecidedBy::Stale => {
             shown.explanation.push_str(", with a cached password only: the directory is not available");
         }
