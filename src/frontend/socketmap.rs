@@ -4,6 +4,8 @@
 //! before a byte is read and again at each question, which is answered by the configuration in force then. A connection
 //! that usher closes between two questions is opened again by Postfix for the next one.
 
+mod share;
+
 use std::io;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -19,6 +21,7 @@ use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use self::share::{Connections, Place};
 use crate::base::sys::sockets;
 use crate::config::Socketmap;
 use crate::login::delivery::{self, Delivery, Located, MapAnswer, Meaning};
@@ -59,6 +62,8 @@ enum End {
     Timeout,
     #[error("no question within {IDLE_TIMEOUT:?}")]
     Idle,
+    #[error("at the limit another address got the place")]
+    Displaced,
     #[error("the address is no longer in socketmap.allow")]
     Untrusted,
     #[error("stopped")]
@@ -73,6 +78,7 @@ impl End {
             Self::Malformed(_) => Some(SocketmapClosed::Malformed),
             Self::Timeout => Some(SocketmapClosed::Timeout),
             Self::Idle => Some(SocketmapClosed::Idle),
+            Self::Displaced => Some(SocketmapClosed::Share),
             Self::Untrusted => Some(SocketmapClosed::Untrusted),
             Self::Stopped => Some(SocketmapClosed::Stopped),
         }
@@ -83,6 +89,7 @@ impl End {
 pub(crate) async fn serve(listener: Arc<SocketmapListener>, shared: Arc<Shared>) {
     let stop = CancellationToken::new();
     let _ends_connections = stop.clone().drop_guard();
+    let connections = Connections::new();
     loop {
         let accepted = match &*listener {
             SocketmapListener::Tcp(socket) => socket.accept().await.map(|(tcp, peer)| {
@@ -97,16 +104,16 @@ pub(crate) async fn serve(listener: Arc<SocketmapListener>, shared: Arc<Shared>)
             sleep(EXHAUSTED_PAUSE).await;
             continue;
         };
-        if let Some(refused) = refused(&shared, peer) {
+        if let Some(refused) = refused(&shared, peer, &connections) {
             close(&shared, refused, peer);
             continue;
         }
-        let (shared, stop) = (Arc::clone(&shared), stop.clone());
+        let (shared, stop, place) = (Arc::clone(&shared), stop.clone(), connections.enter(peer));
         let tracker = shared.postfix.clone();
         tracker.spawn(async move {
             let open = OpenConnection::new(&shared);
-            let ended = AssertUnwindSafe(converse(stream, peer, &shared, &stop)).catch_unwind().await;
-            drop(open);
+            let ended = AssertUnwindSafe(converse(stream, (peer, &place), &shared, &stop)).catch_unwind().await;
+            drop((open, place));
             // The panic hook has counted and logged it; Postfix asks again.
             let Ok(end) = ended else { return };
             debug!(peer = peer.map(tracing::field::display), reason = %end, "socketmap connection ended");
@@ -118,13 +125,14 @@ pub(crate) async fn serve(listener: Arc<SocketmapListener>, shared: Arc<Shared>)
 }
 
 /// Why a connection is not served, if it is not.
-fn refused(shared: &Shared, peer: Option<IpAddr>) -> Option<SocketmapClosed> {
+fn refused(shared: &Shared, peer: Option<IpAddr>, connections: &Connections) -> Option<SocketmapClosed> {
     let snapshot = shared.snapshot.load();
     let settings = snapshot.config.socketmap.as_ref()?;
     if !is_allowed(settings, peer) {
         return Some(SocketmapClosed::Untrusted);
     }
-    (shared.postfix.len() >= settings.max_connections).then_some(SocketmapClosed::Limit)
+    let is_full = shared.postfix.len() >= settings.max_connections;
+    (is_full && !connections.displace_for(peer)).then_some(SocketmapClosed::Limit)
 }
 
 /// Whether this peer may ask; a Unix socket's file says so itself.
@@ -138,6 +146,9 @@ fn close(shared: &Shared, reason: SocketmapClosed, peer: Option<IpAddr>) {
     let words = match reason {
         SocketmapClosed::Untrusted => "the address is not in socketmap.allow",
         SocketmapClosed::Limit => "socketmap.max_connections is reached",
+        SocketmapClosed::Share => {
+            "socketmap.max_connections is reached, and this address has the most: another got a place"
+        }
         SocketmapClosed::Malformed => "what was sent is no socketmap question",
         SocketmapClosed::Timeout => "a question was not complete in time, or an answer not taken",
         SocketmapClosed::Idle | SocketmapClosed::Stopped => return,
@@ -167,7 +178,7 @@ impl Drop for OpenConnection<'_> {
 /// Answers the questions of one connection, one after the other.
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: Option<IpAddr>,
+    (peer, place): (Option<IpAddr>, &Place),
     shared: &Shared,
     stop: &CancellationToken,
 ) -> End {
@@ -179,6 +190,7 @@ async fn converse(
         let was_within = reader.is_within();
         let read = tokio::select! {
             biased;
+            () = place.displaced() => return End::Displaced,
             () = stop.cancelled(), if !was_within => return End::Stopped,
             read = stream.read(&mut input) => read,
             () = sleep_until(deadline) => return if was_within { End::Timeout } else { End::Idle },
@@ -189,17 +201,27 @@ async fn converse(
         };
         loop {
             match reader.read(&mut rest) {
-                Ok(Some(question)) => match answer(&question, peer, shared).await {
-                    Ok(answer) => {
-                        out.clear();
-                        answer.write(&mut out);
+                Ok(Some(question)) => {
+                    place.looks_up();
+                    let answered = answer(&question, peer, shared).await;
+                    place.waits();
+                    match answered {
+                        Ok(answer) => {
+                            out.clear();
+                            answer.write(&mut out);
+                        }
+                        Err(end) => return end,
                     }
-                    Err(end) => return end,
-                },
+                }
                 Ok(None) => break,
                 Err(error) => return error.into(),
             }
-            match timeout(ANSWER_TIMEOUT, send(&mut stream, &out)).await {
+            let sent = tokio::select! {
+                biased;
+                sent = timeout(ANSWER_TIMEOUT, send(&mut stream, &out)) => sent,
+                () = place.displaced() => return End::Displaced,
+            };
+            match sent {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return End::Closed,
                 Err(_) => return End::Timeout,
@@ -256,7 +278,10 @@ fn report(question: &Question, shared: &Shared, (map, located, told): (Socketmap
     if is_held {
         return;
     }
-    if let Some(suppressed) = shared.repeats.allow("lookup", reason) {
-        warn!(map = map.label(), key = %key, dns, cause, reason, suppressed, "mail is deferred");
+    let directory = located.directory();
+    // What is wrong in one directory hides nothing of another.
+    let kind = format!("{} {reason}", directory.as_deref().unwrap_or_default());
+    if let Some(suppressed) = shared.repeats.allow("lookup", &kind) {
+        warn!(map = map.label(), key = %key, directory, dns, cause, reason, suppressed, "mail is deferred");
     }
 }

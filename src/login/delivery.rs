@@ -15,7 +15,7 @@ use crate::base::credential::Login;
 use crate::config::{Config, DeliveryWhenDisabled, Socketmap};
 use crate::directory::{DirectoryError, Entry};
 use crate::login::authn::{DecidedBy, FoundAddress};
-use crate::login::realms::Realms;
+use crate::login::realms::{RealmCore, Realms};
 use crate::outcome::{Proof, Refusal};
 use crate::proto::socketmap::SocketmapAnswer;
 use crate::routing::{self, Candidates};
@@ -43,13 +43,26 @@ pub(crate) struct Located {
     pub meaning: Meaning,
     /// Where the last answer is from.
     pub by: DecidedBy,
+    /// The directories that it is about, where there are several.
+    pub directories: Vec<&'static str>,
 }
 
 impl Located {
     /// Without a look-up.
     #[must_use]
     pub(crate) const fn unasked() -> Self {
-        Self { address: None, meaning: Meaning::Foreign("there is no such map"), by: DecidedBy::Usher }
+        Self {
+            address: None,
+            meaning: Meaning::Foreign("there is no such map"),
+            by: DecidedBy::Usher,
+            directories: Vec::new(),
+        }
+    }
+
+    /// For the log: the names of its directories.
+    #[must_use]
+    pub(crate) fn directory(&self) -> Option<String> {
+        (!self.directories.is_empty()).then(|| self.directories.join(","))
     }
 
     /// For the log: the DNs that it is about, and why the directory gave no answer.
@@ -127,7 +140,7 @@ impl<'a> Delivery<'a> {
 
     /// Finds out what a key means.
     pub(crate) async fn locate(self, key: &[u8]) -> Located {
-        let foreign = |reason| Located { address: None, meaning: Meaning::Foreign(reason), by: DecidedBy::Usher };
+        let foreign = |reason| Located { meaning: Meaning::Foreign(reason), ..Located::unasked() };
         let address = match self.address(key) {
             Ok(address) => address,
             Err(reason) => return foreign(reason),
@@ -164,19 +177,32 @@ impl<'a> Delivery<'a> {
 
     /// The entry of an address.
     async fn find(self, address: Login) -> Located {
-        let (found, by) = match self.realms.candidates(&address) {
-            Candidates::One(realm) => realm.authn.find_address(&address).await,
-            Candidates::None => (Err(DirectoryError::NoEntry), DecidedBy::Usher),
+        let shown = |realm: &RealmCore| realm.realm.shown(&realm.settings);
+        let (found, by, asked) = match self.realms.candidates(&address) {
+            Candidates::One(realm) => {
+                let (found, by) = realm.authn.find_address(&address).await;
+                (found, by, shown(realm).into_iter().collect())
+            }
+            Candidates::None => (Err(DirectoryError::NoEntry), DecidedBy::Usher, Vec::new()),
             Candidates::Several(several) => {
-                one(join_all(several.iter().map(|realm| realm.authn.find_address(&address))).await)
+                let answers = join_all(several.iter().map(|realm| realm.authn.find_address(&address))).await;
+                // Those that have no such entry are not what an administrator has to look at.
+                let without = |answer: &(FoundAddress, _)| matches!(answer.0, Err(DirectoryError::NoEntry));
+                let concerned = several.iter().zip(&answers).filter(|(_, answer)| !without(answer));
+                let concerned = concerned.filter_map(|(realm, _)| shown(realm)).collect();
+                let (found, by) = one(answers);
+                (found, by, concerned)
             }
         };
-        let meaning = match found {
-            Ok(entry) => Meaning::Entry(entry),
-            Err(DirectoryError::NoEntry) => Meaning::Unknown,
-            Err(error) => Meaning::Undecided(error),
+        let (meaning, directories) = match found {
+            Ok(entry) => {
+                let directories = self.realms.shown(&entry).into_iter().collect();
+                (Meaning::Entry(entry), directories)
+            }
+            Err(DirectoryError::NoEntry) => (Meaning::Unknown, Vec::new()),
+            Err(error) => (Meaning::Undecided(error), asked),
         };
-        Located { address: Some(address), meaning, by }
+        Located { address: Some(address), meaning, by, directories }
     }
 
     /// The answer of a map.

@@ -180,6 +180,8 @@ labels! {
         Untrusted => "untrusted",
         /// `socketmap.max_connections` is reached.
         Limit => "limit",
+        /// That is reached, and its address had the most: another address got the place.
+        Share => "share",
         /// What it sent is no question.
         Malformed => "malformed",
         /// A question was not complete in time, or an answer not taken.

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::kit::lmtp::Lmtp;
 use crate::kit::postfix::Postfix;
-use crate::kit::process::free_port;
+use crate::kit::process::{free_port, read_text};
 use crate::kit::slapd::{Options, SYNCPROV, Slapd};
 use crate::kit::{Config, User, Usher, wait_limit};
 
@@ -72,7 +72,13 @@ impl Setup {
             true => asked.replace(&format!("inet:127.0.0.1:{port}"), "unix:usher/socketmap"),
             false => asked,
         };
-        std::fs::write(folder.join("lmtp_unknown"), "/^5\\.1\\.1 (.*)/ 4.1.1 $1\n").unwrap();
+        let shipped =
+            |name: &str| read_text(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/postfix").join(name));
+        let lines = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+        let [in_manual, as_shipped]: [BTreeSet<String>; 2] = [&documented, &shipped("main.cf")].map(|text| lines(text));
+        let blank = BTreeSet::from([String::new()]);
+        assert_eq!(&in_manual - &blank, &as_shipped - &blank, "docs/directory.md and deploy/postfix/main.cf");
+        std::fs::write(folder.join("lmtp_unknown"), shipped("lmtp_unknown")).unwrap();
         let filter = folder.join("lmtp_unknown").display().to_string();
         let asked = asked.replace("/etc/postfix/lmtp_unknown", &filter);
         let postfix = Postfix::start(folder, &asked);

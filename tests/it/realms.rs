@@ -10,6 +10,7 @@ use crate::kit::scripted::Scripted;
 use crate::kit::slapd::{Options, SYNCPROV, Slapd};
 use crate::kit::users::{SERVICE_DN, SUFFIX};
 use crate::kit::{Config, Imap, PROMISED_SECOND, User, Usher, password_of, shared};
+use crate::socketmap::Postfix;
 
 /// Two directories with the same suffix, so that every DN occurs in both.
 struct Setup {
@@ -199,6 +200,24 @@ fn names_that_only_look_like_a_domain_are_unknown_users() {
     assert_eq!(explained.code, 67, "{}", explained.stdout);
     let explained = usher.command(&["explain", "alice@partner.example"]).succeeded().stdout;
     assert!(explained.contains("directory    partner"), "{explained}");
+}
+
+#[test]
+fn deferred_mail_names_its_directory_and_each_has_its_own_line() {
+    let mut setup = Setup::new();
+    let config = setup.config().set("/routing/backends/0/delivery", "lmtp:inet:server3.example.com:24");
+    let usher = Usher::start(config.set("/socketmap", json!({"address": "127.0.0.1:0"})));
+    setup.corp.stop();
+    setup.partner.stop();
+    let mut postfix = Postfix::of(&usher);
+    let away = "TEMP the directory is not available";
+    for domain in ["corp.example", "partner.example", "both.example"] {
+        assert_eq!(postfix.ask("transport", &format!("nobody@{domain}")), away);
+    }
+    for directory in ["corp", "partner", "corp,partner"] {
+        let line = usher.wait_log("mail is deferred", |line| line["directory"] == directory);
+        assert_eq!(line["reason"], "the directory is not available", "{line}");
+    }
 }
 
 #[test]

@@ -27,8 +27,18 @@ impl Postfix<TcpStream> {
         Self(stream)
     }
 
-    fn of(usher: &Usher) -> Self {
+    pub(crate) fn of(usher: &Usher) -> Self {
         Self::tcp(port(usher))
+    }
+
+    /// From this loopback address.
+    fn from(address: [u8; 4], usher: &Usher) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket.connect(&SocketAddr::from(([127, 0, 0, 1], port(usher))).into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(wait_limit(Duration::from_secs(20)))).unwrap();
+        Self(stream)
     }
 }
 
@@ -379,6 +389,36 @@ fn what_is_no_question_ends_the_connection() {
     drop(others);
     usher.wait_metric("usher_socketmap_connections", &[], 1.0);
     assert_eq!(Postfix::of(&usher).transport("*"), "NOTFOUND ");
+}
+
+#[test]
+fn one_host_does_not_lock_another_out() {
+    let slapd = directory(&[]);
+    let usher = start(delivering(&slapd).set("/socketmap/max_connections", 4));
+    let closed = |reason| usher.metric("usher_socketmap_closed_total", &[("reason", reason)]);
+    let mut greedy: Vec<_> = (0..4).map(|_| Postfix::from([127, 0, 0, 2], &usher)).collect();
+    for postfix in &mut greedy {
+        assert_eq!(postfix.transport("alice@example.com"), TO_3);
+    }
+    // Half a question keeps no place either.
+    greedy[0].0.write_all(b"27:trans").unwrap();
+    let mut others: Vec<_> = (0..2).map(|_| Postfix::from([127, 0, 0, 3], &usher)).collect();
+    for postfix in &mut others {
+        assert_eq!(postfix.transport("alice@example.com"), TO_3, "another host gets its share");
+    }
+    usher.wait_metric("usher_socketmap_closed_total", &[("reason", "share")], 2.0);
+    usher.wait_metric("usher_socketmap_connections", &[], 4.0);
+    assert_eq!(closed("limit"), 0.0);
+    assert!(Postfix::from([127, 0, 0, 2], &usher).is_closed(), "the greedy host gets none of them back");
+    assert!(Postfix::from([127, 0, 0, 3], &usher).is_closed(), "two each");
+    assert_eq!(closed("limit"), 2.0);
+    let line = usher.wait_log("socketmap connection closed", |line| line["peer"] == "127.0.0.2");
+    assert!(line["reason"].as_str().unwrap().contains("max_connections"), "{line}");
+    for postfix in &mut others {
+        assert_eq!(postfix.transport("alice@example.com"), TO_3);
+    }
+    drop((greedy, others));
+    usher.wait_metric("usher_socketmap_connections", &[], 0.0);
 }
 
 #[test]
