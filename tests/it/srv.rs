@@ -213,6 +213,7 @@ fn names_without_servers_are_outages_with_a_reason() {
         (NAME, dns::answering(Some(2)), "the DNS server answered"),
         (NAME, dns::answering(Some(5)), "the DNS server answered"),
         (NAME, dns::answering(None), "no DNS server answered in time"),
+        (NAME, dns::looping(), "cannot be used"),
     ] {
         let config = config(json!([format!("srv:{name}")]), &resolver);
         let usher = Usher::start_unready(config.clone());

@@ -101,7 +101,7 @@ pub(crate) const RESULTS: [ResultCode; 43] = [
     undecided(12, "unavailableCriticalExtension"),
     undecided(CONFIDENTIALITY_REQUIRED, "confidentialityRequired"),
     undecided(14, "saslBindInProgress"),
-    // "The named entry does not contain the specified attribute": in a bind that is the password (eDirectory, -603).
+    // "The named entry does not contain the specified attribute": in a bind that is the password (RFC 4511 A.2).
     row(16, "noSuchAttribute", BindMeaning::NoPassword, SearchMeaning::Undecided),
     // The attribute type in the DN is not in the schema, for which other servers have 34. In a search it is the
     // filter's, which has the same attributes for every name.

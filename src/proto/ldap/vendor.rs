@@ -210,13 +210,6 @@ pub(crate) const VENDOR_RESULTS: &[VendorResult] = &[
         Tls,
         ("\"Require TLS for Simple Binds with Password\" of the LDAP Group", "eDirectory administration guide"),
     ),
-    row(
-        EDirectory,
-        &[16],
-        Nds(603),
-        AsCode,
-        ("no such attribute: the entry has no password", "eDirectory error codes"),
-    ),
     // Which of these states are reported only after a correct password differs between versions.
     row(EDirectory, &[49, 53], Nds(197), Account(State::Locked, false), ("login lockout: intruder detection", TID)),
     row(

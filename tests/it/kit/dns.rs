@@ -63,6 +63,17 @@ impl Dns {
 
 /// Answers every question with this response code (RFC 1035 section 4.1.1), or not at all; gives its address.
 pub(crate) fn answering(code: Option<u8>) -> String {
+    serving(code, &[])
+}
+
+/// Answers every question with an alias that leads to itself (RFC 1034 section 3.6.2); gives its address.
+pub(crate) fn looping() -> String {
+    // The name of the question, CNAME, IN, a TTL of 1 s, and that name again.
+    serving(Some(0), &[0xC0, 12, 0, 5, 0, 1, 0, 0, 0, 1, 0, 2, 0xC0, 12])
+}
+
+/// With this record, if it is one.
+fn serving(code: Option<u8>, record: &'static [u8]) -> String {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
@@ -79,6 +90,8 @@ pub(crate) fn answering(code: Option<u8>) -> String {
                 end += usize::from(answer[end]) + 1;
             }
             answer.truncate(end + 5);
+            answer[7] = u8::from(!record.is_empty());
+            answer.extend_from_slice(record);
             let _ = socket.send_to(&answer, peer);
         }
     });
