@@ -24,8 +24,10 @@ const USERS: u64 = 32 * 1024 * 1024;
 const STRANGERS: u64 = 2 * 1024 * 1024;
 /// The longest text that is kept of a peer, in bytes.
 const TEXT: usize = 128;
-/// What an attempt costs besides its texts, and a user besides its attempts.
-const OVERHEAD: usize = 160;
+/// What a text costs besides its bytes: the allocator's rounding.
+const ALLOCATION: usize = 16;
+/// What a user costs besides its key and attempts: the cache's nodes, and the allocations that hold them.
+const USER: usize = 256;
 
 /// Attempts that are alike: how the last one went, and how many there were.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,17 +68,23 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     fn is_like(&self, other: &Self) -> bool {
-        let facts = |one: &Self| (one.client.clone(), one.program.clone(), one.backend.clone(), one.acting.clone());
         self.result == other.result
             && self.protocol == other.protocol
             && self.reply == other.reply
             && self.backend_reply == other.backend_reply
-            && facts(self) == facts(other)
+            && self.client == other.client
+            && self.program == other.program
+            && self.backend == other.backend
+            && self.acting == other.acting
     }
 
+    /// Bytes of its texts.
     fn bytes(&self) -> usize {
-        let texts = [&self.login, &self.dn, &self.client, &self.program, &self.reply, &self.backend_reply];
-        OVERHEAD + texts.map(|text| text.len()).iter().sum::<usize>()
+        let peer = [&self.login, &self.dn, &self.client, &self.program, &self.reply, &self.backend_reply];
+        let own = [&self.protocol, &self.result];
+        let optional = [&self.directory, &self.acting, &self.by, &self.backend];
+        let texts = peer.into_iter().chain(own).chain(optional.into_iter().flatten());
+        texts.filter(|text| !text.is_empty()).map(|text| ALLOCATION + text.len()).sum()
     }
 }
 
@@ -93,9 +101,9 @@ impl Attempts {
     fn add(&self, attempt: Attempt) -> bool {
         let mut all = self.all();
         if let Some(last) = all.back_mut().filter(|last| last.is_like(&attempt)) {
-            let (first, count) = (last.first, last.count.saturating_add(1));
+            let (first, count, before) = (last.first, last.count.saturating_add(1), last.bytes());
             *last = Attempt { first, count, ..attempt };
-            return false;
+            return last.bytes() != before;
         }
         if all.len() >= ATTEMPTS {
             // When the user last got in is not lost among the refusals of a guesser.
@@ -103,12 +111,16 @@ impl Attempts {
             let oldest = usize::from(success == Some(0) && &*attempt.result != "ok");
             all.remove(oldest);
         }
+        // Most users have one or two; places in reserve would be most of the memory.
+        all.reserve_exact(1);
         all.push_back(attempt);
         true
     }
 
-    fn bytes(&self) -> u32 {
-        let bytes = OVERHEAD + self.all().iter().map(Attempt::bytes).sum::<usize>();
+    fn bytes(&self, key: &str) -> u32 {
+        let all = self.all();
+        let texts: usize = all.iter().map(Attempt::bytes).sum();
+        let bytes = USER + key.len() + all.capacity() * size_of::<Attempt>() + texts;
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 }
@@ -136,7 +148,7 @@ impl Default for LoginHistory {
 impl LoginHistory {
     fn with_room(users: u64, strangers: u64) -> Self {
         let room = |bytes| {
-            let weigh = |_: &Arc<str>, attempts: &Arc<Attempts>| attempts.bytes();
+            let weigh = |key: &Arc<str>, attempts: &Arc<Attempts>| attempts.bytes(key);
             let lru = moka::policy::EvictionPolicy::lru();
             moka::sync::Cache::builder().max_capacity(bytes).weigher(weigh).eviction_policy(lru).build()
         };
@@ -301,6 +313,33 @@ mod tests {
         }
         let found = history.of("alice");
         assert_eq!((found.len(), &*found[0].result, &*found[19].backend_reply), (ATTEMPTS, "ok", "99"));
+    }
+
+    #[test]
+    fn weight_covers_the_attempts_themselves_and_all_their_texts() {
+        let history = LoginHistory::default();
+        let dn = "uid=alice,dc=x";
+        let mut alice = event("alice", Some(dn));
+        note(&history, &alice, None);
+        history.users.run_pending_tasks();
+        let one = history.users.weighted_size();
+        assert!(one >= (USER + dn.len() + size_of::<Attempt>()) as u64, "{one}");
+        // One like the last is weighed again if its texts are longer.
+        alice.typed = b"ALICE@example.com".as_slice().into();
+        note(&history, &alice, None);
+        history.users.run_pending_tasks();
+        assert_eq!(history.users.weighted_size(), one + 12);
+        for number in 0..ATTEMPTS {
+            alice.reply = Some(format!("{number}"));
+            note(&history, &alice, Some(Refusal::BackendUnreachable));
+        }
+        history.users.run_pending_tasks();
+        let all = history.users.weighted_size();
+        let attempts = history.of("alice");
+        let texts: usize =
+            attempts.iter().map(|one| one.reply.len() + one.backend_reply.len() + one.client.len()).sum();
+        assert!(all >= (ATTEMPTS * size_of::<Attempt>() + texts) as u64, "{all}");
+        assert!(history.users.iter().all(|(_, attempts)| attempts.all().capacity() <= ATTEMPTS + 1));
     }
 
     #[test]
