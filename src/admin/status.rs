@@ -240,6 +240,15 @@ fn tiles(shared: &Shared, metrics: &Metrics, lately: &history::Lately) -> String
             until.unwrap_or_default()
         );
     }
+    let [held, locked, _] = shared.trackers.held_back().counts();
+    let [.., limited] = shared.throttle.held_back.counts();
+    if held + locked + limited > 0 {
+        let _ = write!(
+            text,
+            " Held back now: {held} on hold, {locked} locked by the directory, {limited} users and networks by a limit \
+             (<code>usher status</code> lists them)."
+        );
+    }
     text + "</p>"
 }
 

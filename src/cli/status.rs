@@ -9,6 +9,7 @@ use super::{OK, count};
 use crate::admin::control::{BackendSummary, DirectoryStatus, FleetStatus, ListenerStatus, PreviousStatus, Status};
 use crate::base::clock::unix_now;
 use crate::diagnose::table::Shown;
+use crate::telemetry::held_back::HeldBack;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -64,6 +65,10 @@ fn text(status: &Status) -> String {
         let changes = count(usize::try_from(*brake_holds).unwrap_or_default(), "change");
         lines.push(format!("brake        holds {changes} until `usher confirm`"));
     }
+    lines.extend(status.held_back.listed.iter().map(held_back));
+    if status.held_back.more > 0 {
+        lines.push(format!("held back    and {} more", status.held_back.more));
+    }
     for DirectoryStatus { name, up, watch, brake_holds } in directories {
         let up = if *up { "in use" } else { "unreachable" };
         let brake = if *brake_holds > 0 { format!(", brake holds {brake_holds}") } else { String::new() };
@@ -82,6 +87,29 @@ fn text(status: &Status) -> String {
     lines.join("\n")
 }
 
+/// A user or a network that is held back, why, and since when.
+fn held_back(one: &HeldBack) -> String {
+    let HeldBack { reason, directory, user, network, by, since, until, seen } = one;
+    let who = match (user, network) {
+        (Some(user), _) => Shown(user).to_string(),
+        (None, Some(network)) => network.to_string(),
+        (None, None) => "names without an entry".to_owned(),
+    };
+    let now = unix_now();
+    let of = directory.as_ref().map(|directory| format!(" ({})", Shown(directory))).unwrap_or_default();
+    let why = match reason.as_str() {
+        "hold" => "held by the directory".to_owned(),
+        "locked" => "locked by the directory".to_owned(),
+        limit => {
+            format!("throttle.{}, {}", Shown(limit), count(usize::try_from(*seen).unwrap_or(usize::MAX), "attempt"))
+        }
+    };
+    let by = by.as_ref().map(|by| format!(", last modified by {}", Shown(by))).unwrap_or_default();
+    let until = until.map(|until| format!(", until {} from now at least", age(until.saturating_sub(now))));
+    let until = until.unwrap_or_default();
+    format!("held back    {who}{of}: {why} for {}{by}{until}", age(now.saturating_sub(*since)))
+}
+
 /// When the configuration in force was read, and whether it is still that of the file.
 fn reloaded(status: &Status) -> String {
     let read = format!(", read {} ago", age(unix_now().saturating_sub(status.reloaded_at)));
@@ -95,6 +123,7 @@ fn reloaded(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::held_back::HeldBackList;
 
     #[test]
     fn status_says_what_an_administrator_compares() {
@@ -122,6 +151,31 @@ mod tests {
             previous: vec![PreviousStatus { pid: 6, sessions: 12, ends_at: Some(unix_now() + 600) }],
             ends_at: None,
             brake_holds: 2,
+            held_back: HeldBackList {
+                listed: vec![
+                    HeldBack {
+                        reason: "hold".to_owned(),
+                        directory: None,
+                        user: Some("uid=alice,dc=x".to_owned()),
+                        network: None,
+                        by: Some("cn=admin".to_owned()),
+                        since: unix_now() - 300,
+                        until: None,
+                        seen: 1,
+                    },
+                    HeldBack {
+                        reason: "password_spraying".to_owned(),
+                        directory: None,
+                        user: None,
+                        network: Some("192.0.2.0/24".parse().unwrap()),
+                        by: None,
+                        since: unix_now() - 60,
+                        until: Some(unix_now() + 45),
+                        seen: 7,
+                    },
+                ],
+                more: 12,
+            },
             certificate_ends: Some(i64::try_from(unix_now()).unwrap() + 90_061),
             directories: vec![DirectoryStatus {
                 name: "corp".to_owned(),
@@ -140,6 +194,9 @@ mod tests {
             "upgrade      process 6 still has 12 sessions, closed in 10m at the latest",
             "ends in 1d01h",
             "holds 2 changes",
+            "held back    uid=alice,dc=x: held by the directory for 5m, last modified by cn=admin\n",
+            "held back    192.0.2.0/24: throttle.password_spraying, 7 attempts for 1m, until 45s from now at least\n",
+            "held back    and 12 more\n",
             "0.5 ms, clock -0.250 s",
             "corp: unreachable, changes lost, brake holds 2",
         ] {
@@ -148,6 +205,7 @@ mod tests {
         status.fleet = status.fleet.map(|fleet| FleetStatus { up: false, ..fleet });
         assert!(text(&status).ends_with("limits are local; `usher check --connect` says why"), "{}", text(&status));
         (status.certificate_ends, status.brake_holds, status.fleet) = (Some(0), 0, None);
+        status.held_back = HeldBackList::default();
         status.directories.clear();
         status.listeners.clear();
         status.previous.clear();

@@ -36,6 +36,7 @@ mod spraying;
 mod store;
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,7 @@ use crate::base::labels::Label as _;
 use crate::config::{self, Limit, LimitRule};
 use crate::directory::EntryKey;
 use crate::fleet::FleetScript;
+use crate::telemetry::held_back::HeldBackUsers;
 use crate::telemetry::labels::ThrottleRecord;
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
@@ -74,6 +76,8 @@ pub(crate) static SCRIPTS: [&FleetScript; 4] = [&shared::CHARGE, &shared::ENTRY,
 /// The rate limits of the process.
 pub(crate) struct Throttle {
     enforcement: Enforcement,
+    /// The users and networks whose logins a limit holds back.
+    pub(crate) held_back: Arc<HeldBackUsers>,
     ledger: ArcSwap<Ledger>,
     connections: Arc<HeldCounts>,
     unauthenticated: Arc<HeldCounts>,
@@ -100,8 +104,15 @@ impl Throttle {
     /// Starts without any record. Limits of what the mail servers bear are divided by `shares`.
     #[must_use]
     pub(crate) fn new(settings: &config::Throttle, shares: Shares, metrics: Arc<Metrics>) -> Self {
+        let held_back = Arc::<HeldBackUsers>::default();
         Self {
-            enforcement: Enforcement { metrics, repeats: Repeats::default() },
+            enforcement: Enforcement {
+                metrics,
+                repeats: Repeats::default(),
+                held_back: Arc::clone(&held_back),
+                prefixes: [settings.ipv4_prefix, settings.ipv6_prefix].map(AtomicU8::new),
+            },
+            held_back,
             ledger: ArcSwap::from_pointee(Ledger::local(Rules::compile(settings), Keys::new())),
             connections: Arc::default(),
             unauthenticated: Arc::default(),
@@ -118,6 +129,7 @@ impl Throttle {
     /// Applies a new config. Records are kept unless their own limits have changed.
     pub(crate) fn apply(&self, settings: &config::Throttle) {
         let ledger = self.ledger.load().under(Rules::compile(settings));
+        self.enforcement.count_by(&ledger.rules);
         self.ledger.store(Arc::new(ledger));
     }
 
@@ -134,6 +146,14 @@ impl Throttle {
         let ledger = self.ledger.load();
         let ([prefixes, users, refused], [names, known]) = (ledger.local.entries(), ledger.users.entries());
         [prefixes, users, names, known, refused]
+    }
+
+    /// Whether a name has led to an entry in this process, whoever typed it.
+    #[must_use]
+    pub(crate) fn leads_to_entry(&self, login: &Login) -> bool {
+        let ledger = self.ledger.load();
+        let name = ledger.keys.name(login);
+        ledger.users.entry(name).0 != name
     }
 
     /// Counts a connection without a login of its own: an nginx auth request.

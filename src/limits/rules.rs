@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -10,6 +11,7 @@ use tracing::warn;
 use crate::base::net;
 use crate::config::{self, FailedLogins, Limit, LimitRule, Mode, PasswordSpraying};
 use crate::telemetry::client_address::Client;
+use crate::telemetry::held_back::{Beginning, HeldBackUsers, Reason, Who};
 use crate::telemetry::labels::ThrottleEffect;
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
@@ -78,6 +80,9 @@ pub(super) const fn acting(rule: Limit, must: bool) -> Limit {
 pub(super) struct Enforcement {
     pub(super) metrics: Arc<Metrics>,
     pub(super) repeats: Repeats,
+    pub(super) held_back: Arc<HeldBackUsers>,
+    /// The prefix lengths of IPv4 and IPv6 in force.
+    pub(super) prefixes: [AtomicU8; 2],
 }
 
 impl Enforcement {
@@ -93,8 +98,27 @@ impl Enforcement {
             warn!(rule = word, mode = mode_word, client = %Client::Address(client), suppressed, "login rate limit reached");
         }
         match mode {
-            Mode::Enforce => Err(Limited(rule)),
+            Mode::Enforce => {
+                self.hold_back(rule, client);
+                Err(Limited(rule))
+            }
             Mode::DryRun => Ok(()),
+        }
+    }
+
+    /// Applies other prefix lengths.
+    pub(super) fn count_by(&self, rules: &Rules) {
+        let lengths = [rules.ipv4_prefix, rules.ipv6_prefix];
+        self.prefixes.iter().zip(lengths).for_each(|(now, length)| now.store(length, Ordering::Relaxed));
+    }
+
+    /// Lists the network whose attempts a limit holds back; users are listed by their attempts.
+    fn hold_back(&self, rule: LimitRule, client: IpAddr) {
+        if rule.is_of_prefix() {
+            let [ipv4, ipv6] = &self.prefixes;
+            let length = if client.is_ipv4() { ipv4 } else { ipv6 }.load(Ordering::Relaxed);
+            let network = Who::Network(net::network_of(client, length).into());
+            self.held_back.begin(Reason::Limit(rule), network, Beginning::of_limit());
         }
     }
 
@@ -102,6 +126,9 @@ impl Enforcement {
     /// line shows that its failures belong together.
     pub(super) fn delayed(&self, rule: LimitRule, mode: Mode, client: IpAddr) {
         self.metrics.throttled(rule, ThrottleEffect::Delayed, mode).inc();
+        if mode == Mode::Enforce {
+            self.hold_back(rule, client);
+        }
         if rule == LimitRule::PasswordSpraying
             && let Some(suppressed) = self.repeats.allow("many names refused", &client.to_string())
         {

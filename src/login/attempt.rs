@@ -5,6 +5,7 @@
 //! both. It uses no socket: the frontend replies to the client and goes to the backend.
 
 mod acting;
+mod held_back;
 mod refusal_time;
 mod token;
 
@@ -125,6 +126,7 @@ pub(crate) async fn attempt<F: Frontend>(
         };
         *connection = None;
         event.emit(info, *client_id, outcome.as_ref().err(), context.metrics);
+        held_back::note(context, event, credential.as_ref().ok(), outcome.as_ref().err());
         return match outcome {
             Ok(accepted) => {
                 context.history.note(event, info, *client_id, None);

@@ -63,6 +63,8 @@ async fn replaced(shared: &Shared, snapshot: &Arc<Snapshot>) {
     loop {
         tokio::select! {
             _ = look.tick() => {
+                shared.throttle.held_back.sweep();
+                shared.trackers.held_back().sweep();
                 if !Arc::ptr_eq(&shared.snapshot.load(), snapshot) {
                     return;
                 }

@@ -68,6 +68,18 @@ impl ListedClient {
     pub(crate) fn address(&self) -> IpAddr {
         self.0.addr()
     }
+
+    /// Whole, also where it is shown shortened.
+    #[must_use]
+    pub(crate) const fn network(&self) -> IpNet {
+        self.0
+    }
+}
+
+impl From<IpNet> for ListedClient {
+    fn from(network: IpNet) -> Self {
+        Self(network)
+    }
 }
 
 impl From<IpAddr> for ListedClient {
@@ -86,7 +98,10 @@ impl FromStr for ListedClient {
 
 impl fmt::Display for ListedClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What another process has shortened stays so.
+        let shortened = network(self.address());
+        if shows_networks() && self.0.prefix_len() > shortened.prefix_len() {
+            return shortened.fmt(f);
+        }
         if self.0.prefix_len() == self.0.max_prefix_len() {
             Client::Address(self.address()).fmt(f)
         } else {

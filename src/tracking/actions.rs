@@ -60,6 +60,8 @@ pub(super) enum Report {
     Hidden(usize),
     /// An entry was deleted.
     Deleted(Arc<str>),
+    /// An account was locked after wrong passwords.
+    Locked(Arc<str>),
     /// An entry was renamed.
     Renamed {
         /// Its DN before.

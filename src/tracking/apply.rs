@@ -402,6 +402,9 @@ fn act(seen: EntryChange, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
                 // A lock makes no password valid, but may have hidden that one is.
                 actions.push(Action::NoteLock { before: Arc::clone(&before), entry: Arc::clone(&entry) });
             }
+            if difference.lockout && entry.version.locked && !entry.version.disabled {
+                actions.push(Action::Report(Report::Locked(Arc::clone(&entry.dn))));
+            }
             if difference.renamed {
                 let (old, new) = (Arc::clone(&before.dn), Arc::clone(&entry.dn));
                 // By the new id: sessions of another entry keep the old DN.

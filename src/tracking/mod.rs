@@ -16,4 +16,5 @@ pub(crate) use fleet::{BrakeId, BrakeNews, BrakeStatus, FleetNames, HeldSet, Kep
 pub(crate) use store::Reconciled;
 pub use store::TrackedEntries;
 pub(crate) use store::TrackedEntry;
+pub(crate) use tracker::held::{HOLD_LASTS, LOCK_LASTS, over as held_over};
 pub(crate) use tracker::{ChangeTracker, ChangeTrackers, TrackingContext, WatchStatus};

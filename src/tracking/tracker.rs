@@ -5,6 +5,7 @@
 mod tests;
 
 mod all;
+pub(crate) mod held;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use crate::config::{self, Routing};
 use crate::directory::{Change, Entry, Realm};
 use crate::sessions::closer::Closer;
 use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason, roles};
+use crate::telemetry::held_back::{Beginning, HeldBackUsers, Reason, Who};
 use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::actions::{Action, Modifier, Report};
@@ -68,6 +70,7 @@ pub(crate) struct ChangeTracker {
     state: Mutex<ChangeState>,
     outbox: Mutex<Outbox>,
     told: Arc<Notify>,
+    held_back: Arc<HeldBackUsers>,
 }
 
 /// The most news that wait; of more, all are sent again.
@@ -90,8 +93,8 @@ impl ChangeTracker {
     /// Nothing is watched yet.
     #[must_use]
     pub(crate) fn new(realm: Realm, registry: Arc<Registry>, closer: Arc<Closer>, metrics: Arc<Metrics>) -> Self {
-        let (state, outbox, told) = Default::default();
-        Self { realm, registry, closer, metrics, state, outbox, told }
+        let (state, outbox, told, held_back) = Default::default();
+        Self { realm, registry, closer, metrics, state, outbox, told, held_back }
     }
 
     fn lock(&self) -> MutexGuard<'_, ChangeState> {
@@ -115,6 +118,7 @@ impl ChangeTracker {
     /// Applies a reported change.
     pub(crate) fn take(&self, change: Change, context: &TrackingContext<'_>) {
         let mut state = self.lock();
+        held::note(&self.held_back, &change, context.shown);
         let actions = state.apply(change, &self.inputs(context));
         self.carry_out(actions, context);
         if state.is_current() {
@@ -227,7 +231,18 @@ impl ChangeTracker {
                 Action::Connected(is_connected) => {
                     self.metrics.directory_watch_connected.with_label_values(&self.labels()).set(is_connected.into());
                 }
-                Action::Report(report) => log(report, context.shown),
+                Action::Report(Report::Locked(dn)) => {
+                    let beginning =
+                        Beginning { directory: context.shown, lasts: Some(held::LOCK_LASTS), ..Beginning::default() };
+                    self.held_back.begin(Reason::Locked, Who::User(&dn), beginning);
+                }
+                Action::Report(report) => {
+                    // A user that is held goes on under the new name.
+                    if let Report::Deleted(dn) | Report::Renamed { old: dn, .. } = &report {
+                        held::over(&self.held_back, dn, context.shown, None);
+                    }
+                    log(report, context.shown);
+                }
             }
         }
     }
@@ -290,6 +305,8 @@ fn log(report: Report, directory: Option<&'static str>) {
             "entries have no visible mail host or networks any more and were not modified: check the access rules; \
              their previous values are kept"
         ),
+        // Listed instead.
+        Report::Locked(_) => {}
         Report::Deleted(dn) => info!(directory, dn = %Bounded(dn.as_bytes()), "entry deleted"),
         Report::Renamed { old, new } => {
             info!(directory, old = %Bounded(old.as_bytes()), new = %Bounded(new.as_bytes()), "entry renamed");

@@ -48,6 +48,7 @@ mod fleet_limits;
 mod fleet_secrets;
 mod flood;
 mod health;
+mod held_back;
 mod history;
 mod hostile_directory;
 mod init;

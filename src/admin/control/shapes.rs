@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::sessions::registry::Session;
+use crate::telemetry::held_back::HeldBackList;
 
 /// The reply to a request that failed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -185,6 +186,9 @@ pub(crate) struct Status {
     pub ends_at: Option<u64>,
     /// The number of changes that the brake holds.
     pub brake_holds: i64,
+    /// Users and networks that are held back: by the directory, or by a limit.
+    #[serde(default)]
+    pub held_back: HeldBackList,
     /// When the first of its certificates ends, in Unix seconds.
     pub certificate_ends: Option<i64>,
     /// How each directory is.

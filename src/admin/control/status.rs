@@ -43,6 +43,7 @@ pub(super) async fn status(shared: &Shared, snapshot: Arc<Snapshot>) -> Status {
         ends_at: shared.ends_at.get().copied(),
         brake_holds: snapshot.config.directories.iter().map(|directory| shared.metrics.brake(&directory.name)).sum(),
         certificate_ends: snapshot.tls.certificates().iter().map(|served| served.not_after).min(),
+        held_back: shared.trackers.held_back().list().with(shared.throttle.held_back.list()),
         directories: directory_statuses(shared, &snapshot),
         fleet,
     }

@@ -83,6 +83,24 @@ labels! {
 }
 
 impl LimitRule {
+    /// Whether it counts by the client's prefix alone.
+    #[must_use]
+    pub(crate) const fn is_of_prefix(self) -> bool {
+        matches!(
+            self,
+            Self::FailedLoginsPerPrefix
+                | Self::PasswordSpraying
+                | Self::ConnectionsPerPrefix
+                | Self::HandshakesPerPrefix
+        )
+    }
+
+    /// Whether it counts by the user, alone or at a prefix.
+    #[must_use]
+    pub(crate) const fn is_of_user(self) -> bool {
+        matches!(self, Self::FailedLoginsPerUser | Self::SessionsPerUser | Self::SessionsPerUserAndPrefix)
+    }
+
     /// Whether it delays before it refuses.
     #[must_use]
     pub(crate) const fn delays(self) -> bool {

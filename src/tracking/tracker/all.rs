@@ -11,6 +11,7 @@ use crate::base::clock::unix_now;
 use crate::directory::{EntryNames, Realm};
 use crate::sessions::closer::Closer;
 use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason};
+use crate::telemetry::held_back::HeldBackUsers;
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::compare::{Newest, compare, compare_acting};
 use crate::tracking::fleet::FleetNames;
@@ -24,6 +25,8 @@ pub(crate) struct ChangeTrackers {
     all: Mutex<Trackers>,
     /// One of them has news for other nodes.
     told: Arc<Notify>,
+    /// The users that the directories hold or have locked.
+    held_back: Arc<HeldBackUsers>,
 }
 
 #[derive(Default)]
@@ -43,8 +46,8 @@ impl ChangeTrackers {
     /// Nothing is watched yet.
     #[must_use]
     pub(crate) fn new(registry: Arc<Registry>, closer: Arc<Closer>, metrics: Arc<Metrics>) -> Self {
-        let (all, told) = Default::default();
-        Self { registry, closer, metrics, all, told }
+        let (all, told, held_back) = Default::default();
+        Self { registry, closer, metrics, all, told, held_back }
     }
 
     fn lock(&self) -> MutexGuard<'_, Trackers> {
@@ -58,11 +61,17 @@ impl ChangeTrackers {
         let tracker = all.by_realm.entry(realm).or_insert_with(|| {
             let (registry, closer) = (Arc::clone(&self.registry), Arc::clone(&self.closer));
             let tracker = ChangeTracker::new(realm, registry, closer, Arc::clone(&self.metrics));
-            let tracker = ChangeTracker { told: Arc::clone(&self.told), ..tracker };
+            let tracker =
+                ChangeTracker { told: Arc::clone(&self.told), held_back: Arc::clone(&self.held_back), ..tracker };
             names.into_iter().for_each(|names| tracker.join(names));
             Arc::new(tracker)
         });
         Arc::clone(tracker)
+    }
+
+    /// The users that the directories hold or have locked, as far as it was noticed.
+    pub(crate) fn held_back(&self) -> &HeldBackUsers {
+        &self.held_back
     }
 
     /// Forgets the trackers of directories that are no longer configured.
