@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use super::running::age;
+use serde::Serialize;
+
+use super::running::{age, say_json};
 use super::{FAILED, OK, UNAVAILABLE, USAGE, complain, count, fail, fail_config, output, progress};
 use crate::admin::control;
 use crate::admin::overview::Backend;
@@ -34,16 +36,48 @@ pub(super) struct Args {
     /// As root: whether this user can read every file; without it the user of `process.user`, or of the systemd unit
     #[arg(long = "as", value_name = "USER")]
     as_user: Option<String>,
-    /// With --connect: one JSON object instead of text
-    #[arg(long, requires = "connect")]
+    /// One JSON object instead of text
+    #[arg(long)]
     json: bool,
+}
+
+/// What is said of the files, as JSON; with `--connect` the report of the servers is said instead.
+#[derive(Serialize)]
+struct Checked {
+    ok: bool,
+    problems: Vec<Said>,
+    warnings: Vec<Said>,
+}
+
+/// A problem or a warning.
+#[derive(Serialize)]
+struct Said {
+    file: String,
+    line: Option<u64>,
+    key: String,
+    message: String,
+}
+
+impl Said {
+    fn of(problem: &Problem) -> Self {
+        let Problem { file, line, key, message } = problem;
+        Self { file: file.display().to_string(), line: *line, key: key.clone(), message: message.clone() }
+    }
+}
+
+/// Says every mistake, as JSON, too, if that is wanted.
+fn mistaken(problems: &[Problem], arguments: &Args) -> ExitCode {
+    if arguments.json {
+        say_json(&Checked { ok: false, problems: problems.iter().map(Said::of).collect(), warnings: Vec::new() });
+    }
+    fail_config(problems)
 }
 
 pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
     let metrics = Arc::new(Metrics::new());
     let snapshot = match server::prepare(config, &metrics, None) {
         Ok(snapshot) => snapshot,
-        Err(problems) => return fail_config(&problems),
+        Err(problems) => return mistaken(&problems, arguments),
     };
     let config = &snapshot.config;
     if arguments.as_user.is_some() && !privileges::is_root() {
@@ -51,7 +85,7 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
     }
     let for_the_service = match of_the_service(config, arguments.as_user.as_deref()) {
         Ok(warnings) => warnings,
-        Err(problems) => return fail_config(&problems),
+        Err(problems) => return mistaken(&problems, arguments),
     };
     for warning in &for_the_service {
         complain(Priority::Warning, &format!("warning: {warning}"));
@@ -72,6 +106,10 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         ));
     }
     if !arguments.connect {
+        if arguments.json {
+            let warnings = config.warnings.iter().chain(&for_the_service).map(Said::of).collect();
+            say_json(&Checked { ok: true, problems: Vec::new(), warnings });
+        }
         return ExitCode::from(OK);
     }
     let sample = match arguments.sample.as_deref().map(|name| Login::parse(name.as_bytes())) {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::explain_file::{Explanation, Proof};
 use super::explain_running::code as code_of;
 use super::running::{code_of as code_of_error, say, say_json};
-use super::{FAILED, OK, directories, either, explain_all, explain_running, fail, fail_config, output};
+use super::{FAILED, OK, directories, either, explain_all, explain_running, fail, fail_config, output, progress};
 use crate::admin::control::{self, ControlError, Status};
 use crate::config::{self, Config};
 use crate::diagnose::table::Shown;
@@ -122,7 +122,7 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         (Some(login), Some(socket)) => {
             // A user that acts for another has networks of its own.
             let from = arguments.from.filter(|_| arguments.acting.is_none());
-            Now::of(file, socket, login, from).await
+            progress::waiting("waiting for the running usher", Now::of(file, socket, login, from)).await
         }
         (Some(_), None) if loaded.is_ok() => {
             let place = Shown(&file.display().to_string()).to_string();
@@ -195,7 +195,8 @@ async fn by_file(file: &Path, mut config: Config, arguments: &Args, now: Now) ->
             Err(code) => return code,
         }
     } else {
-        found.ask_by_name((&config, &realms), proof, acting.map(|actor| (actor, from))).await
+        let asked = found.ask_by_name((&config, &realms), proof, acting.map(|actor| (actor, from)));
+        progress::waiting("asking the directory", asked).await
     };
     let code = match &now.verdict {
         Some(now) if !now.is_routed() || !is_proven => code_of(&now.result),

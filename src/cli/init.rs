@@ -92,12 +92,13 @@ pub(super) fn init(arguments: &Args, file: &Path) -> ExitCode {
     };
     output::print(&text);
     let file = file.display();
-    output::complaint(format_args!(
+    output::advise(format_args!(
         "Next, with the text above as {file} (root:usher, 0640):\n  \
          sudo usher check                  # mistakes of the configuration and its files\n  \
          sudo usher check --connect        # and of the servers in it\n  \
          sudo usher explain alice          # where a user would be routed\n  \
-         sudo systemctl enable --now usher"
+         sudo systemctl enable --now usher\n  \
+         sudo usher try alice              # a whole login, with her password"
     ));
     ExitCode::from(OK)
 }

@@ -212,6 +212,20 @@ mod tests {
         }
     }
 
+    /// Those that write a document of a format of their own, or serve, and those that only hold others.
+    const WITHOUT_JSON: [&str; 9] =
+        ["usher", "run", "init", "schema", "import-users", "completions", "man", "demo", "cache"];
+
+    #[test]
+    fn every_command_can_answer_in_json() {
+        let mut command = super::super::command();
+        command.build();
+        for name in commands().iter().filter(|name| !WITHOUT_JSON.contains(&name.as_str())) {
+            let found = name.split(' ').fold(&command, |command, part| command.find_subcommand(part).unwrap());
+            assert!(found.get_arguments().any(|argument| argument.get_long() == Some("json")), "{name}");
+        }
+    }
+
     #[test]
     fn help_has_what_the_page_has() {
         let mut command = super::super::command();

@@ -84,6 +84,9 @@ struct Cli {
     /// The configuration file.
     #[arg(long, short, global = true, value_name = "FILE", default_value = "/etc/usher/config.yaml")]
     config: PathBuf,
+    /// No progress and no advice on standard error; errors and warnings stay.
+    #[arg(long, short, global = true)]
+    quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,6 +156,7 @@ pub fn main(settled: fn()) -> ExitCode {
             return output::exit_code(ExitCode::from(code));
         }
     };
+    output::set_quiet(arguments.quiet);
     let mut command = arguments.command.unwrap_or_else(|| Command::Run(run::Args::default()));
     if let Command::Run(run) = &mut command {
         if run.detach {
@@ -196,7 +200,7 @@ pub fn main(settled: fn()) -> ExitCode {
             Command::Reload(arguments) => either(reload::reload(&config, &arguments).await),
             Command::Upgrade(arguments) => either(reload::upgrade(&config, &arguments).await),
             Command::Drain(arguments) => either(drain::drain(&config, &arguments).await),
-            Command::Ready(ready::Args {}) => either(ready::ready(&config).await),
+            Command::Ready(arguments) => either(ready::ready(&config, &arguments).await),
             Command::Completions(arguments) => manual::completions(&arguments),
             Command::Man(arguments) => manual::man(&arguments),
             #[cfg(feature = "demo")]

@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::{FAILED, fail};
 
@@ -18,6 +18,24 @@ static STATE: AtomicU8 = AtomicU8::new(WRITTEN);
 const WRITTEN: u8 = 0;
 const CLOSED: u8 = 1;
 const LOST: u8 = 2;
+
+/// Whether progress and advice are left out (`--quiet`).
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+pub(super) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Writes a line of advice to standard error.
+pub(super) fn advise(text: impl Display) {
+    if !is_quiet() {
+        complaint(text);
+    }
+}
 
 /// Writes to standard output.
 pub(super) fn print(text: impl Display) {

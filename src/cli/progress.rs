@@ -1,11 +1,14 @@
-//! A line that counts on a terminal while a command takes its time; nothing anywhere else.
+//! A line on a terminal while a command takes its time; nothing anywhere else, and nothing with `--quiet`.
 
 use std::future::Future;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::diagnose::table::thousands;
+use tokio::time::{Instant, sleep};
+
+use super::output;
+use crate::diagnose::table::{ShownLines, thousands};
 
 /// Shorter waits show no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -20,25 +23,46 @@ pub(super) async fn watched<T>(
     rows_are_shown: bool,
     work: impl Future<Output = T>,
 ) -> T {
-    let shown = io::stderr().is_terminal() && !(rows_are_shown && io::stdout().is_terminal());
-    let telling = async {
-        tokio::time::sleep(PATIENCE).await;
-        loop {
-            let mut terminal = io::stderr().lock();
-            // A terminal that is gone needs no count.
-            let _ = write!(terminal, "\r{} {what} \x1b[K", thousands(done.load(Ordering::Relaxed)));
-            let _ = terminal.flush();
-            drop(terminal);
-            tokio::time::sleep(PACE).await;
-        }
-    };
-    if !shown {
+    let are_rows_there = rows_are_shown && io::stdout().is_terminal();
+    shown(are_rows_there, |_| format!("{} {what} ", thousands(done.load(Ordering::Relaxed))), work).await
+}
+
+/// Waits for `work`, and shows what is waited for and for how long.
+pub(super) async fn waiting<T>(what: &str, work: impl Future<Output = T>) -> T {
+    shown(false, |seconds| format!("{what}, {seconds} s "), work).await
+}
+
+async fn shown<T>(is_shown_otherwise: bool, text: impl Fn(u64) -> String, work: impl Future<Output = T>) -> T {
+    if is_shown_otherwise || output::is_quiet() || !io::stderr().is_terminal() {
         return work.await;
     }
+    let began = Instant::now();
+    let told = AtomicBool::new(false);
+    let telling = async {
+        sleep(PATIENCE).await;
+        loop {
+            told.store(true, Ordering::Relaxed);
+            let mut terminal = io::stderr().lock();
+            // A terminal that is gone needs no count.
+            let _ = write!(terminal, "\r{}\x1b[K", ShownLines(&text(began.elapsed().as_secs())));
+            let _ = terminal.flush();
+            drop(terminal);
+            sleep(PACE).await;
+        }
+    };
     let answer = tokio::select! {
         answer = work => answer,
         () = telling => std::future::pending().await,
     };
-    let _ = write!(io::stderr(), "\r\x1b[K");
+    if told.load(Ordering::Relaxed) {
+        let _ = write!(io::stderr(), "\r\x1b[K");
+    }
     answer
+}
+
+/// Shows how a wait stands, over what was shown before.
+pub(super) fn note(text: &str) {
+    if !output::is_quiet() && io::stderr().is_terminal() {
+        let _ = write!(io::stderr(), "\r{}\x1b[K\r", ShownLines(text));
+    }
 }

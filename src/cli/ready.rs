@@ -3,15 +3,30 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::running::say;
+use serde::Serialize;
+
+use super::running::{say, say_json};
 use super::{FAILED, OK, UNAVAILABLE, fail, fail_config};
 use crate::admin::asked;
 use crate::config::{self, Mistakes};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
 
-pub(super) async fn ready(config: &Path) -> Result<ExitCode, ExitCode> {
+/// The reply as JSON.
+#[derive(Serialize)]
+struct Ready<'a> {
+    ready: bool,
+    /// The HTTP status.
+    status: u16,
+    text: &'a str,
+}
+
+pub(super) async fn ready(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     // Mistakes elsewhere in the file do not matter: the running usher has another one in force.
     let admin = match config::load(config) {
         Ok(config) => config.admin,
@@ -20,6 +35,10 @@ pub(super) async fn ready(config: &Path) -> Result<ExitCode, ExitCode> {
         }
     };
     let (status, text) = asked::ready(admin.address).await.map_err(|error| fail(UNAVAILABLE, error))?;
-    say(text);
+    if arguments.json {
+        say_json(&Ready { ready: status.is_success(), status: status.as_u16(), text: text.trim_end() });
+    } else {
+        say(text);
+    }
     Ok(ExitCode::from(if status.is_success() { OK } else { FAILED }))
 }

@@ -10,10 +10,13 @@ use hyper::body::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{CONFIG, FAILED, NO_PERMISSION, OK, UNAVAILABLE, USAGE, fail, fail_config, output};
+use super::{CONFIG, FAILED, NO_PERMISSION, OK, UNAVAILABLE, USAGE, fail, fail_config, output, progress};
 use crate::admin::control::{self, ControlError, encode};
 use crate::config::{self, Mistakes};
 use crate::diagnose::table::{ShownJson, ShownLines};
+
+/// What is said of a request that takes its time.
+const WAITING: &str = "waiting for the running usher";
 
 /// The running usher of a configuration.
 pub(super) struct Running {
@@ -61,7 +64,8 @@ impl Running {
     /// # Errors
     /// The exit code, after the reason was printed.
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, path: &str) -> Result<T, ExitCode> {
-        control::ask(&self.socket, method, path).await.map_err(|error| refused(&error))
+        let asked = control::ask(&self.socket, method, path);
+        progress::waiting(WAITING, asked).await.map_err(|error| refused(&error))
     }
 
     /// Sends the process that serves a request with a body.
@@ -69,7 +73,8 @@ impl Running {
     /// # Errors
     /// As [`Running::ask`].
     pub(super) async fn send<T: DeserializeOwned>(&self, method: &str, path: &str, body: Bytes) -> Result<T, ExitCode> {
-        control::send(&self.socket, method, path, body).await.map_err(|error| refused(&error))
+        let sent = control::send(&self.socket, method, path, body);
+        progress::waiting(WAITING, sent).await.map_err(|error| refused(&error))
     }
 
     /// Follows a response of the process that serves.
@@ -91,7 +96,8 @@ impl Running {
     /// # Errors
     /// As [`Running::ask`].
     pub(super) async fn ask_all<T: DeserializeOwned>(&self, method: &str, path: &str) -> Result<Answers<T>, ExitCode> {
-        let asked = control::ask_all(&self.socket, method, path).await.map_err(|error| refused(&error))?;
+        let asked = control::ask_all(&self.socket, method, path);
+        let asked = progress::waiting(WAITING, asked).await.map_err(|error| refused(&error))?;
         let mut answers = Answers { all: vec![asked.serving], complete: true };
         for (socket, answer) in asked.before {
             match answer {

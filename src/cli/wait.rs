@@ -4,14 +4,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::directories;
 use super::fleet::ByNode;
-use super::running::{Running, say, with_query};
-use super::{DATA, FAILED, NO_USER, OK, UNAVAILABLE, USAGE, count, fail, fail_config};
+use super::running::{Running, say, say_json, with_query};
+use super::{DATA, FAILED, NO_USER, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
 use crate::admin::control::{Dropped, NodeReply, Recent};
 use crate::base::credential::Login;
 use crate::config;
@@ -33,6 +34,23 @@ pub(super) struct Args {
     /// Give up after this time, such as 5m
     #[arg(long, value_name = "TIME", value_parser = config::duration, default_value = "5m")]
     timeout: Duration,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the wait has come to, as JSON.
+#[derive(Serialize)]
+struct Waited<'a> {
+    login: &'a str,
+    dn: &'a str,
+    /// Whether the mailbox can be moved.
+    done: bool,
+    sessions: usize,
+    /// How long ago Postfix may have got a server, in seconds, if that is less than `--age`.
+    youngest_answer_seconds: Option<f64>,
+    /// The nodes, or processes of an upgrade, without an answer.
+    without_answer: Vec<String>,
 }
 
 pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
@@ -79,6 +97,12 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
         }
         let is_settled = is_dropped && sessions == 0 && silent.is_empty() && youngest.is_none();
         if is_settled && was_settled {
+            if arguments.json {
+                let (login, dn) = (arguments.login.as_str(), &*entry.dn);
+                let without_answer = Vec::new();
+                say_json(&Waited { login, dn, done: true, sessions, youngest_answer_seconds: None, without_answer });
+                return Ok(ExitCode::from(OK));
+            }
             let mail = arguments.age.map_or(String::new(), |age| format!(", and Postfix got no server for {age:?}"));
             say(format!("{shown} has no session{mail}"));
             return Ok(ExitCode::from(OK));
@@ -86,12 +110,20 @@ pub(super) async fn wait(file: &Path, arguments: &Args) -> Result<ExitCode, Exit
         if Instant::now() >= until {
             silent.sort_unstable();
             silent.dedup();
+            if arguments.json {
+                let (login, dn) = (arguments.login.as_str(), &*entry.dn);
+                let (youngest_answer_seconds, without_answer) = (youngest, silent);
+                say_json(&Waited { login, dn, done: false, sessions, youngest_answer_seconds, without_answer });
+                return Ok(ExitCode::from(FAILED));
+            }
             let silent =
                 if silent.is_empty() { String::new() } else { format!("; no answer of {}", silent.join(", ")) };
             let mail = youngest.map_or(String::new(), |age| format!("; Postfix may have got a server {age:.0} s ago"));
             return Err(fail(FAILED, format!("{shown} has {}{mail}{silent}", count(sessions, "session"))));
         }
         was_settled = is_settled || arguments.age.is_none();
+        let words = format!("{shown} has {}", count(sessions, "session"));
+        progress::note(&words);
         sleep(PAUSE).await;
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::kit::certs::Leaf;
@@ -331,4 +332,64 @@ fn every_shipped_config_passes_check() {
         }
     }
     assert!(shipped > 0, "config.example.yaml is missing");
+}
+
+/// Runs a command on a terminal of its own, and prints what the terminal got.
+const ON_A_TERMINAL: &str = r#"
+import os, pty, sys
+process, terminal = pty.fork()
+if process == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+shown = b""
+try:
+    while part := os.read(terminal, 4096):
+        shown += part
+except OSError:
+    pass
+os.waitpid(process, 0)
+sys.stdout.buffer.write(shown)
+"#;
+
+#[test]
+fn waits_are_shown_on_a_terminal_alone_and_not_with_quiet() {
+    let usher = Usher::start(Config::shared());
+    let config = usher.config.path("usher.yaml").display().to_string();
+    usher.signal(Signal::STOP);
+    // It goes on when the terminal has shown that the command waits.
+    let shown = |more: &[&str]| {
+        let words = [&["-c", ON_A_TERMINAL, BINARY, "status", "--config", &config][..], more].concat();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(2_500));
+                usher.signal(Signal::CONT);
+            });
+            run("python3", &words, b"").succeeded().stdout
+        })
+    };
+    let text = shown(&[]);
+    assert!(text.contains("waiting for the running usher, 1 s") && text.contains("process "), "{text:?}");
+    usher.signal(Signal::STOP);
+    let text = shown(&["--quiet"]);
+    assert!(!text.contains("waiting") && text.contains("process "), "{text:?}");
+}
+
+#[test]
+fn check_answers_in_json_also_without_the_servers() {
+    let config = Config::shared();
+    config.write();
+    let said = command(&config, &["check", "--json"], b"").succeeded();
+    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!((&value["ok"], &value["problems"]), (&json!(true), &json!([])), "{said:?}");
+    let config = config.set("/cache/ttl", "soon");
+    config.write();
+    let said = command(&config, &["check", "--json"], b"");
+    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!((said.code, &value["ok"], &value["problems"][0]["key"]), (78, &json!(false), &json!("cache.ttl")));
+    assert!(value["problems"][0]["line"].as_u64().unwrap() > 1, "{value}");
+    // Advice can be left out, the document not.
+    let arguments =
+        ["init", "--ldap", "ldaps://ldap1.example.com", "--base", "dc=x", "--backend", "a=a.example.com:993"];
+    let more = ["--certificate", "/c.pem", "--key", "/k.pem", "-q"];
+    let said = run(BINARY, &[&arguments[..], &more].concat(), b"").succeeded();
+    assert!(said.stderr.is_empty() && said.stdout.contains("a.example.com"), "{said:?}");
 }

@@ -161,6 +161,9 @@ fn ready_command_reports_what_a_load_balancer_hears() {
     assert!(absent.code == 69 && absent.stderr.contains("is usher running?"), "{absent:#?}");
     let usher = Usher::start(config);
     usher.wait_log("ready", |_| true);
+    let said = usher.command(&["ready", "--json"]).succeeded();
+    let value: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!((&value["ready"], &value["status"]), (&serde_json::json!(true), &serde_json::json!(200)), "{said:?}");
     let said = usher.command(&["ready"]);
     assert_eq!((said.code, &*said.stdout), (0, "ready\n"), "{said:#?}");
     usher.command(&["drain", "--ready-only"]).succeeded();

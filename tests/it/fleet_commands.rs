@@ -208,6 +208,9 @@ fn held_user_without_sessions_ends_the_wait() {
     assert_eq!(said.code, 67, "{}", said.stderr);
     two.signal(Signal::STOP);
     slapd.set(&alice, "description", Some("moving"));
+    let said = one.command(&["wait", "alice", "--fleet", "--timeout", "1s", "--json"]);
+    let value: Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!((said.code, &value["done"], &value["without_answer"]), (1, &json!(false), &json!(["mx2"])), "{said:?}");
     let said = one.command(&["wait", "alice", "--fleet", "--timeout", "1s"]);
     assert!(said.code == 1 && said.stderr.contains("no answer of mx2"), "{}", said.stderr);
     // Nor once it counts as dead: it may be cut off from the store alone.
