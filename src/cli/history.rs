@@ -58,10 +58,11 @@ fn text(attempts: &[Attempt]) -> String {
             format!("{} ({backend_reply})", attempt.reply)
         };
         let acting = attempt.acting.as_ref().map(|actor| format!(" by {actor}")).unwrap_or_default();
+        let tried = attempt.tried_by_uid.map(|uid| format!(" tried by uid {uid}")).unwrap_or_default();
         let cells = [
             time(attempt.last),
             attempt.result.to_string(),
-            format!("{}{acting}", attempt.protocol),
+            format!("{}{acting}{tried}", attempt.protocol),
             attempt.client.to_string(),
             attempt.program.to_string(),
             attempt.backend.as_deref().unwrap_or("-").to_owned(),

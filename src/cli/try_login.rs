@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// The protocol: imap, pop3, submission or managesieve
     #[arg(long, value_name = "NAME", default_value = "imap")]
     protocol: String,
-    /// The client's address: where the login is to come from
+    /// The client's address: where the login is to come from; for root alone
     #[arg(long, value_name = "ADDRESS")]
     from: Option<IpAddr>,
     /// One JSON object instead of text

@@ -29,23 +29,26 @@ impl ServiceUser {
     #[must_use]
     pub(crate) fn of(config: &Config) -> Option<Self> {
         let of_the_unit = || {
-            let user = unit_user(&UNIT_FOLDERS.map(Path::new)).map(Self::Named);
-            let user = user.unwrap_or_else(|| Self::Packaged(PACKAGED.1.to_owned()));
+            let user = unit_user(&UNIT_FOLDERS.map(Path::new));
+            let user = user.map_or_else(|| Self::Packaged(PACKAGED.1.to_owned()), Self::Named);
             (config.file == Path::new(PACKAGED.0)).then_some(user)
         };
         config.process.user.clone().map(Self::Named).or_else(of_the_unit)
     }
 }
 
+/// The user of a unit that names none.
+const ROOT: &str = "root";
 /// Where units are, the one that counts most first (systemd.unit(5)).
 const UNIT_FOLDERS: [&str; 3] = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
 
-/// `User=` of usher's unit: of its last drop-in, or of the unit itself.
+/// `User=` of usher's unit: of its last drop-in, or of the unit itself. Without one, or where an empty value resets what was said
+/// before, it is root (systemd.exec(5)). `None`: there is no unit.
 fn unit_user(folders: &[&Path]) -> Option<String> {
-    let user_in = |path: PathBuf| {
+    let user_in = |path: &PathBuf| {
         let text = fs::read_to_string(path).ok()?;
-        let user = text.lines().filter_map(|line| line.trim().strip_prefix("User=")).next_back()?;
-        Some(user.trim().to_owned()).filter(|user| !user.is_empty())
+        let user = text.lines().filter_map(|line| line.trim().strip_prefix("User=")).next_back()?.trim();
+        Some(if user.is_empty() { ROOT } else { user }.to_owned())
     };
     let mut parts: Vec<PathBuf> = Vec::new();
     for folder in folders {
@@ -56,9 +59,8 @@ fn unit_user(folders: &[&Path]) -> Option<String> {
         parts.extend(found.filter(is_new).collect::<Vec<_>>());
     }
     parts.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
-    let unit =
-        || folders.iter().map(|folder| folder.join("usher.service")).find(|path| path.exists()).and_then(user_in);
-    parts.into_iter().rev().find_map(user_in).or_else(unit)
+    let unit = folders.iter().map(|folder| folder.join("usher.service")).find(|path| path.exists())?;
+    Some(parts.iter().rev().find_map(user_in).or_else(|| user_in(&unit)).unwrap_or_else(|| ROOT.to_owned()))
 }
 
 /// The files of a configuration that this user cannot read. This process must be root.
@@ -146,11 +148,16 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         assert_eq!(unit_user(&[&etc, &lib]).as_deref(), Some("second"));
+        fs::write(etc.join("usher.service.d/50-reset.conf"), "[Service]\nUser=\n").unwrap();
+        assert_eq!(unit_user(&[&etc, &lib]).as_deref(), Some("root"));
+        fs::remove_file(etc.join("usher.service.d/50-reset.conf")).unwrap();
         fs::write(etc.join("usher.service.d/20-b.conf"), "").unwrap();
         assert_eq!(unit_user(&[&etc, &lib]).as_deref(), Some("first"));
         fs::remove_dir_all(etc).unwrap();
         fs::remove_dir_all(lib.join("usher.service.d")).unwrap();
         assert_eq!(unit_user(&[&base.join("etc"), &lib]).as_deref(), Some("usher"));
+        fs::write(lib.join("usher.service"), "[Service]\nExecStart=/usr/bin/usher run\n").unwrap();
+        assert_eq!(unit_user(&[&lib]).as_deref(), Some("root"));
         fs::remove_dir_all(base).unwrap();
         assert_eq!(unit_user(&[&lib]), None);
     }

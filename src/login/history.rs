@@ -48,6 +48,9 @@ pub(crate) struct Attempt {
     pub directory: Option<Box<str>>,
     /// The user that has acted for this one.
     pub acting: Option<Box<str>>,
+    /// The user of the machine that has tried it (`usher try`).
+    #[serde(default)]
+    pub tried_by_uid: Option<u32>,
     /// The client's address, or its network (`log.client_address`).
     pub client: Box<str>,
     /// The protocol's name.
@@ -76,6 +79,7 @@ impl Attempt {
             && self.program == other.program
             && self.backend == other.backend
             && self.acting == other.acting
+            && self.tried_by_uid == other.tried_by_uid
     }
 
     /// Bytes of its texts.
@@ -186,11 +190,14 @@ impl LoginHistory {
         }
     }
 
-    /// The last attempts of a user, by a name as typed or the DN, oldest first; of every entry that the name led to.
+    /// The last attempts of a user, by a name as typed or the DN, oldest first; of every entry that the name led to, or that
+    /// has one of these DNs. It looks at every attempt.
     #[must_use]
-    pub(crate) fn of(&self, name: &str) -> Vec<Attempt> {
-        let name = name.to_lowercase();
-        let is_named = |attempt: &Attempt| attempt.login.to_lowercase() == name || attempt.dn.to_lowercase() == name;
+    pub(crate) fn of(&self, name: &str, dns: &[Arc<str>]) -> Vec<Attempt> {
+        let names: Vec<String> =
+            std::iter::once(name).chain(dns.iter().map(|dn| &**dn)).map(str::to_lowercase).collect();
+        let is_one = |text: &str| names.iter().any(|name| text.to_lowercase() == *name);
+        let is_named = |attempt: &Attempt| is_one(&attempt.login) || is_one(&attempt.dn);
         let rooms = self.users.iter().chain(self.strangers.iter());
         let mut found: Vec<Attempt> = rooms
             .filter_map(|(_, attempts)| {
@@ -223,6 +230,7 @@ fn attempt(
         dn: event.dn.as_deref().map(cut).unwrap_or_default().into(),
         directory: event.directory.map(Into::into),
         acting: event.acting.as_ref().map(|(actor, _)| cut(actor.as_str()).into()),
+        tried_by_uid: event.tried_by_uid,
         client: Client::of(info.client, event.is_acting()).to_string().into(),
         protocol: info.protocol.into(),
         program: cut(program.trim()).into(),
@@ -294,12 +302,12 @@ mod tests {
         note(&history, &alice, Some(Refusal::WrongPassword));
         note(&history, &alice, None);
         for name in ["alice", "uid=ALICE,dc=x"] {
-            let found = history.of(name);
+            let found = history.of(name, &[]);
             let shown: Vec<_> = found.iter().map(|one| (&*one.result, one.count, &*one.reply)).collect();
             let wrong = ("wrong_password", 1, "Name or password is wrong");
             assert_eq!(shown, [("ok", 3, ""), wrong, ("ok", 1, "")]);
         }
-        assert_eq!(history.of("bob"), []);
+        assert_eq!(history.of("bob", &[]), []);
     }
 
     #[test]
@@ -311,7 +319,7 @@ mod tests {
             alice.reply = Some(format!("{number}"));
             note(&history, &alice, Some(Refusal::BackendUnreachable));
         }
-        let found = history.of("alice");
+        let found = history.of("alice", &[]);
         assert_eq!((found.len(), &*found[0].result, &*found[19].backend_reply), (ATTEMPTS, "ok", "99"));
     }
 
@@ -335,7 +343,7 @@ mod tests {
         }
         history.users.run_pending_tasks();
         let all = history.users.weighted_size();
-        let attempts = history.of("alice");
+        let attempts = history.of("alice", &[]);
         let texts: usize =
             attempts.iter().map(|one| one.reply.len() + one.backend_reply.len() + one.client.len()).sum();
         assert!(all >= (ATTEMPTS * size_of::<Attempt>() + texts) as u64, "{all}");
@@ -358,13 +366,13 @@ mod tests {
         for room in [&history.users, &history.strangers] {
             room.run_pending_tasks();
         }
-        assert_eq!(history.of("alice").len(), 1);
+        assert_eq!(history.of("alice", &[]).len(), 1);
         assert_eq!(history.users.entry_count(), 1);
         assert!(history.strangers.weighted_size() <= 20_000, "{}", history.strangers.weighted_size());
         // A user by template that has logged in once is known.
         note(&history, &of_template(7), None);
         note(&history, &of_template(7), Some(Refusal::WrongPassword));
         assert_eq!(history.users.entry_count().max(1), 1);
-        assert_eq!(history.of("uid=random7,dc=x").iter().filter(|one| &*one.result == "ok").count(), 1);
+        assert_eq!(history.of("uid=random7,dc=x", &[]).iter().filter(|one| &*one.result == "ok").count(), 1);
     }
 }

@@ -54,6 +54,8 @@ fn history_shows_each_attempt_with_its_reason_and_what_the_client_was_told() {
     {
         assert!(said.contains(part), "{part}: {said}");
     }
+    // By a name that was never typed: the cache knows it as one of the entry's.
+    assert_eq!(history(&usher, "uid=alice,ou=people,dc=example,dc=com").1.len(), 3);
     for name in ["alice", "bob", "nobody-here"] {
         let all = format!("{:?}", history(&usher, name));
         for secret in [&password_of("alice"), "not-her-password", "secret-of-nobody"] {

@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::body::Bytes;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
 
 use super::arguments::{Part, QueryArgs, Rejection, without_body};
 use super::caller::{Caller, audit};
@@ -267,7 +268,15 @@ async fn look_up(State(control): State<Control>, mut arguments: QueryArgs) -> An
 async fn history(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Vec<Attempt>> {
     let login = required(&mut arguments, "login")?;
     arguments.end()?;
-    Ok(Json(control.shared.history.of(&login)))
+    // By any name that led to the entry: what is typed seldom is in the cache under the name that a helpdesk knows.
+    let snapshot = control.snapshot();
+    let known = Login::parse(login.as_bytes())
+        .into_iter()
+        .flat_map(|name| snapshot.realms.cached(&name).map(|(_, _, dn)| dn).collect::<Vec<_>>());
+    let dns: Vec<Arc<str>> = known.collect();
+    let shared = Arc::clone(&control.shared);
+    let found = spawn_blocking(move || shared.history.of(&login, &dns)).await;
+    found.map(Json).map_err(|_| Rejection(StatusCode::INTERNAL_SERVER_ERROR, "the history cannot be read".to_owned()))
 }
 
 async fn answers(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Recent> {

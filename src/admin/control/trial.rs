@@ -32,6 +32,11 @@ pub(super) async fn run(shared: Arc<Shared>, caller: Caller, body: &Bytes) -> Re
     let body: Body = serde_json::from_slice(body).map_err(|_| {
         Rejection::bad("the body must be an object with `login`, `password`, `protocol` and perhaps `from`")
     })?;
+    // Limits and networks go by the address: whoever may choose it, guesses from everywhere.
+    if body.from.is_some() && caller.uid != Some(0) {
+        let words = "only root may name the address that a login comes from: leave --from out";
+        return Err(Rejection(StatusCode::FORBIDDEN, words.to_owned()));
+    }
     let request = TrialRequest {
         login: body.login,
         password: Secret::new(body.password.into_bytes()),
