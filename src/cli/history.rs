@@ -50,7 +50,7 @@ fn text(attempts: &[Attempt]) -> String {
         } else {
             format!("{} times since {}", attempt.count, time(attempt.first))
         };
-        // What the backend said explains more than what the client was told.
+        // What the backend said explains more than what the client has read.
         let backend_reply = attempt.backend_reply.as_ref();
         let words = if backend_reply.is_empty() {
             attempt.reply.to_string()

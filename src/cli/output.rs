@@ -47,7 +47,7 @@ pub(super) fn line(text: impl Display) {
     note(writeln!(io::stdout().lock(), "{text}"));
 }
 
-/// Writes a line to standard error; if its reader is gone, there is nobody to hear it.
+/// Writes a line to standard error; if its reader is gone, it is lost.
 pub(super) fn complaint(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

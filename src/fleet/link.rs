@@ -134,7 +134,7 @@ async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progres
             }
         }
         let began = Instant::now();
-        match timeout(PATIENCE, beat(fleet, connection, progress)).await.unwrap_or(Err(StoreError::Late)) {
+        match timeout(PATIENCE, send_heartbeat(fleet, connection, progress)).await.unwrap_or(Err(StoreError::Late)) {
             Ok(took) => {
                 failures = 0;
                 if took <= fleet.settings.timeout && fleet.names.load().is_some() {
@@ -167,7 +167,11 @@ async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progres
 }
 
 /// One beat; returns how long the store took.
-async fn beat(fleet: &Fleet, connection: &Connection, progress: &mut Progress) -> Result<Duration, StoreError> {
+async fn send_heartbeat(
+    fleet: &Fleet,
+    connection: &Connection,
+    progress: &mut Progress,
+) -> Result<Duration, StoreError> {
     let own = own_record(fleet).ok_or(StoreError::Malformed)?;
     let mut candidate = [0; 8];
     rand::fill(&mut candidate).map_err(|_| StoreError::Malformed)?;
@@ -207,7 +211,7 @@ async fn beat(fleet: &Fleet, connection: &Connection, progress: &mut Progress) -
     if !progress.epoch.is_empty() && progress.epoch != shown.epoch {
         progress.emptied = Some(asked);
     }
-    meet(fleet, &shown, progress.emptied.is_some_and(|at| at.elapsed() < COMING_BACK));
+    take_members(fleet, &shown, progress.emptied.is_some_and(|at| at.elapsed() < COMING_BACK));
     let changed = read_marks(fleet, &shown, progress);
     write_marks(fleet, connection).await?;
     if changed {
@@ -268,8 +272,8 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// Takes over who lives.
-fn meet(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
+/// Takes over the living members.
+fn take_members(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
     let sealer = Arc::clone(&fleet.files.load().sealer);
     let mut members = vec![own(fleet)];
     for (id, record) in &shown.members {
@@ -307,7 +311,7 @@ fn meet(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
         divisor.store(most, Ordering::Relaxed);
     }
     let before = fleet.members.swap(Arc::clone(&members));
-    fleet.absent().beat(&before, &members);
+    fleet.absent().note_living(&before, &members);
 }
 
 /// Takes over which marks have changed; returns whether anything is in force that was not before.

@@ -176,8 +176,8 @@ impl Absent {
         self.goodbyes.contains(&id)
     }
 
-    /// A beat has shown who lives.
-    pub(super) fn beat(&mut self, before: &Members, living: &Members) {
+    /// A heartbeat has shown the living members.
+    pub(super) fn note_living(&mut self, before: &Members, living: &Members) {
         for member in before.iter().filter(|member| living.get(member.id).is_none()) {
             if !self.has_left(member.id) {
                 self.nodes.insert(Arc::clone(&member.node), (member.id, Instant::now()));
@@ -254,23 +254,23 @@ mod tests {
         let (mut absent, all) = (Absent::default(), members(&[(1, "a"), (2, "b"), (3, "c"), (4, "d"), (5, "d")]));
         // One says goodbye before the beat, one after it, one has another process.
         absent.goodbye(MemberId(2));
-        absent.beat(&all, &members(&[(1, "a"), (5, "d")]));
+        absent.note_living(&all, &members(&[(1, "a"), (5, "d")]));
         let names = |absent: &Absent| absent.nodes().iter().map(|(node, _)| node.to_string()).collect::<Vec<_>>();
         assert_eq!(names(&absent), ["c"]);
         advance(Duration::from_secs(30)).await;
-        absent.beat(&members(&[(1, "a"), (5, "d")]), &members(&[(1, "a")]));
+        absent.note_living(&members(&[(1, "a"), (5, "d")]), &members(&[(1, "a")]));
         absent.goodbye(MemberId(5));
         assert_eq!(absent.nodes(), [("c".into(), Duration::from_secs(30))]);
         // It has started again.
-        absent.beat(&members(&[(1, "a")]), &members(&[(1, "a"), (6, "c")]));
+        absent.note_living(&members(&[(1, "a")]), &members(&[(1, "a"), (6, "c")]));
         assert!(absent.nodes().is_empty());
-        absent.beat(&members(&[(1, "a"), (6, "c")]), &members(&[(1, "a")]));
+        absent.note_living(&members(&[(1, "a"), (6, "c")]), &members(&[(1, "a")]));
         advance(REMEMBERED).await;
-        absent.beat(&members(&[(1, "a")]), &members(&[(1, "a")]));
+        absent.note_living(&members(&[(1, "a")]), &members(&[(1, "a")]));
         assert!(absent.nodes().is_empty());
         for number in 0..2_000 {
             absent.goodbye(MemberId(number));
-            absent.beat(&members(&[(9_000 + number, &number.to_string())]), &members(&[]));
+            absent.note_living(&members(&[(9_000 + number, &number.to_string())]), &members(&[]));
         }
         assert_eq!((absent.nodes.len(), absent.goodbyes.len()), (MOST_ABSENT, MOST_ABSENT));
     }

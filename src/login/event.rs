@@ -144,7 +144,7 @@ impl LoginEvent {
         self.acting.is_some() || self.acting_dn.is_some()
     }
 
-    /// The backend's reply or error, as the log has it: it may name the client that the server was told of.
+    /// The backend's reply or error, as the log has it: it may name the client that was forwarded to the server.
     #[must_use]
     pub(crate) fn reply_shown(&self, client: IpAddr) -> Option<Cow<'_, str>> {
         self.reply.as_deref().map(|words| if self.is_acting() { words.into() } else { masked(words, client) })

@@ -61,7 +61,7 @@ pub(crate) struct Attempt {
     pub result: Box<str>,
     /// What decided, as in the log.
     pub by: Option<Box<str>>,
-    /// What the client was told, without the protocol's code; empty with `ok`.
+    /// What the client has read, without the protocol's code; empty with `ok`.
     pub reply: Box<str>,
     /// The backend's name, if there was a route.
     pub backend: Option<Box<str>>,
@@ -169,7 +169,7 @@ impl LoginHistory {
     ) {
         let typed = String::from_utf8_lossy(&event.typed);
         let attempt = attempt(event, info, client_id, &typed, refused);
-        // Only what a search has found, or a login has proven, is an entry: a DN made from a template may be anybody's.
+        // Only what a search has found, or a login has proven, is an entry: a DN made from a template need not exist.
         let is_entry = refused.is_none() || event.trace.search.is_some();
         match event.dn.as_deref() {
             Some(dn) => {

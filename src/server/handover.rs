@@ -131,7 +131,7 @@ pub(crate) fn take_over() -> Option<Vec<String>> {
     Some(drained.split(SEPARATOR).filter(|one| !one.is_empty()).map(str::to_owned).collect())
 }
 
-/// Tells the old process why this one does not serve. `is_known`: it has the id of this one.
+/// Reports to the old process why this one does not serve. `is_known`: it has the id of this one.
 pub(crate) fn report_failure(is_known: bool, reason: &str) {
     let way = io::stdin();
     let asked = std::env::var(REPORTS_TO).ok().and_then(|process| process.parse().ok());

@@ -1,7 +1,7 @@
-//! Who is kept out for a time, and since when: users on hold or locked by the directory, users and networks whose attempts
+//! Users and networks that are kept out for a time, and since when: users on hold or locked by the directory, users and networks whose attempts
 //! a limit holds back. Listed for administrators; the log has a line at each beginning and end.
 //!
-//! Bounded, because strangers cause most of it: entries, lines per minute (the rest is counted in one line). A limit has no
+//! Bounded, because most of it is caused from outside: entries, lines per minute (the rest is counted in one line). A limit has no
 //! end of its own: it is over when nothing was held back for a minute.
 
 #[cfg(test)]
@@ -175,7 +175,7 @@ impl HeldBackUsers {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is none: asked by every login.
+    /// Whether there is nothing: asked by every login.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
@@ -195,7 +195,7 @@ impl HeldBackUsers {
         lines.begun += 1;
         let is_logged = lines.written < LINES;
         lines.written += u32::from(is_logged);
-        // What is over is removed by the next sweep, not by each of many strangers.
+        // What is over is removed by the next sweep, not by each of many attempts.
         let is_listed = inner.episodes.len() < MOST;
         let is_logged = is_logged && is_listed;
         let lines = inner.lines(reason, now);
@@ -227,7 +227,7 @@ impl HeldBackUsers {
     }
 
     /// As [`begin`](Self::begin), but one that has an end of its own keeps it.
-    pub(crate) fn meet(&self, reason: Reason, who: Who<'_>, with: Beginning<'_>) {
+    pub(crate) fn begin_unless_open(&self, reason: Reason, who: Who<'_>, with: Beginning<'_>) {
         if let Some(episode) = self.lock().episodes.get_mut(&key(reason, who, with.directory))
             && episode.lasts.is_none()
         {
@@ -250,7 +250,7 @@ impl HeldBackUsers {
     }
 
     /// The holds of a directory end after this time from now on, unless they are seen again; `None`: when it says so.
-    pub(crate) fn doubt(&self, directory: Option<&'static str>, lasts: Option<Duration>) {
+    pub(crate) fn let_holds_expire(&self, directory: Option<&'static str>, lasts: Option<Duration>) {
         let now = Instant::now();
         for ((reason, of, _), episode) in &mut self.lock().episodes {
             if *reason == Reason::Hold && *of == directory {

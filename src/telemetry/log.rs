@@ -50,7 +50,7 @@ const QUIET: Duration = Duration::from_secs(10);
 /// How many different outage lines are tracked.
 const OUTAGES: usize = 1_024;
 
-/// The modules that log the state of directories and backends, whether or not somebody logs in.
+/// The modules that log the state of directories and backends, whether or not a user logs in.
 const SERVER_STATE: [&str; 4] = [
     concat!(env!("CARGO_CRATE_NAME"), "::backend"),
     concat!(env!("CARGO_CRATE_NAME"), "::directory"),

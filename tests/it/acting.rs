@@ -274,7 +274,7 @@ fn explain_says_who_may_act() {
     assert!(code != 0 && text.contains("helper may not act"), "{code} {text}");
 }
 
-/// What no line may have is the address of a client that acts for nobody, at any level.
+/// What no line may have is the address of a client that acts for no other user, at any level.
 #[test]
 fn log_has_networks_in_place_of_clients_where_addresses_may_not_be_kept() {
     let slapd = directory();

@@ -218,7 +218,7 @@ fn systemd_is_notified_of_readiness_and_stop() {
     expect_notice("STOPPING=1");
 }
 
-/// A command of this usher whose standard output, and as `both` says standard error, nobody reads.
+/// A command of this usher whose standard output, and as `both` says standard error, is read by no process.
 fn without_reader(usher: &Usher, arguments: &[&str], both: bool) -> std::process::Child {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -101,7 +101,7 @@ fn whole_address_is_in_no_log_line_list_or_trace() {
     usher.wait_log("TLS handshake failed", |line| line["client"] == NETWORK);
     drop(Imap::tls_from(CLIENT, usher.imaps_port()));
     usher.wait_log("disconnected before login", |line| line["client"] == NETWORK);
-    // A header of a stranger, and those of the proxy.
+    // A header of an untrusted host, and those of the proxy.
     Imap::silent_from(CLIENT, usher.imap_port()).send("PROXY UNKNOWN\r\n");
     let line = usher.wait_log("connection closed: no valid PROXY header from a trusted proxy", |_| true);
     assert_eq!(line["proxy"], NETWORK);
@@ -114,7 +114,7 @@ fn whole_address_is_in_no_log_line_list_or_trace() {
     let mut imap = behind_proxy(&usher, &format!("PROXY TCP6 {ADDRESS6} 2001:db8::1 40000 143\r\n"));
     imap.login("six", "wrong");
     assert_eq!(usher.login("six")["client"], NETWORK6);
-    // nginx, and a stranger in its place.
+    // nginx, and an untrusted host in its place.
     let port = auth_http::port(&usher);
     let question = auth_http::question("nginx", "wrong", "imap", 1, "").replace("192.0.2.7", ADDRESS);
     assert!(auth_http::raw([127, 0, 0, 1], port, &question).contains("Auth-Status"));

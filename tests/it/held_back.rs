@@ -1,4 +1,4 @@
-//! Who is held back by the directory or by a limit: one line at the beginning and one at the end, and the list of
+//! Users that are held back by the directory or by a limit: one line at the beginning and one at the end, and the list of
 //! `usher status`.
 
 use serde_json::{Value, json};
@@ -155,7 +155,7 @@ fn users_and_networks_that_a_limit_holds_back_are_listed_and_made_up_names_count
     assert_eq!((&list[0]["user"], &list[0]["reason"]), (&Value::Null, &json!("failed_logins_per_user")));
     assert!(list[0]["seen"].as_u64() >= Some(4) && list[1]["user"] == "alice", "{list:?}");
     let begun = |line: &&Value| line["message"] == "logins are held back by a limit";
-    assert_eq!(usher.logged().iter().filter(begun).count(), 2, "one line for all that strangers make up");
+    assert_eq!(usher.logged().iter().filter(begun).count(), 2, "one line for all names without an entry");
     assert!(list.iter().all(|one| one["until"].as_u64() >= one["since"].as_u64()), "{list:?}");
 
     // A network, by its own limit; of its address nothing more is shown than the log has.

@@ -212,7 +212,7 @@ fn deferred_mail_names_its_directory_and_each_has_its_own_line() {
     let mut postfix = Postfix::of(&usher);
     let away = "TEMP the directory is not available";
     for domain in ["corp.example", "partner.example", "both.example"] {
-        assert_eq!(postfix.ask("transport", &format!("nobody@{domain}")), away);
+        assert_eq!(postfix.ask("transport", &format!("unknown@{domain}")), away);
     }
     for directory in ["corp", "partner", "corp,partner"] {
         let line = usher.wait_log("mail is deferred", |line| line["directory"] == directory);

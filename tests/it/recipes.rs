@@ -274,7 +274,7 @@ fn certbot_hook_installs_the_files_and_applies_them() {
     let first = renew("certbot-first");
     let config = config.set("/tls/certificates", json!([{"chain": "tls/fullchain.pem", "key": "tls/privkey.pem"}]));
     config.write();
-    // usher does not run yet, and another certificate is none of its own.
+    // usher does not run yet, and another certificate does not concern it.
     deploy(&lineage).succeeded();
     let other = live.join("www.example.com");
     std::fs::create_dir(&other).unwrap();

@@ -107,7 +107,7 @@ impl History {
         Lately { before, now: now.clone() }
     }
 
-    /// The first sample, every so many samples back from `now`, and `now`, the oldest first.
+    /// The first sample, each sample that is a multiple of `step` back from `now`, and `now`, the oldest first.
     pub(super) fn every<'a>(&'a self, step: usize, now: &'a Sample) -> Vec<&'a Sample> {
         let first = self.0.len() % step;
         let first = self.0.front().filter(|_| first != 0);

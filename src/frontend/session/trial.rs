@@ -38,7 +38,7 @@ pub(crate) struct TrialRequest {
     pub protocol: String,
     /// The client's address: where the login is to come from.
     pub client: IpAddr,
-    /// The user of this machine who asks.
+    /// The user of this machine that asks.
     pub uid: Option<u32>,
 }
 

@@ -19,7 +19,7 @@ pub(super) fn note(
         let name = credential
             .filter(|credential| !matches!(credential.secret(), CredentialSecret::Token(_)))
             .map(Credential::charged);
-        // Names that strangers have made up are counted, not listed.
+        // Names that lead to no entry are counted, not listed.
         let known = name.filter(|name| context.limits.leads_to_entry(name));
         let user = known.map_or(Who::UnknownNames, |name| Who::User(name.as_str()));
         context.limits.held_back.begin(Reason::Limit(rule), user, Beginning::of_limit());
@@ -37,7 +37,7 @@ pub(super) fn note(
         }
     };
     if let Some((reason, lasts)) = met {
-        held.meet(
+        held.begin_unless_open(
             reason,
             Who::User(dn),
             Beginning { directory: event.directory, lasts: Some(lasts), ..Beginning::default() },

@@ -1,4 +1,4 @@
-//! What is listed, what ends, and that strangers fill nothing.
+//! What is listed, what ends, and that names without an entry fill nothing.
 
 use super::*;
 
@@ -58,17 +58,17 @@ async fn hold_of_a_directory_that_reports_no_longer_is_forgotten_unless_it_repor
     let held = HeldBackUsers::default();
     let lasts = Some(Duration::from_secs(600));
     held.begin(Reason::Hold, Who::User("uid=a"), Beginning::default());
-    held.doubt(None, lasts);
+    held.let_holds_expire(None, lasts);
     tokio::time::advance(Duration::from_secs(599)).await;
-    held.doubt(None, None);
+    held.let_holds_expire(None, None);
     tokio::time::advance(Duration::from_secs(599)).await;
     held.sweep();
     assert_eq!(users(&held), ["uid=a"]);
-    held.doubt(Some("other"), lasts);
+    held.let_holds_expire(Some("other"), lasts);
     tokio::time::advance(Duration::from_secs(601)).await;
     held.sweep();
     assert_eq!(users(&held), ["uid=a"]);
-    held.doubt(None, lasts);
+    held.let_holds_expire(None, lasts);
     tokio::time::advance(Duration::from_secs(601)).await;
     held.sweep();
     assert!(held.is_empty());

@@ -15,13 +15,13 @@ pub(crate) const HOLD_LASTS: Duration = Duration::from_secs(10 * 60);
 pub(super) fn note(held: &HeldBackUsers, change: &Change, directory: Option<&'static str>) {
     match change {
         Change::RefreshStarted(refresh) => {
-            held.doubt(directory, None);
+            held.let_holds_expire(directory, None);
             if refresh.whole {
                 held.begin_refresh(directory);
             }
         }
         // Perhaps for good: a reload may have turned the watch off.
-        Change::Lost => held.doubt(directory, Some(HOLD_LASTS)),
+        Change::Lost => held.let_holds_expire(directory, Some(HOLD_LASTS)),
         Change::Entry(reported) => {
             let entry = &reported.entry;
             let modified = (reported.modified_by.as_deref(), reported.modified.as_deref());
