@@ -14,9 +14,14 @@ use crate::sessions::previous::PreviousProcess;
 
 /// Between two requests.
 const PACE: Duration = Duration::from_secs(2);
+/// Between the first requests: an old process knows when it ends only once this one serves.
+const FIRST_PACE: Duration = Duration::from_millis(100);
+/// How many those are.
+const FIRST: u32 = 10;
 
 /// Counts their sessions until the last of them has ended.
 pub(super) async fn count_sessions(shared: Arc<Shared>, socket: PathBuf) {
+    let mut asked = 0;
     // That after the next upgrade counts them itself.
     while *shared.stage.borrow() < Stage::Leaving {
         let answers = control::ask_predecessors::<Status>(&socket, Some(sys::own_user()), "GET", "/status").await;
@@ -30,7 +35,8 @@ pub(super) async fn count_sessions(shared: Arc<Shared>, socket: PathBuf) {
             .into_iter()
             .filter_map(|(pid, _, answer)| answer.map_or_else(|_| before(pid), |found| Some(process(pid, found))));
         shared.previous.replace(found.collect(), &shared.metrics.sessions);
-        sleep(PACE).await;
+        asked += 1;
+        sleep(if asked <= FIRST { FIRST_PACE } else { PACE }).await;
     }
     shared.previous.replace(Vec::new(), &shared.metrics.sessions);
 }

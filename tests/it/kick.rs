@@ -1,5 +1,7 @@
 //! Listing and ending sessions: `usher sessions` and `usher kick` on real mail servers.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::kit::usher::Successor;
@@ -167,7 +169,12 @@ fn both_processes_are_queried_after_an_upgrade() {
     // The new process counts those of the old one: the metrics, the page and `usher status` have no gap.
     let labels = [("protocol", "imap"), ("backend", "server3")];
     usher.wait_metric("usher_sessions", &labels, 2.0);
-    let status = json_output(&usher, &["status"]);
+    let mut status = json_output(&usher, &["status"]);
+    // It says so once it has heard that the new process serves.
+    let end = Instant::now() + Duration::from_secs(10);
+    while status["previous"][0]["ends_at"].is_null() && Instant::now() < end {
+        status = json_output(&usher, &["status"]);
+    }
     let previous = &status["previous"][0];
     assert_eq!((&previous["pid"], &previous["sessions"]), (&json!(usher.pid()), &json!(1)), "{status}");
     let ends = previous["ends_at"].as_u64().unwrap();

@@ -169,6 +169,14 @@ async fn secret_rotates_without_a_gap() {
         // A line is removed only once nothing is sealed by it.
         if std::mem::replace(&mut sealing, secrets[secrets.len() - 2]) != secrets[secrets.len() - 2] {
             until("all is sealed again", || stored().iter().all(|sealed| !before.contains(sealed))).await;
+            // Each member's own record, too: it is written with each heartbeat.
+            let records = || {
+                let keys = store.command(&["KEYS", "usher:mail:m:*"]);
+                keys.lines().map(|key| store.command(&["GET", key])).collect::<Vec<_>>()
+            };
+            let old = records();
+            assert_eq!(old.len(), 2);
+            until("both records are new", || records().iter().all(|record| !old.contains(record))).await;
         }
     }
     assert_eq!((a.all_rejected(), b.all_rejected()), (0, 0));
