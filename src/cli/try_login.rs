@@ -1,6 +1,6 @@
 //! `usher try NAME`: a whole login through the running usher, with the time of each phase.
 
-use std::io::BufRead as _;
+use std::io::{BufRead as _, Read as _};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,6 +17,9 @@ use crate::base::secret::Secret;
 use crate::base::sys::terminal::Hidden;
 use crate::diagnose::table::Shown;
 use crate::frontend::session::trial::{TrialPhase, TrialResult};
+
+/// More is no password.
+const LONGEST: u64 = 4_096;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -69,7 +72,7 @@ async fn password(login: &str) -> Result<Secret, ExitCode> {
     }
     let read = spawn_blocking(|| {
         let mut line = Vec::with_capacity(1_024);
-        std::io::stdin().lock().read_until(b'\n', &mut line).map(|_| Secret::without_line_end(line))
+        std::io::stdin().lock().take(LONGEST).read_until(b'\n', &mut line).map(|_| Secret::without_line_end(line))
     });
     let password = tokio::select! {
         read = read => read,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::admin::control::{self, Status};
+use crate::base::clock::unix_now;
 use crate::base::sys;
 use crate::process::{Shared, Stage};
 use crate::proto::PROTOCOLS;
@@ -18,6 +19,8 @@ const PACE: Duration = Duration::from_secs(2);
 const FIRST_PACE: Duration = Duration::from_millis(100);
 /// How many those are.
 const FIRST: u32 = 10;
+/// How long one that does not answer is believed to live beyond its own end.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// Counts their sessions until the last of them has ended.
 pub(super) async fn count_sessions(shared: Arc<Shared>, socket: PathBuf) {
@@ -29,7 +32,9 @@ pub(super) async fn count_sessions(shared: Arc<Shared>, socket: PathBuf) {
             break;
         }
         let known = shared.previous.all();
-        let before = |pid| known.iter().find(|process| process.pid == pid).cloned();
+        let now = unix_now();
+        let has_time = |process: &&PreviousProcess| process.ends_at.is_none_or(|end| now < end + GRACE.as_secs());
+        let before = |pid| known.iter().find(|process| process.pid == pid).filter(has_time).cloned();
         // One that is late has not lost its sessions.
         let found = answers
             .into_iter()

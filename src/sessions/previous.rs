@@ -49,14 +49,18 @@ impl PreviousProcesses {
     /// Takes what they report over, into the metric of sessions (protocol, backend), too: whoever reads it sees no gap.
     /// Called by one task.
     pub(crate) fn replace(&self, processes: Vec<PreviousProcess>, sessions: &IntGaugeVec) {
-        let counts = |sign: i64, processes: &[PreviousProcess]| {
-            for ((protocol, backend), count) in processes.iter().flat_map(|process| &process.by_backend) {
-                sessions.with_label_values(&[protocol.as_str(), backend.as_str()]).add(sign * count);
-            }
-        };
         let new = Arc::new(processes);
-        counts(1, &new);
-        counts(-1, &self.0.swap(Arc::clone(&new)));
+        let old = self.0.swap(Arc::clone(&new));
+        let mut changes = BTreeMap::<_, i64>::new();
+        for (processes, sign) in [(&new, 1), (&old, -1)] {
+            for (at, count) in processes.iter().flat_map(|process| &process.by_backend) {
+                *changes.entry(at).or_default() += sign * count;
+            }
+        }
+        // One step for each series, so that no scrape reads the old and the new count together.
+        for ((protocol, backend), change) in changes {
+            sessions.with_label_values(&[protocol.as_str(), backend.as_str()]).add(change);
+        }
     }
 }
 

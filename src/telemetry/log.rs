@@ -50,12 +50,15 @@ const QUIET: Duration = Duration::from_secs(10);
 /// How many different outage lines are tracked.
 const OUTAGES: usize = 1_024;
 
-/// The modules that log the state of directories and backends, whether or not a user logs in.
-const SERVER_STATE: [&str; 4] = [
+/// The modules that log the state of directories, backends, the fleet and their users, whether or not a user logs in.
+const SERVER_STATE: [&str; 7] = [
     concat!(env!("CARGO_CRATE_NAME"), "::backend"),
     concat!(env!("CARGO_CRATE_NAME"), "::directory"),
     concat!(env!("CARGO_CRATE_NAME"), "::tracking"),
     concat!(env!("CARGO_CRATE_NAME"), "::token"),
+    concat!(env!("CARGO_CRATE_NAME"), "::fleet"),
+    concat!(env!("CARGO_CRATE_NAME"), "::server::fleet_brake"),
+    concat!(env!("CARGO_CRATE_NAME"), "::telemetry::held_back"),
 ];
 
 /// Starts logging to standard output for the whole process. A second call (tests) changes nothing that is

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use crate::kit::certs::{Leaf, Pair};
 use crate::kit::scripted::Scripted;
-use crate::kit::slapd::Slapd;
+use crate::kit::slapd::{Options, SYNCPROV, Slapd};
 use crate::kit::usher::Successor;
-use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
+use crate::kit::{Config, Imap, User, Usher, password_of, shared, slapd};
 
 fn login(usher: &Usher) -> Imap {
     let mut imap = Imap::tls(usher.imaps_port());
@@ -436,14 +436,24 @@ fn old_process_drains_faster_at_one_signal_and_ends_at_the_next() {
 #[test]
 fn old_process_says_nothing_of_servers_and_its_sessions_still_end_with_a_line() {
     let peer = Scripted::accepting();
-    let mut slapd = Slapd::private();
+    let options = Options { modules: &["syncprov"], database: SYNCPROV, ..Options::default() };
+    let mut slapd = Slapd::with(options);
     let (config, _) = Config::with_directory(&slapd).scripted(&peer).with_ports();
-    let usher = Usher::start(config);
+    let usher = Usher::start(config.set("/directory/watch", "auto").set("/directory/hold_attribute", "description"));
+    usher.wait_log("LDAP change notification active", |_| true);
     let mut session = login(&usher);
     usher.command(&["upgrade"]).succeeded();
     let _successor = Successor::of(&usher, 2);
-    slapd.stop();
     let old = |line: &serde_json::Value| line["usher_pid"] == usher.pid();
+    usher.wait_log("LDAP change notification active", |line| !old(line));
+    let bob = User::new("bob", None);
+    for (value, message) in
+        [(Some("moving"), "user is held by the directory"), (None, "user is no longer held by the directory")]
+    {
+        slapd.set(&bob, "description", value);
+        usher.wait_log(message, |line| !old(line));
+    }
+    slapd.stop();
     let down = usher.wait_log("directory server marked down", |_| true);
     assert!(!old(&down), "{down}");
     slapd.start_again();
