@@ -24,7 +24,7 @@ use crate::trace::NewSession;
 
 /// How long a backend may take to end the session.
 const LOGOUT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest reply that is shown, in bytes.
+/// The longest reply that is shown, in characters.
 const REPLY: usize = 1_024;
 
 /// The login to try.
