@@ -39,10 +39,15 @@ pub(super) async fn run(fleet: &Arc<Fleet>) {
         match opened {
             Ok((connection, driver)) => {
                 pause = PAUSES.0;
-                tokio::select! {
-                    () = moved => continue,
-                    () = driver => {}
-                    _ = exchange(fleet, &connection, &mut outbox) => {}
+                fleet.listening.send_replace(true);
+                let has_moved = tokio::select! {
+                    () = moved => true,
+                    () = driver => false,
+                    _ = exchange(fleet, &connection, &mut outbox) => false,
+                };
+                fleet.listening.send_replace(false);
+                if has_moved {
+                    continue;
                 }
             }
             Err(error) => {
@@ -113,7 +118,7 @@ fn judge(fleet: &Fleet, message: Envelope, held: bool) {
         Judged::Taken(message, from) => deliver(fleet, *message, from),
         Judged::Held => fleet.beat_now.notify_one(),
         Judged::Own => {}
-        Judged::Left(id) => fleet.absent().goodbye(id),
+        Judged::Left(id) => fleet.take_goodbye(id),
         Judged::Rejected(reason) => fleet.reject(reason, "message"),
     }
 }
@@ -130,6 +135,7 @@ fn deliver(fleet: &Fleet, message: Envelope, from: Member) {
         Kind::Question => arrives(Some(question)),
         Kind::Answer => fleet.asked.answer(from.id, question, Ok(body)),
         Kind::TooLarge => fleet.asked.answer(from.id, question, Err(NoAnswer::TooLarge)),
-        Kind::Goodbye => fleet.absent().goodbye(from.id),
+        // Judged as `Left`.
+        Kind::Goodbye => {}
     }
 }

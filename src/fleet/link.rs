@@ -39,6 +39,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// How often a store that comes first is tried while another is in use, and how long that may take.
 const PROBE_EVERY: Duration = Duration::from_secs(30);
 const PROBING: Duration = Duration::from_millis(500);
+/// How long the connection for messages may take until the first beat does not wait for it.
+const LISTENING: Duration = Duration::from_millis(500);
 /// How long the goodbye may take.
 const LEAVING: Duration = Duration::from_secs(1);
 
@@ -123,6 +125,8 @@ async fn beat_on(fleet: &Fleet, connection: &Arc<Connection>, at: usize, progres
         Err(error) if error.is_lost() || error == StoreError::Late => return error,
         Err(_) => {}
     }
+    // Who sees this member may ask it at once.
+    let _ = timeout(LISTENING, fleet.listening.subscribe().wait_for(|listening| *listening)).await;
     loop {
         if fleet.left.load(Ordering::Acquire) {
             std::future::pending::<()>().await;
@@ -224,17 +228,7 @@ async fn send_heartbeat(
 /// This process's record, sealed.
 fn own_record(fleet: &Fleet) -> Option<Vec<u8>> {
     let sealer = &fleet.files.load().sealer;
-    sealer.seal(Purpose::Member, fleet.id.to_string().as_bytes(), &own(fleet).encode(fleet.now()))
-}
-
-fn own(fleet: &Fleet) -> Member {
-    Member {
-        id: fleet.id,
-        node: fleet.settings.node.as_str().into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        config: fleet.config.load(Ordering::Relaxed),
-        counts: fleet.counts().clone(),
-    }
+    sealer.seal(Purpose::Member, fleet.id.to_string().as_bytes(), &fleet.own().encode(fleet.now()))
 }
 
 /// What a beat has shown.
@@ -275,7 +269,7 @@ impl<'a> Shown<'a> {
 /// Takes over the living members.
 fn take_members(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
     let sealer = Arc::clone(&fleet.files.load().sealer);
-    let mut members = vec![own(fleet)];
+    let mut members = vec![fleet.own()];
     for (id, record) in &shown.members {
         let Some(member) = MemberId::parse(id) else {
             fleet.reject(FleetRejection::Garbage, "member");
@@ -292,26 +286,16 @@ fn take_members(fleet: &Fleet, shown: &Shown<'_>, coming_back: bool) {
             Err(error) => fleet.reject(error.into(), "member"),
         }
     }
+    let mut absent = fleet.absent();
     if coming_back {
-        let (before, absent) = (fleet.members.load(), fleet.absent());
-        let is_known = |id| members.iter().any(|known| known.id == id) || absent.has_left(id);
+        let before = fleet.members.load();
+        let is_known = |id| members.iter().any(|known| known.id == id);
         let gone = before.iter().filter(|member| !is_known(member.id));
         members.extend(gone.cloned().collect::<Vec<_>>());
     }
-    let members = Arc::new(Members::new(members));
-    let count = i64::try_from(members.len()).unwrap_or(i64::MAX);
-    fleet.metrics.fleet_members.with_label_values(&[] as &[&str]).set(count);
-    let me = own(fleet);
-    let differs = |member: &&Member| member.version == me.version && member.config != me.config;
-    let differing = i64::try_from(members.iter().filter(differs).count()).unwrap_or(i64::MAX);
-    fleet.metrics.fleet_config_mismatch.with_label_values(&[] as &[&str]).set(differing);
-    let most = fleet.divisor.lock().unwrap_or_else(super::PoisonError::into_inner).count(members.nodes());
-    fleet.most_members.store(most, Ordering::Relaxed);
-    if let Some(divisor) = fleet.divisor_out.get() {
-        divisor.store(most, Ordering::Relaxed);
-    }
-    let before = fleet.members.swap(Arc::clone(&members));
-    fleet.absent().note_living(&before, &members);
+    // The beat may have been answered before the goodbye.
+    members.retain(|member| !absent.has_left(member.id));
+    fleet.show_members(&mut absent, Members::new(members));
 }
 
 /// Takes over which marks have changed; returns whether anything is in force that was not before.

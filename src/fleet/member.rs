@@ -165,6 +165,9 @@ impl Absent {
     /// A member ends, and says so.
     pub(super) fn goodbye(&mut self, id: MemberId) {
         self.nodes.retain(|_, (member, _)| *member != id);
+        if self.has_left(id) {
+            return;
+        }
         if self.goodbyes.len() >= MOST_ABSENT {
             self.goodbyes.pop_front();
         }

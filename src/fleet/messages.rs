@@ -183,7 +183,7 @@ pub(super) enum Judged {
     Held,
     /// It is this process's own.
     Own,
-    /// A member that is gone already has left in order.
+    /// A member has ended in order.
     Left(MemberId),
     /// It is dropped.
     Rejected(FleetRejection),
@@ -205,6 +205,11 @@ impl Inbox {
         if message.from == own {
             return Judged::Own;
         }
+        // A goodbye is for all, also for those that its sender did not know yet, or that know it no more: that it ended
+        // in order is true for good.
+        if message.kind == Kind::Goodbye {
+            return Judged::Left(message.from);
+        }
         if !message.addressed.contains(&own) {
             return Judged::Rejected(FleetRejection::NotAddressed);
         }
@@ -213,10 +218,6 @@ impl Inbox {
         }
         let mut incoming = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(member) = members.get(message.from) else {
-            // A beat may have shown earlier that it is gone. What says that it ended in order is true of it for good.
-            if message.kind == Kind::Goodbye {
-                return Judged::Left(message.from);
-            }
             if held || incoming.held.len() >= HELD {
                 return Judged::Rejected(FleetRejection::UnknownMember);
             }
@@ -303,22 +304,26 @@ impl Question<'_> {
 mod tests {
     use super::*;
 
-    /// The store answers a beat and forwards a message on two connections: either may come first.
+    /// The store answers a beat and forwards a message on two connections: either may come first. And who ends may not
+    /// know yet whom the others know.
     #[test]
-    fn goodbye_after_the_beat_that_shows_its_sender_no_more_is_taken() {
+    fn goodbye_is_taken_whoever_its_sender_knew() {
         let (own, gone) = (MemberId(1), MemberId(2));
-        let message = |kind| Envelope {
+        let message = |kind, addressed| Envelope {
             kind,
             from: gone,
             number: 1,
             time: 1_000_000,
             question: 0,
-            addressed: vec![own],
+            addressed,
             body: Vec::new(),
         };
         let inbox = Inbox::default();
-        let judged = |kind| inbox.judge(own, &Members::default(), 1_000_000, message(kind), true);
-        assert!(matches!(judged(Kind::Goodbye), Judged::Left(id) if id == gone));
-        assert!(matches!(judged(Kind::Notice), Judged::Rejected(FleetRejection::UnknownMember)));
+        let judged =
+            |kind, to: &[_]| inbox.judge(own, &Members::default(), 1_000_000, message(kind, to.to_vec()), true);
+        assert!(matches!(judged(Kind::Goodbye, &[own]), Judged::Left(id) if id == gone));
+        assert!(matches!(judged(Kind::Goodbye, &[]), Judged::Left(id) if id == gone));
+        assert!(matches!(judged(Kind::Notice, &[own]), Judged::Rejected(FleetRejection::UnknownMember)));
+        assert!(matches!(judged(Kind::Notice, &[]), Judged::Rejected(FleetRejection::NotAddressed)));
     }
 }

@@ -103,6 +103,8 @@ pub(crate) struct Fleet {
     link: ArcSwapOption<Connection>,
     /// Which of the stores that is.
     place: watch::Sender<Option<usize>>,
+    /// Whether messages arrive.
+    listening: watch::Sender<bool>,
     names: ArcSwapOption<Names>,
     members: ArcSwap<Members>,
     absent: Mutex<Absent>,
@@ -178,6 +180,7 @@ impl Fleet {
             breaker: Breaker::default(),
             link: ArcSwapOption::empty(),
             place: watch::Sender::new(None),
+            listening: watch::Sender::new(false),
             names: ArcSwapOption::empty(),
             members: ArcSwap::default(),
             absent: Mutex::default(),
@@ -262,6 +265,46 @@ impl Fleet {
 
     fn absent(&self) -> MutexGuard<'_, Absent> {
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A member ends, and says so: it is asked nothing from now on.
+    fn take_goodbye(&self, id: MemberId) {
+        let mut absent = self.absent();
+        absent.goodbye(id);
+        let members = self.members.load();
+        if members.get(id).is_some() {
+            let rest = members.iter().filter(|member| member.id != id).cloned().collect();
+            self.show_members(&mut absent, Members::new(rest));
+        }
+    }
+
+    /// Makes these the living members. Who changes them holds the lock of the absent ones, so that no goodbye is lost.
+    fn show_members(&self, absent: &mut Absent, members: Members) {
+        let members = Arc::new(members);
+        let count = i64::try_from(members.len()).unwrap_or(i64::MAX);
+        self.metrics.fleet_members.with_label_values(&[] as &[&str]).set(count);
+        let me = self.own();
+        let differs = |member: &&Member| member.version == me.version && member.config != me.config;
+        let differing = i64::try_from(members.iter().filter(differs).count()).unwrap_or(i64::MAX);
+        self.metrics.fleet_config_mismatch.with_label_values(&[] as &[&str]).set(differing);
+        let most = self.divisor.lock().unwrap_or_else(PoisonError::into_inner).count(members.nodes());
+        self.most_members.store(most, Ordering::Relaxed);
+        if let Some(divisor) = self.divisor_out.get() {
+            divisor.store(most, Ordering::Relaxed);
+        }
+        let before = self.members.swap(Arc::clone(&members));
+        absent.note_living(&before, &members);
+    }
+
+    /// This process as a member.
+    fn own(&self) -> Member {
+        Member {
+            id: self.id,
+            node: self.settings.node.as_str().into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            config: self.config.load(Ordering::Relaxed),
+            counts: self.counts().clone(),
+        }
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {

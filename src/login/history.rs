@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::authn::DecidedBy;
 use super::event::{ConnectionInfo, LoginEvent};
 use crate::base::clock::unix_now;
 use crate::outcome::{Refusal, Reply};
@@ -29,9 +30,10 @@ const ALLOCATION: usize = 16;
 /// What a user costs besides its key and attempts: the cache's nodes, and the allocations that hold them.
 const USER: usize = 256;
 
-/// Attempts that are alike: how the last one went, and how many there were.
+/// Attempts that are alike: how the last one went, and how many there were. With borrowed texts one that has just ended:
+/// most are like the last one, and then no text is copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Attempt {
+pub(crate) struct Attempt<T = Box<str>> {
     /// When the first ended, Unix seconds.
     pub first: u64,
     /// When the last ended.
@@ -41,45 +43,64 @@ pub(crate) struct Attempt {
     /// The session of the last, as in the log.
     pub session: SessionId,
     /// The login name as typed.
-    pub login: Box<str>,
+    pub login: T,
     /// The entry's DN; empty if there was none.
-    pub dn: Box<str>,
+    pub dn: T,
     /// The name of its directory, where there are several.
-    pub directory: Option<Box<str>>,
+    pub directory: Option<T>,
     /// The user that has acted for this one.
-    pub acting: Option<Box<str>>,
+    pub acting: Option<T>,
     /// The user of the machine that has tried it (`usher try`).
     #[serde(default)]
     pub tried_by_uid: Option<u32>,
     /// The client's address, or its network (`log.client_address`).
-    pub client: Box<str>,
+    pub client: T,
     /// The protocol's name.
-    pub protocol: Box<str>,
+    pub protocol: T,
     /// What the client calls itself; may be empty.
-    pub program: Box<str>,
+    pub program: T,
     /// `ok`, or the reason of refusal as in the log and the metrics.
-    pub result: Box<str>,
+    pub result: T,
     /// What decided, as in the log.
-    pub by: Option<Box<str>>,
+    pub by: Option<T>,
     /// What the client has read, without the protocol's code; empty with `ok`.
-    pub reply: Box<str>,
+    pub reply: T,
     /// The backend's name, if there was a route.
-    pub backend: Option<Box<str>>,
+    pub backend: Option<T>,
     /// What the backend or the connection to it said, if that is why.
-    pub backend_reply: Box<str>,
+    pub backend_reply: T,
 }
 
 impl Attempt {
-    fn is_like(&self, other: &Self) -> bool {
-        self.result == other.result
-            && self.protocol == other.protocol
-            && self.reply == other.reply
-            && self.backend_reply == other.backend_reply
-            && self.client == other.client
-            && self.program == other.program
-            && self.backend == other.backend
-            && self.acting == other.acting
+    fn is_like(&self, other: &Attempt<&str>) -> bool {
+        &*self.result == other.result
+            && &*self.protocol == other.protocol
+            && &*self.reply == other.reply
+            && &*self.backend_reply == other.backend_reply
+            && &*self.client == other.client
+            && &*self.program == other.program
+            && self.backend.as_deref() == other.backend
+            && self.acting.as_deref() == other.acting
             && self.tried_by_uid == other.tried_by_uid
+    }
+
+    /// Takes over what another one that is like it may have in addition; returns whether any text differs.
+    fn repeat(&mut self, other: &Attempt<&str>) -> bool {
+        (self.last, self.session) = (other.last, other.session);
+        self.count = self.count.saturating_add(1);
+        let optional = [(&mut self.directory, other.directory), (&mut self.by, other.by)];
+        let mut differs = false;
+        for (text, new) in [(&mut self.login, other.login), (&mut self.dn, other.dn)] {
+            if **text != *new {
+                (*text, differs) = (new.into(), true);
+            }
+        }
+        for (text, new) in optional {
+            if text.as_deref() != new {
+                (*text, differs) = (new.map(Into::into), true);
+            }
+        }
+        differs
     }
 
     /// Bytes of its texts.
@@ -92,6 +113,30 @@ impl Attempt {
     }
 }
 
+impl Attempt<&str> {
+    fn owned(&self) -> Attempt {
+        Attempt {
+            first: self.first,
+            last: self.last,
+            count: self.count,
+            session: self.session,
+            login: self.login.into(),
+            dn: self.dn.into(),
+            directory: self.directory.map(Into::into),
+            acting: self.acting.map(Into::into),
+            tried_by_uid: self.tried_by_uid,
+            client: self.client.into(),
+            protocol: self.protocol.into(),
+            program: self.program.into(),
+            result: self.result.into(),
+            by: self.by.map(Into::into),
+            reply: self.reply.into(),
+            backend: self.backend.map(Into::into),
+            backend_reply: self.backend_reply.into(),
+        }
+    }
+}
+
 /// The attempts of one user, oldest first.
 #[derive(Debug, Default)]
 struct Attempts(Mutex<VecDeque<Attempt>>);
@@ -101,23 +146,21 @@ impl Attempts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one; returns whether it needs more room than before.
-    fn add(&self, attempt: Attempt) -> bool {
+    /// Adds one; returns whether it needs another room than before.
+    fn add(&self, attempt: &Attempt<&str>) -> bool {
         let mut all = self.all();
-        if let Some(last) = all.back_mut().filter(|last| last.is_like(&attempt)) {
-            let (first, count, before) = (last.first, last.count.saturating_add(1), last.bytes());
-            *last = Attempt { first, count, ..attempt };
-            return last.bytes() != before;
+        if let Some(last) = all.back_mut().filter(|last| last.is_like(attempt)) {
+            return last.repeat(attempt);
         }
         if all.len() >= ATTEMPTS {
             // When the user last got in is not lost among the refusals of a guesser.
             let success = all.iter().rposition(|one| &*one.result == "ok");
-            let oldest = usize::from(success == Some(0) && &*attempt.result != "ok");
+            let oldest = usize::from(success == Some(0) && attempt.result != "ok");
             all.remove(oldest);
         }
         // Most users have one or two; places in reserve would be most of the memory.
         all.reserve_exact(1);
-        all.push_back(attempt);
+        all.push_back(attempt.owned());
         true
     }
 
@@ -168,25 +211,47 @@ impl LoginHistory {
         refused: Option<(&Refusal, &Reply)>,
     ) {
         let typed = String::from_utf8_lossy(&event.typed);
-        let attempt = attempt(event, info, client_id, &typed, refused);
+        let client = Client::of(info.client, event.is_acting()).to_string();
+        let program = client_id.map(|id| format!("{} {}", id.name, id.version)).unwrap_or_default();
+        let backend_reply = event.reply_shown(info.client).unwrap_or_default();
+        let now = unix_now();
+        let attempt = Attempt {
+            first: now,
+            last: now,
+            count: 1,
+            session: info.session,
+            login: cut(&typed),
+            dn: event.dn.as_deref().map(cut).unwrap_or_default(),
+            directory: event.directory,
+            acting: event.acting.as_ref().map(|(actor, _)| cut(actor.as_str())),
+            tried_by_uid: event.tried_by_uid,
+            client: &client,
+            protocol: info.protocol,
+            program: cut(program.trim()),
+            result: refused.map_or("ok", |(refusal, _)| refusal.label()),
+            by: event.by.map(DecidedBy::label),
+            reply: refused.map(|(_, reply)| cut(reply.text())).unwrap_or_default(),
+            backend: event.backend.as_deref(),
+            backend_reply: cut(&backend_reply),
+        };
         // Only what a search has found, or a login has proven, is an entry: a DN made from a template need not exist.
         let is_entry = refused.is_none() || event.trace.search.is_some();
         match event.dn.as_deref() {
             Some(dn) => {
                 let key = key(event.directory, dn);
-                if is_entry || self.users.contains_key(&key) {
-                    add(&self.users, key, attempt)
+                if is_entry || self.users.contains_key(&*key) {
+                    add(&self.users, &key, &attempt)
                 } else {
-                    self.note_stranger(&typed, attempt)
+                    self.note_stranger(&attempt)
                 }
             }
-            None => self.note_stranger(&typed, attempt),
+            None => self.note_stranger(&attempt),
         }
     }
 
-    fn note_stranger(&self, typed: &str, attempt: Attempt) {
-        if !typed.is_empty() {
-            add(&self.strangers, cut(typed).to_lowercase().into(), attempt);
+    fn note_stranger(&self, attempt: &Attempt<&str>) {
+        if !attempt.login.is_empty() {
+            add(&self.strangers, &attempt.login.to_lowercase(), attempt);
         }
     }
 
@@ -211,52 +276,25 @@ impl LoginHistory {
     }
 }
 
-fn attempt(
-    event: &LoginEvent,
-    info: &ConnectionInfo,
-    client_id: Option<&ClientId>,
-    typed: &str,
-    refused: Option<(&Refusal, &Reply)>,
-) -> Attempt {
-    let now = unix_now();
-    let reply = event.reply_shown(info.client);
-    let program = client_id.map(|id| format!("{} {}", id.name, id.version)).unwrap_or_default();
-    Attempt {
-        first: now,
-        last: now,
-        count: 1,
-        session: info.session,
-        login: cut(typed).into(),
-        dn: event.dn.as_deref().map(cut).unwrap_or_default().into(),
-        directory: event.directory.map(Into::into),
-        acting: event.acting.as_ref().map(|(actor, _)| cut(actor.as_str()).into()),
-        tried_by_uid: event.tried_by_uid,
-        client: Client::of(info.client, event.is_acting()).to_string().into(),
-        protocol: info.protocol.into(),
-        program: cut(program.trim()).into(),
-        result: refused.map_or("ok", |(refusal, _)| refusal.label()).into(),
-        by: event.by.map(|by| by.label().into()),
-        reply: refused.map(|(_, reply)| cut(reply.text())).unwrap_or_default().into(),
-        backend: event.backend.as_deref().map(Into::into),
-        backend_reply: reply.as_deref().map(cut).unwrap_or_default().into(),
-    }
-}
-
-fn add(room: &Room, key: Arc<str>, attempt: Attempt) {
-    if let Some(attempts) = room.get(&key) {
+fn add(room: &Room, key: &str, attempt: &Attempt<&str>) {
+    if let Some(attempts) = room.get(key) {
         if attempts.add(attempt) {
             // It is weighed again.
-            room.insert(key, attempts);
+            room.insert(key.into(), attempts);
         }
         return;
     }
     let attempts = Attempts::default();
     attempts.add(attempt);
-    room.insert(key, Arc::new(attempts));
+    room.insert(key.into(), Arc::new(attempts));
 }
 
-fn key(directory: Option<&str>, dn: &str) -> Arc<str> {
-    format!("{}\0{}", directory.unwrap_or_default(), dn.to_lowercase()).into()
+fn key(directory: Option<&str>, dn: &str) -> String {
+    let dn = dn.to_lowercase();
+    match directory {
+        Some(directory) => format!("{directory}\0{dn}"),
+        None => dn,
+    }
 }
 
 /// As much of a peer's text as is kept.
