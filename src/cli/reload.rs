@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::running::{Running, say, say_json, with_query};
+use super::running::{Running, say, say_json};
 use super::{FAILED, OK, fail, output};
 use crate::admin::control::Outcome;
 use crate::diagnose::table::ShownLines;
@@ -47,9 +47,7 @@ async fn request(
     let running = Running::of(config).map_err(|_| ExitCode::from(FAILED))?;
     // A process has one file: whoever names another must not read "reloaded".
     let own = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
-    let own = own.to_string_lossy();
-    let path = with_query(path, [("config", own.as_ref())].into_iter().chain(option));
-    let outcome: Outcome = running.ask("POST", &path).await?;
+    let outcome: Outcome = running.act_on(&own.to_string_lossy(), path, option).await?;
     if json {
         say_json(&outcome);
     }

@@ -68,6 +68,29 @@ impl Running {
         progress::waiting(WAITING, asked).await.map_err(|error| refused(&error))
     }
 
+    /// Has the process that serves act on its configuration file, if that is `file`. 0.1.0 does not know the argument,
+    /// and refuses the request before it does anything: there it acts on the file that it has.
+    ///
+    /// # Errors
+    /// As [`Running::ask`].
+    pub(super) async fn act_on<T: DeserializeOwned>(
+        &self,
+        file: &str,
+        path: &str,
+        option: Option<(&str, &str)>,
+    ) -> Result<T, ExitCode> {
+        let with_file = with_query(path, [("config", file)].into_iter().chain(option));
+        let asked = async {
+            match control::ask(&self.socket, "POST", &with_file).await {
+                Err(error) if error.refuses_argument("config") => {
+                    control::ask(&self.socket, "POST", &with_query(path, option)).await
+                }
+                asked => asked,
+            }
+        };
+        progress::waiting(WAITING, asked).await.map_err(|error| refused(&error))
+    }
+
     /// Sends the process that serves a request with a body.
     ///
     /// # Errors
@@ -117,6 +140,11 @@ impl Running {
 
 /// Says why there is no answer.
 fn refused(error: &ControlError) -> ExitCode {
+    if error.is_unknown_path() {
+        let words =
+            "the running usher is of an earlier version, which does not know this command; `usher upgrade` replaces it";
+        return fail(UNAVAILABLE, words);
+    }
     fail(code_of(error), error)
 }
 

@@ -286,7 +286,7 @@ fn help_and_version_are_printed() {
 }
 
 /// Makes every file that a configuration names, by the key that names it.
-fn make_files(value: &Value, folder: &Path) {
+pub(crate) fn make_files(value: &Value, folder: &Path) {
     let write = |name: &Value, from: &[u8]| {
         let path = folder.join(name.as_str().unwrap());
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -106,5 +106,6 @@ mod trace;
 mod trust;
 mod try_login;
 mod unauthenticate;
+mod upgrade;
 mod watch;
 mod wildcards;

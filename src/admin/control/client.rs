@@ -69,6 +69,9 @@ pub(crate) enum ControlError {
     Unreadable(String),
 }
 
+/// The reply to a request for a path that does not exist.
+pub(super) const NO_SUCH_PATH: &str = "no such path";
+
 /// What to do when the socket cannot be opened.
 fn way_out(error: &io::Error) -> &'static str {
     let kind = error.kind();
@@ -92,6 +95,20 @@ impl ControlError {
     #[must_use]
     pub(crate) fn is_mistake(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.is_client_error())
+    }
+
+    /// Whether the process refuses this argument: one of an earlier version, which does not know it.
+    #[must_use]
+    pub(crate) fn refuses_argument(&self, name: &str) -> bool {
+        let named = |words: &str| words.strip_prefix('`').and_then(|rest| rest.strip_prefix(name)).is_some();
+        matches!(self, Self::Refused { status: StatusCode::BAD_REQUEST, words } if named(words))
+    }
+
+    /// Whether the process does not know the command: one of an earlier version. The second text is that of 0.1.0.
+    #[must_use]
+    pub(crate) fn is_unknown_path(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::NOT_FOUND, words }
+            if words == NO_SUCH_PATH || words == "there is nothing by this path")
     }
 
     /// Whether there is no process.

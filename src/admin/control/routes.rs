@@ -17,6 +17,7 @@ use tokio::task::spawn_blocking;
 
 use super::arguments::{Part, QueryArgs, Rejection, without_body};
 use super::caller::{Caller, audit};
+use super::client::NO_SUCH_PATH;
 use super::lookup;
 use super::status;
 use super::trace::{self, ExtraTime};
@@ -71,7 +72,7 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/status", get(status))
         .route("/reload", post(reload))
         .route("/upgrade", post(|control, caller, arguments| order(control, caller, arguments, Order::Upgrade)))
-        .fallback(|| async { Rejection(StatusCode::NOT_FOUND, "no such path".to_owned()) })
+        .fallback(|| async { Rejection(StatusCode::NOT_FOUND, NO_SUCH_PATH.to_owned()) })
         .method_not_allowed_fallback(|| async {
             let words = "method not allowed: GET reads and POST changes";
             Rejection(StatusCode::METHOD_NOT_ALLOWED, words.to_owned())
