@@ -348,6 +348,47 @@ fn decision_read_during_forget_is_not_cached() {
     assert!(read > 0, "no decision was ever read while it was there");
 }
 
+/// Logins read the directory and store their decisions while changes of the entry are reported: a decision older than the
+/// last reported change must not be there, whichever of them each login began before.
+#[test]
+fn no_older_decision_is_cached_once_a_change_was_reported() {
+    const CHANGES: usize = 3_000;
+    // The second hides the id from the change, as some servers do.
+    for shows_id in [true, false] {
+        let cache = cache();
+        let (directory, reported) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let credential = credential("alice", "sesame");
+        let version = |number: usize, id| Entry { mail_hosts: vec![number.to_string()], ..entry(0, id, DN) };
+        let answers = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 1..=CHANGES {
+                    directory.store(number, Ordering::SeqCst);
+                    cache.forget(&version(number, shows_id.then_some(1)));
+                    reported.store(number, Ordering::SeqCst);
+                }
+            });
+            let login = || {
+                let mut answers = 0;
+                while reported.load(Ordering::SeqCst) < CHANGES {
+                    let newest = reported.load(Ordering::SeqCst);
+                    if let CacheAnswer::Right(identity) = cache.lookup(&credential) {
+                        let answered: usize = identity.entry().mail_hosts[0].parse().unwrap();
+                        assert!(answered >= newest, "{answered} is cached though {newest} was reported");
+                        answers += 1;
+                    }
+                    let since = cache.stamp();
+                    let read = Arc::new(version(directory.load(Ordering::SeqCst), Some(1)));
+                    cache.right(&credential, Arc::new(Identity::for_tests(DN, &[]).with_entry(read)), since);
+                }
+                answers
+            };
+            let logins = [scope.spawn(login), scope.spawn(login)];
+            logins.into_iter().map(|login| login.join().unwrap()).sum::<usize>()
+        });
+        assert!(answers > 0, "no decision was ever cached");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn address_is_no_login_name_and_follows_changes_of_its_entry() {
     let cache = cache();

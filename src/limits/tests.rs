@@ -4,6 +4,8 @@ mod forecast;
 mod shared;
 mod spraying;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use futures_util::FutureExt as _;
 use tokio::time::advance;
 
@@ -678,4 +680,39 @@ async fn attempt_in_progress_is_settled_where_it_was_charged() {
     after.local.run_pending();
     after.users.run_pending();
     assert_eq!(door.throttle.entries(), [0; 5]);
+}
+
+/// Clients of one network come and go at once: never more than the limit are let in, and nothing of them stays counted.
+#[test]
+fn permits_of_many_threads_never_exceed_the_limit_and_none_is_lost() {
+    const CLIENTS: usize = 3_000;
+    let door = Door::new();
+    let (inside, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let limit = 2;
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..CLIENTS {
+                    let connection = door.throttle.connection(ip("192.0.2.1"));
+                    let session = door.throttle.session(ip("192.0.2.1"), &key(ALICE));
+                    if connection.is_err() {
+                        refused.fetch_add(1, Ordering::SeqCst);
+                    }
+                    // Both limits are two.
+                    if connection.is_ok() && session.is_ok() {
+                        assert!(inside.fetch_add(1, Ordering::SeqCst) < limit);
+                        std::thread::yield_now();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                    // The permits end here, in either order.
+                    drop((session, connection));
+                }
+            });
+        }
+    });
+    assert!(refused.into_inner() > 0, "no two threads met");
+    let throttle = &door.throttle;
+    assert!(
+        [&throttle.connections, &throttle.sessions, &throttle.sessions_by_prefix].iter().all(|held| held.is_empty())
+    );
 }

@@ -1,6 +1,8 @@
 //! What the registry lists, ends and counts.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 use crate::base::clock::unix_now;
@@ -220,4 +222,49 @@ fn addresses_of_a_user_are_those_of_its_open_sessions_at_the_backend() {
     assert!(registry.end(ending.0.id, TerminationReason::AddressReturned));
     drop(first);
     assert_eq!(found(), [at(1), at(4)]);
+}
+
+/// Sessions end by themselves while two administrators end them, too: each is asked once, each that was asked knows why, and
+/// nothing is left of any.
+#[test]
+fn each_session_is_asked_to_end_once_whoever_asks() {
+    const SESSIONS: usize = 2_000;
+    let registry = Arc::new(Registry::default());
+    let (asked, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let backend: Arc<str> = "server3".into();
+    let told = std::thread::scope(|scope| {
+        for why in [TerminationReason::Kicked, TerminationReason::Moved] {
+            let (registry, backend, asked, is_over) = (&registry, &backend, &asked, &is_over);
+            scope.spawn(move || {
+                while !is_over.load(Ordering::SeqCst) {
+                    let newest = registry.sessions().last().map(|session| session.id);
+                    let ended = [
+                        newest.is_some_and(|id| registry.end(id, why)),
+                        registry.end_oldest_of(backend, TerminationReason::BackendDrained),
+                    ];
+                    asked.fetch_add(ended.into_iter().filter(|ended| *ended).count(), Ordering::SeqCst);
+                }
+            });
+        }
+        let mut stops = Vec::new();
+        let mut open = VecDeque::new();
+        for _ in 0..SESSIONS {
+            let (guard, stop) = list(&registry, session(&registry));
+            stops.push(stop);
+            open.push_back(guard);
+            if open.len() > 4 {
+                open.pop_front();
+            }
+        }
+        drop(open);
+        is_over.store(true, Ordering::SeqCst);
+        stops
+    });
+    // A sender that was dropped with its session says `Drain`.
+    let reasons = told.into_iter().map(|mut stop| stop.requested());
+    let told = reasons.filter(|why| *why != Some(TerminationReason::Drain)).count();
+    assert_eq!(told, asked.into_inner());
+    assert!(told > 0 && registry.count() == 0 && registry.counts().is_empty());
+    let table = registry.lock();
+    assert!(table.by_principal.is_empty() && table.open.is_empty() && table.open_by_backend.is_empty());
 }

@@ -3,6 +3,7 @@
 mod fleet;
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -516,5 +517,69 @@ async fn brake_cancels_the_end_of_sessions_of_mass_expired_accounts() {
     assert_eq!(setup.brake(), 3);
     for (_, asked) in &mut users {
         assert_eq!(setup.asked(asked).await, None);
+    }
+}
+
+/// Users are moved one after another while two clients log in as each of them: decided by what the directory has, and listed
+/// as `listing::list` does. Once the changes were reported, every accepted session at the old server has been asked
+/// to end.
+#[tokio::test]
+async fn no_session_at_the_old_server_survives_a_change_that_meets_its_login() {
+    const USERS: u8 = 90;
+    let setup = setup(", brake: 1000").following();
+    let version = |user: u8, is_moved: bool| match is_moved {
+        true => entry(user, "server4", 2),
+        false => entry(user, "server3", 1),
+    };
+    assert!((1..=USERS).all(|user| setup.entries.record_login(&Arc::new(version(user, false)))));
+    let (current, moved, logins) = (AtomicU8::new(1), AtomicU8::new(0), AtomicUsize::new(0));
+    let mut accepted = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for user in 1..=USERS {
+                current.store(user, Ordering::SeqCst);
+                let before = logins.load(Ordering::SeqCst);
+                while logins.load(Ordering::SeqCst) < before + 4 {
+                    std::thread::yield_now();
+                }
+                moved.store(user, Ordering::SeqCst);
+                setup.shown(version(user, true));
+            }
+            current.store(0, Ordering::SeqCst);
+        });
+        let client = || {
+            let (mut accepted, mut refused) = (Vec::new(), 0);
+            loop {
+                let user = current.load(Ordering::SeqCst);
+                if user == 0 {
+                    return (accepted, refused);
+                }
+                let decided = version(user, moved.load(Ordering::SeqCst) >= user);
+                // The backend accepts the login.
+                std::thread::yield_now();
+                let (session, basis) = (session(&setup.registry, &decided), basis(&decided));
+                let listed = setup.registry.list(session.clone(), basis.clone());
+                match setup.check_listed(&session, &basis) {
+                    Ok(()) => accepted.push((decided.mail_hosts[0].clone(), listed)),
+                    Err(_) => refused += 1,
+                }
+                logins.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let clients = [scope.spawn(client), scope.spawn(client)].map(|client| client.join().unwrap());
+        assert!(clients.iter().any(|(_, refused)| *refused > 0), "no change met a login");
+        clients.into_iter().flat_map(|(accepted, _)| accepted).collect::<Vec<_>>()
+    });
+    let closing = async {
+        loop {
+            accepted.retain_mut(|(host, (_, stop))| host == "server3" && stop.requested().is_none());
+            if accepted.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = setup.closer.run(Task::SessionCloser, || 1_000_000) => {}
+        closed = tokio::time::timeout(Duration::from_secs(20), closing) => assert!(closed.is_ok(), "sessions survive"),
     }
 }
