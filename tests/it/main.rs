@@ -95,6 +95,7 @@ mod status;
 mod submission;
 mod tasks;
 mod throttle;
+#[cfg(feature = "internals")]
 mod timers;
 mod token_backends;
 mod token_clients;

@@ -17,6 +17,8 @@ pub(crate) mod exposition;
 pub(crate) mod issuer;
 pub(crate) mod lmtp;
 pub(crate) mod log_line;
+// timers.rs, which needs `internals`, is the only one to use all of it.
+#[cfg_attr(not(feature = "internals"), allow(dead_code))]
 pub(crate) mod netns;
 pub(crate) mod nginx;
 pub(crate) mod postfix;
